@@ -1,0 +1,125 @@
+//! What a job is, once it has been read: the one description behind the edge.
+//!
+//! Both formats, BatchCompute's JSON and our YAML, are turned into this and checked at the edge; nothing behind it
+//! knows either. Everything here is valid by construction: names are safe as path components, command lines are split, local
+//! paths are absolute and normalised, locations are parsed, and the dependencies form no cycle.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oss::{Location, StoreSettings};
+
+/// A whole job: tasks and the order between them.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What its author calls it; for people only.
+    pub name: String,
+    /// The tasks, in an order in which every task comes after those it depends on.
+    pub tasks: Vec<Task>,
+    /// Whether the first instance that fails for good ends the job. Otherwise the rest runs on, except what depends on
+    /// the failed task.
+    pub stop_on_failure: bool,
+}
+
+impl Job {
+    /// The task of that name.
+    pub fn task(&self, name: &str) -> Option<&Task> {
+        self.tasks.iter().find(|task| task.name == name)
+    }
+}
+
+/// One task: a program that runs as one or more instances.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its name, unique in the job, safe as a path component.
+    pub name: String,
+    /// The tasks that must have finished before this one starts.
+    pub after: Vec<String>,
+    /// The program and its arguments, never empty. No shell has seen them and none will.
+    pub command: Vec<String>,
+    /// What is put into the working directory first: a gzipped tar archive, or a single program.
+    pub package: Option<Location>,
+    /// Environment from the job's author.
+    pub environment: BTreeMap<String, String>,
+    /// The container image it runs in; on the machine itself when absent.
+    pub container: Option<Container>,
+    /// Object storage it reads.
+    pub inputs: Vec<Input>,
+    /// What it leaves for object storage.
+    pub outputs: Vec<Output>,
+    /// Log files of its own that are uploaded.
+    pub logs: Vec<LogFile>,
+    /// NAS and Lustre it uses.
+    pub network_mounts: Vec<NetworkMount>,
+    /// The directory in object storage that receives `stdout.<job>.<task>.<instance>`.
+    pub stdout: Option<Location>,
+    /// The same for stderr.
+    pub stderr: Option<Location>,
+    /// How many instances there are, at least 1; they are numbered from 0.
+    pub instances: u32,
+    /// How often a failed instance is started again.
+    pub max_retries: u32,
+    /// How long one attempt of an instance may run; no limit when absent.
+    pub timeout: Option<Duration>,
+    /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
+    pub input_store: Option<StoreSettings>,
+}
+
+/// A container image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// `name:tag` in an ordinary registry.
+    pub image: String,
+    /// The object-storage directory that holds the registry (`BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH`).
+    pub registry: Option<Location>,
+}
+
+/// A directory or object that the task sees at a local path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// What is shown. A directory or one object.
+    pub source: Location,
+    /// Where: absolute and normalised, without a trailing slash. A directory exactly when the source is one.
+    pub target: PathBuf,
+    /// Whether the task may change it locally. Such changes are never uploaded.
+    pub writable: bool,
+    /// The character set the task sees names in; UTF-8 when absent.
+    pub locale: Option<String>,
+}
+
+/// A local path whose content goes to object storage when the task has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The local directory or file: absolute and normalised, without a trailing slash.
+    pub source: PathBuf,
+    /// Where it goes. A directory exactly when the source is meant as one.
+    pub target: Location,
+}
+
+impl Output {
+    /// Whether a whole directory is uploaded, and not one file.
+    pub fn is_directory(&self) -> bool {
+        self.target.is_directory()
+    }
+}
+
+/// A log file the program writes by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// The local file, absolute and normalised.
+    pub source: PathBuf,
+    /// The object, or a directory that receives `<basename>.<job>.<task>.<instance>`.
+    pub target: Location,
+}
+
+/// A network file system, mounted as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkMount {
+    /// As written: `nas://host:/dir`, `lustre://fs@tcp:/name`.
+    pub source: String,
+    /// Where: absolute and normalised.
+    pub target: PathBuf,
+    /// Whether the task may write.
+    pub writable: bool,
+}

@@ -1,0 +1,2 @@
+//! The mount.
+fn main() {}

@@ -1,0 +1,23 @@
+//! Object storage access for the node agent and the mount.
+//!
+//! From the bottom up: [`Location`] and [`Key`] name things, [`Secret`] and [`credentials`] say who asks,
+//! [`Store`] is one bucket and what can be done to it, [`rest`] speaks to OSS and S3, [`foreign`] to Google, Azure and
+//! local files; [`transfer`] moves whole files with verification, and [`growing`] is an object that grows while it is read.
+//! [`Stores`] hands out the right [`Store`] for a [`Location`].
+
+mod error;
+mod location;
+mod secret;
+mod settings;
+mod store;
+mod stores;
+
+pub use error::{Error, ErrorKind, Result};
+pub use location::{Key, Location, LocationError, Scheme};
+pub use secret::Secret;
+pub use settings::{Addressing, CredentialSource, Settings, StoreSettings, Timeouts};
+pub use store::{
+    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
+    PartReceipt, PutMode, PutResponse, Store, UploadId,
+};
+pub use stores::Stores;
