@@ -5,7 +5,9 @@
 //! local files; [`transfer`] moves whole files with verification, and [`growing`] is an object that grows while it is read.
 //! [`Stores`] hands out the right [`Store`] for a [`Location`].
 
+pub mod crc;
 mod error;
+pub mod foreign;
 mod location;
 mod secret;
 mod settings;
