@@ -376,20 +376,21 @@ impl Namespace {
 
     fn absorb(&self, node: &Arc<Node>, directory: &Directory, page: ListPage) -> Result<(), Fault> {
         let Some(origin) = &directory.origin else { return Ok(()) };
-        let (absorbed, prefix) = {
-            let mut state = lock(&directory.state);
-            (state.listing.absorb(page), state.listing.prefix().to_owned())
-        };
+        // One lock for the whole page: between "the listing is complete" and "these are its names" nobody may look.
+        let mut state = lock(&directory.state);
+        let absorbed = state.listing.absorb(page);
+        let prefix = state.listing.prefix().to_owned();
         self.report_hidden(&absorbed.hidden);
         for found in absorbed.found {
             match found {
                 Found::Directory { name } => {
                     let prefix = format!("{prefix}{name}/");
                     let body = || Body::Directory(Box::new(Directory::new(Some(Arc::clone(origin)), prefix)));
-                    self.settle(node, &name, Some(body))?;
+                    self.settle_in(&mut state, node.ino, &name, Some(body))?;
                 }
                 Found::File { name, meta } => {
-                    self.settle(node, &name, Some(|| Body::File(file(Arc::clone(origin), None, meta))))?;
+                    let body = || Body::File(file(Arc::clone(origin), None, meta));
+                    self.settle_in(&mut state, node.ino, &name, Some(body))?;
                 }
             }
         }
@@ -404,7 +405,16 @@ impl Namespace {
         found: Option<F>,
     ) -> Result<Option<Arc<Node>>, Fault> {
         let Some(directory) = parent.directory() else { return Ok(None) };
-        let mut state = lock(&directory.state);
+        self.settle_in(&mut lock(&directory.state), parent.ino, name, found)
+    }
+
+    fn settle_in<F: FnOnce() -> Body>(
+        &self,
+        state: &mut State,
+        parent: u64,
+        name: &str,
+        found: Option<F>,
+    ) -> Result<Option<Arc<Node>>, Fault> {
         if let Some(&ino) = state.by_name.get(name) {
             return Ok(self.node(ino));
         }
@@ -417,7 +427,7 @@ impl Namespace {
             return Ok(None);
         };
         let name: Arc<str> = Arc::from(name);
-        let node = self.push(parent.ino, Arc::clone(&name), body())?;
+        let node = self.push(parent, Arc::clone(&name), body())?;
         state.by_name.insert(name, node.ino);
         state.order.push(node.ino);
         Ok(Some(node))
