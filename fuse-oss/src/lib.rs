@@ -11,6 +11,9 @@
 pub mod blocks;
 pub mod client;
 pub mod daemon;
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "a test double: its numbers are small")]
+mod double;
 mod error;
 pub mod fault;
 pub mod filesystem;
@@ -26,7 +29,7 @@ pub mod transport;
 
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
-    DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest, MountStatus,
-    RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries, default_runtime_dir,
+    DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
+    MountStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries, default_runtime_dir,
 };
 pub use size::{ByteSize, ByteSizeError};

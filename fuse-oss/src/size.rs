@@ -17,7 +17,9 @@ pub struct ByteSize(u64);
 
 /// Why a text is not a [`ByteSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a size: write a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)")]
+#[error(
+    "{text:?} is not a size: write a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
+)]
 pub struct ByteSizeError {
     text: String,
 }
@@ -76,7 +78,7 @@ impl fmt::Display for ByteSize {
         if self.0 == 0 {
             return f.write_str("0");
         }
-        match UNITS.iter().filter(|(name, _)| name.len() > 1).find(|(_, factor)| self.0 % factor == 0) {
+        match UNITS.iter().filter(|(name, _)| name.len() > 1).find(|(_, factor)| self.0.is_multiple_of(*factor)) {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}", self.0),
         }
