@@ -11,7 +11,7 @@ use std::time::Duration;
 use oss::{Location, StoreSettings};
 
 /// A whole job: tasks and the order between them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// What its author calls it; for people only.
     pub name: String,
@@ -30,7 +30,7 @@ impl Job {
 }
 
 /// One task: a program that runs as one or more instances.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// Its name, unique in the job, safe as a path component.
     pub name: String,

@@ -1,0 +1,1 @@
+//! What would happen if a job ran here.

@@ -1,0 +1,442 @@
+//! Our own job description (YAML, version 1).
+//!
+//! ```yaml
+//! version: 1
+//! name: log-count
+//! tasks:
+//!   count:
+//!     command: python3 count.py            # split into words; no shell. A list of words works, too.
+//!     package: oss://my-bucket/worker.tar.gz
+//!     instances: 3
+//!     timeout: 2h
+//!     inputs:
+//!       - source: oss://my-bucket/parts/
+//!         target: /home/input/
+//!     outputs:
+//!       - source: /home/output/
+//!         target: oss://my-bucket/counts/
+//!     stdout: oss://my-bucket/logs/
+//!     after: [split]
+//! ```
+//!
+//! Unlike BatchCompute's JSON, which has to take what old clients write, a key that is not known is an error. The types here
+//! are the format: their documentation becomes the JSON Schema's.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::document;
+use super::draft::{Draft, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
+use super::finding::{At, Place, Problems, nearest, quoted};
+
+/// A job for batch-agent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(title = "batch-agent job")]
+pub(super) struct JobDocument {
+    /// The version of the format: 1.
+    #[schemars(range(min = 1, max = 1))]
+    version: u32,
+    /// What the job is called; for people only.
+    #[serde(default)]
+    name: Option<String>,
+    /// The tasks by name. A name is a component of object names, so it must not hold slashes.
+    tasks: Ordered<TaskDocument>,
+    /// What happens when an instance has failed for good.
+    #[serde(default)]
+    on_failure: OnFailure,
+}
+
+/// What happens when an instance has failed for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum OnFailure {
+    /// The job fails and the other instances are stopped.
+    #[default]
+    Stop,
+    /// The rest runs on, except what comes after the failed task.
+    Continue,
+}
+
+/// A program that runs as one or more instances.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct TaskDocument {
+    /// The program and its arguments: one line, which is split into words by a shell's quoting rules, or a list of words. No
+    /// shell runs; for one, write `/bin/bash -c '...'`.
+    command: CommandDocument,
+    /// The object that is put into the working directory first: a gzipped tar archive, which is unpacked, or a single program.
+    #[serde(default)]
+    package: Option<String>,
+    /// Environment variables.
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
+    /// The container it runs in; on the machine itself when absent.
+    #[serde(default)]
+    container: Option<ContainerDocument>,
+    /// What the task sees at local paths.
+    #[serde(default)]
+    inputs: Vec<InputDocument>,
+    /// What is uploaded when the task has ended, also when it failed.
+    #[serde(default)]
+    outputs: Vec<OutputDocument>,
+    /// Log files the program writes by itself. A target that ends in `/` receives `<basename>.<job>.<task>.<instance>`.
+    #[serde(default)]
+    logs: Vec<OutputDocument>,
+    /// The directory in object storage that receives `stdout.<job>.<task>.<instance>` while the task runs.
+    #[serde(default)]
+    stdout: Option<String>,
+    /// The same for stderr.
+    #[serde(default)]
+    stderr: Option<String>,
+    /// How many instances run; each finds its number, from 0, in `BATCH_COMPUTE_DAG_INSTANCE_ID`. 1 when absent.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    instances: Option<i64>,
+    /// How often a failed instance is started again. 0 when absent.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    retries: Option<i64>,
+    /// How long one attempt of an instance may run: `90s`, `30m`, `1h30m`, `2d`, or seconds. No limit when absent.
+    #[serde(default)]
+    timeout: Option<TimeoutDocument>,
+    /// The tasks that must have finished before this one starts.
+    #[serde(default)]
+    after: Vec<String>,
+}
+
+/// A container image.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ContainerDocument {
+    /// The image, as registry/name:tag.
+    image: String,
+    /// The directory in object storage that holds the registry's files, when the image is in none that runs.
+    #[serde(default)]
+    registry: Option<String>,
+}
+
+/// Something remote that the task sees at a local path.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct InputDocument {
+    /// `oss://`, `s3://`, `gs://`, `az://` or `file://`, a directory with a trailing slash or one object; or a network file
+    /// system, `nas://host:/directory/` or `lustre://host@tcp:/name`.
+    source: String,
+    /// The absolute local path.
+    target: String,
+    /// Whether the task may change what it sees. In object storage nothing changes by that: changes stay local and are
+    /// dropped in the end. On a network file system they are real.
+    #[serde(default)]
+    writable: bool,
+    /// The character set in which the task sees names, such as `GBK`; UTF-8 when absent.
+    #[serde(default)]
+    locale: Option<String>,
+}
+
+/// A local path whose content is uploaded.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct OutputDocument {
+    /// The absolute local path.
+    source: String,
+    /// Where it goes: a directory with a trailing slash, or one object.
+    target: String,
+}
+
+/// A map that remembers its order, so that tasks run, and are talked about, in the author's.
+#[derive(Debug)]
+struct Ordered<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = Ordered<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                // The parser refuses keys that come twice.
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Ordered(entries))
+            }
+        }
+        parser.deserialize_map(Entries(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Ordered<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        <BTreeMap<String, T>>::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        <BTreeMap<String, T>>::json_schema(generator)
+    }
+}
+
+/// A program and its arguments.
+#[derive(Debug)]
+enum CommandDocument {
+    Line(String),
+    Words(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for CommandDocument {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = CommandDocument;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a command line, or a list of words")
+            }
+
+            fn visit_str<E>(self, line: &str) -> Result<CommandDocument, E> {
+                Ok(CommandDocument::Line(line.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<CommandDocument, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = items.next_element()? {
+                    words.push(word);
+                }
+                Ok(CommandDocument::Words(words))
+            }
+        }
+        parser.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for CommandDocument {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Command".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [
+            { "type": "string", "minLength": 1 },
+            { "type": "array", "items": { "type": "string" }, "minItems": 1 }
+        ]})
+    }
+}
+
+/// A length of time, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct TimeoutDocument(i64);
+
+impl<'de> Deserialize<'de> for TimeoutDocument {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = TimeoutDocument;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time such as 90s, 30m, 1h30m or 2d, or seconds")
+            }
+
+            fn visit_i64<E>(self, seconds: i64) -> Result<TimeoutDocument, E> {
+                Ok(TimeoutDocument(seconds))
+            }
+
+            fn visit_u64<E>(self, seconds: u64) -> Result<TimeoutDocument, E> {
+                Ok(TimeoutDocument(i64::try_from(seconds).unwrap_or(i64::MAX)))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TimeoutDocument, E> {
+                seconds(text)
+                    .map(TimeoutDocument)
+                    .ok_or_else(|| E::custom(format!("expected {}, got {}", Expecting(&self), quoted(text))))
+            }
+        }
+        parser.deserialize_any(Either)
+    }
+}
+
+/// Shows what a visitor expects.
+struct Expecting<'a, V>(&'a V);
+
+impl<'de, V: Visitor<'de>> fmt::Display for Expecting<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(f)
+    }
+}
+
+/// Reads `1h30m`: numbers, each with its unit, from days to seconds, each unit at most once and in that order.
+fn seconds(text: &str) -> Option<i64> {
+    let mut rest = text.trim();
+    let mut total: i64 = 0;
+    let mut finest = i64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: i64 = rest.get(..digits)?.parse().ok()?;
+        let (unit, length) = match rest.as_bytes().get(digits)? {
+            b'd' => (86_400, 1),
+            b'h' => (3_600, 1),
+            b'm' => (60, 1),
+            b's' => (1, 1),
+            _ => return None,
+        };
+        if unit >= finest {
+            return None;
+        }
+        finest = unit;
+        total = total.checked_add(number.checked_mul(unit)?)?;
+        rest = rest.get(digits + length..)?;
+    }
+    (finest != i64::MAX).then_some(total)
+}
+
+impl JsonSchema for TimeoutDocument {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Timeout".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [
+            { "type": "integer", "minimum": 1 },
+            { "type": "string", "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$", "minLength": 2 }
+        ]})
+    }
+}
+
+/// Reads a document into a draft. Only the first error of form is found; errors of substance are found together later.
+pub(super) fn read(text: &str) -> Result<Draft, Problems> {
+    let mut path = String::new();
+    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, document::yaml_options(), |parser| {
+        serde_path_to_error::deserialize::<_, JobDocument>(parser).map_err(|error| {
+            path = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    let job = parsed.map_err(|error| problem(&error, &path))?;
+    if job.version != 1 {
+        return Err(Problems::single(
+            &Place::root().key("version"),
+            format!("expected 1, got {}", job.version),
+            "this version of batch-agent knows version 1 of the format",
+        ));
+    }
+    Ok(draft(job))
+}
+
+/// What the parser has to say, with the place and without any of the document's values but the offending one.
+fn problem(error: &serde_saphyr::Error, path: &str) -> Problems {
+    use serde_saphyr::Error;
+
+    let error = error.without_snippet();
+    let place = Place::written(if path == "." { "" } else { path });
+    let at = error.location().map(|location| format!(" (line {}, column {})", location.line(), location.column()));
+    let at = at.unwrap_or_default();
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            let remedy = match nearest(field, expected.iter().copied()) {
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("known here are {}", expected.join(", ")),
+            };
+            Problems::single(&place, format!("the key {} is not known{at}", quoted(field)), &remedy)
+        }
+        Error::SerdeMissingField { field, .. } => {
+            Problems::single(&place, format!("the key {field} is missing{at}"), "add it")
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => Problems::single(
+            &place,
+            format!("{} is not known{at}", quoted(variant)),
+            &format!("write one of {}", expected.join(", ")),
+        ),
+        Error::SerdeInvalidType { unexpected, expected, .. }
+        | Error::SerdeInvalidValue { unexpected, expected, .. } => {
+            Problems::single(&place, format!("expected {expected}, got {unexpected}{at}"), "correct the value")
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().map(quoted).unwrap_or_default();
+            Problems::single(&place, format!("the key {key} is given twice{at}"), "remove one of them")
+        }
+        other => Problems::single(&place, format!("{other}"), "see `batch-agent schema` for the format"),
+    }
+}
+
+fn draft(job: JobDocument) -> Draft {
+    let tasks_place = Place::root().key("tasks");
+    let mut draft = Draft {
+        name: job.name.map(|name| At::new(Place::root().key("name"), name)),
+        stop_on_failure: job.on_failure == OnFailure::Stop,
+        tasks_place: tasks_place.clone(),
+        ..Draft::default()
+    };
+    for (name, task) in job.tasks.0 {
+        let place = tasks_place.key(&name);
+        let at = |key: &str| place.key(key);
+        for (index, before) in task.after.into_iter().enumerate() {
+            draft.edges.push(Edge { place: at("after").index(index), before, after: name.clone() });
+        }
+        let outputs = |key: &str, list: Vec<OutputDocument>| {
+            let place = at(key);
+            let output = |(index, output): (usize, OutputDocument)| DraftOutput {
+                source: At::new(place.index(index).key("source"), output.source),
+                target: At::new(place.index(index).key("target"), output.target),
+            };
+            list.into_iter().enumerate().map(output).collect()
+        };
+        let input = |(index, input): (usize, InputDocument)| DraftInput {
+            source: At::new(at("inputs").index(index).key("source"), input.source),
+            target: At::new(at("inputs").index(index).key("target"), input.target),
+            writable: Some(input.writable),
+            locale: input.locale,
+        };
+        let variable = |(name, value): (String, String)| At::new(at("environment").key(&name), (name, value));
+        let text = |key: &str, value: Option<String>| value.map(|value| At::new(at(key), value));
+        let number = |key: &str, value: Option<i64>| value.map(|value| At::new(at(key), value));
+        draft.tasks.push(DraftTask {
+            command: Some(At::new(
+                at("command"),
+                match task.command {
+                    CommandDocument::Line(line) => DraftCommand::Line(line),
+                    CommandDocument::Words(words) => DraftCommand::Words(words),
+                },
+            )),
+            package: text("package", task.package),
+            environment: task.environment.into_iter().map(variable).collect(),
+            container: task.container.map(|container| DraftContainer {
+                image: At::new(at("container").key("image"), container.image),
+                registry: container.registry.map(|registry| At::new(at("container").key("registry"), registry)),
+            }),
+            inputs: task.inputs.into_iter().enumerate().map(input).collect(),
+            outputs: outputs("outputs", task.outputs),
+            logs: outputs("logs", task.logs),
+            stdout: text("stdout", task.stdout),
+            stderr: text("stderr", task.stderr),
+            instances: number("instances", task.instances),
+            retries: number("retries", task.retries),
+            timeout: number("timeout", task.timeout.map(|timeout| timeout.0)),
+            input_store: None,
+            place,
+            name,
+        });
+    }
+    draft
+}
