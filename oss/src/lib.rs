@@ -5,8 +5,13 @@
 //! local files; [`transfer`] moves whole files with verification, and [`growing`] is an object that grows while it is read.
 //! [`Stores`] hands out the right [`Store`] for a [`Location`].
 
+#[doc(hidden)]
+pub mod conformance;
+pub mod crc;
 mod error;
+pub mod foreign;
 mod location;
+pub mod memory;
 mod secret;
 mod settings;
 mod store;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::foreign::ForeignStore;
 use crate::location::{Location, Scheme};
 use crate::settings::Settings;
 use crate::store::Store;
@@ -42,6 +43,11 @@ impl Stores {
     }
 
     fn make(_settings: &Settings, root: &Location) -> Result<Arc<dyn Store>> {
-        Err(Error::new(ErrorKind::Unsupported, "OPEN", root.escaped(), "not built yet"))
+        match root.scheme() {
+            Scheme::File | Scheme::Gs | Scheme::Az => Ok(Arc::new(ForeignStore::open(root)?)),
+            Scheme::Oss | Scheme::S3 => {
+                Err(Error::new(ErrorKind::Unsupported, "OPEN", root.escaped(), "not built yet"))
+            }
+        }
     }
 }
