@@ -16,6 +16,7 @@ mod batchcompute;
 pub mod check;
 pub mod command_line;
 pub mod description;
+pub use description::{Container, Input, Job as JobDescription, LogFile, NetworkMount, Output, Task};
 mod document;
 mod draft;
 pub mod environment;
