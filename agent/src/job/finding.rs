@@ -46,7 +46,7 @@ impl Place {
 
     /// A place that is written down already, such as one that comes from a parser.
     pub fn written(text: &str) -> Self {
-        Self(one_line(text))
+        Self(visible(text))
     }
 }
 
@@ -210,12 +210,12 @@ impl Findings {
 }
 
 fn finding(place: &Place, cause: String, remedy: Option<String>) -> Finding {
-    Finding { path: place.to_string(), cause: one_line(&cause), remedy: remedy.map(|text| one_line(&text)) }
+    Finding { path: place.to_string(), cause: visible(&cause), remedy: remedy.map(|text| visible(&text)) }
 }
 
 /// The text with its control characters, and the invisible ones that turn writing around, escaped: one line that is what
 /// it looks like.
-fn one_line(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     if !text.chars().any(is_deceptive) {
         return text.to_owned();
     }
@@ -242,7 +242,7 @@ pub(crate) fn quoted(text: &str) -> String {
     if cut.len() < text.len() {
         cut.push('…');
     }
-    one_line(&format!("{cut:?}"))
+    visible(&format!("{cut:?}"))
 }
 
 /// The one of `known` that somebody who wrote `word` most probably meant.
@@ -251,10 +251,16 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         return None;
     }
     let lower = word.to_lowercase();
+    let likeness = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        // Short words that differ in one slip are alike, whatever the measure for longer ones says.
+        let slip = candidate.len() > 2 && strsim::osa_distance(&lower, &candidate) <= 1;
+        if slip { 1.0 } else { strsim::jaro_winkler(&lower, &candidate) }
+    };
     known
         .into_iter()
         .filter(|candidate| candidate.len() <= 64)
-        .map(|candidate| (strsim::jaro_winkler(&lower, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (likeness(candidate), candidate))
         .filter(|(likeness, _)| *likeness >= 0.82)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -297,6 +303,7 @@ mod tests {
         let known = ["CommandLine", "PackagePath", "EnvVars"];
         assert_eq!(nearest("commandline", known), Some("CommandLine"));
         assert_eq!(nearest("PackgePath", known), Some("PackagePath"));
+        assert_eq!(nearest("DGA", ["DAG", "App"]), Some("DAG"));
         assert_eq!(nearest("Zebra", known), None);
         assert_eq!(nearest(&"C".repeat(100_000), known), None);
     }

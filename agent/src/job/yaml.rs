@@ -440,3 +440,193 @@ fn draft(job: JobDocument) -> Draft {
     }
     draft
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::description::{Container, Input, Job, LogFile, NetworkMount, Output, Task};
+    use crate::job::{Format, read as read_job};
+
+    fn job(text: &str) -> Job {
+        match read_job(text.as_bytes(), Format::Detect) {
+            Ok((job, warnings)) => {
+                assert_eq!(warnings, []);
+                job
+            }
+            Err(problems) => panic!("{problems}"),
+        }
+    }
+
+    fn problem(text: &str) -> String {
+        match read_job(text.as_bytes(), Format::Detect) {
+            Ok((job, _)) => panic!("accepted as {job:?}"),
+            Err(problems) => problems.to_string(),
+        }
+    }
+
+    fn small(name: &str, command: &[&str]) -> Task {
+        Task {
+            name: name.to_owned(),
+            after: Vec::new(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            package: None,
+            environment: BTreeMap::new(),
+            container: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            logs: Vec::new(),
+            network_mounts: Vec::new(),
+            stdout: None,
+            stderr: None,
+            instances: 1,
+            max_retries: 0,
+            timeout: None,
+            input_store: None,
+        }
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "\
+version: 1
+name: all keys
+on-failure: continue
+tasks:
+  second:
+    command: [python3, count.py, a b, 5]
+    package: oss://b/worker.tar.gz
+    environment: {N: 5, ON: yes, TEXT: x}
+    container: {image: 'registry.example/x:1', registry: oss://b/dockers/}
+    inputs:
+      - {source: oss://b/in/, target: /home/in, writable: true, locale: gbk}
+      - {source: s3://c/one, target: /home/one}
+      - {source: 'nas://h.example:/d/', target: /nas/, writable: true}
+    outputs: [{source: /home/out, target: oss://b/out/}]
+    logs: [{source: /home/a.log, target: gs://b/logs/}]
+    stdout: oss://b/logs/
+    stderr: file:///tmp/logs/
+    instances: 3
+    retries: 2
+    timeout: 1h30m
+    after: [first]
+  first:
+    command: echo 'a b'
+";
+        let location = |text: &str| text.parse().unwrap();
+        let mut second = small("second", &["python3", "count.py", "a b", "5"]);
+        second.after = vec!["first".to_owned()];
+        second.package = Some(location("oss://b/worker.tar.gz"));
+        second.environment =
+            [("N", "5"), ("ON", "yes"), ("TEXT", "x")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let registry = Some(location("oss://b/dockers/"));
+        second.container = Some(Container { image: "registry.example/x:1".to_owned(), registry });
+        second.inputs = vec![
+            Input {
+                source: location("oss://b/in/"),
+                target: "/home/in".into(),
+                writable: true,
+                locale: Some("GBK".to_owned()),
+            },
+            Input { source: location("s3://c/one"), target: "/home/one".into(), writable: false, locale: None },
+        ];
+        let source = "nas://h.example:/d/".to_owned();
+        second.network_mounts = vec![NetworkMount { source, target: "/nas".into(), writable: true }];
+        second.outputs = vec![Output { source: "/home/out".into(), target: location("oss://b/out/") }];
+        second.logs = vec![LogFile { source: "/home/a.log".into(), target: location("gs://b/logs/") }];
+        second.stdout = Some(location("oss://b/logs/"));
+        second.stderr = Some(location("file:///tmp/logs/"));
+        second.instances = 3;
+        second.max_retries = 2;
+        second.timeout = Some(Duration::from_secs(5_400));
+        let tasks = vec![small("first", &["echo", "a b"]), second];
+        assert_eq!(job(text), Job { name: "all keys".to_owned(), tasks, stop_on_failure: false });
+    }
+
+    #[test]
+    fn it_may_be_written_as_json() {
+        let text = r#"{"version": 1, "tasks": {"a": {"command": "true", "timeout": 60}}}"#;
+        let mut task = small("a", &["true"]);
+        task.timeout = Some(Duration::from_secs(60));
+        let expected = Job { name: "job".to_owned(), tasks: vec![task], stop_on_failure: true };
+        assert_eq!(job(text), expected);
+        assert_eq!(read_job(text.as_bytes(), Format::Json).unwrap().0, expected);
+    }
+
+    #[test]
+    fn batchcompute_may_be_written_as_yaml() {
+        let text = "Name: x\nDAG:\n  Tasks:\n    a:\n      Parameters:\n        Command: {CommandLine: echo hello}\n";
+        assert_eq!(job(text).tasks[0].command, ["echo", "hello"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_place_and_line() {
+        let task = |line: &str| format!("version: 1\ntasks:\n  a:\n    command: x\n    {line}\n");
+        for (text, message) in [
+            (
+                task("instanses: 3"),
+                "tasks.a.instanses: the key \"instanses\" is not known (line 5, column 5); did you mean instances?",
+            ),
+            (
+                task("inputs: [{source: oss://b/, target: /x, writeable: true}]"),
+                "tasks.a.inputs[0].writeable: the key \"writeable\" is not known (line 5, column 45); did you mean writable?",
+            ),
+            (
+                task("outputs: [{source: /x}]"),
+                "tasks.a.outputs[0]: the key target is missing (line 5, column 15); add it",
+            ),
+            (
+                task("timeout: soon"),
+                "tasks.a.timeout: expected a length of time such as 90s, 30m, 1h30m or 2d, or seconds, got \"soon\" \
+                 (line 5, column 14)",
+            ),
+            (task("timeout: 0"), "tasks.a.timeout: expected 1 to 315360000 seconds, got 0"),
+            (task("instances: many"), "tasks.a.instances: expected a whole number (line 5, column 16)"),
+            (
+                task("command: y"),
+                "tasks.a.command: the key \"command\" is given twice (line 5, column 5); remove one of them",
+            ),
+            (task("after: [b]"), "tasks.a.after[0]: there is no task \"b\"; name tasks of this job"),
+            ("tasks: {}".to_owned(), "the key version is missing (line 1, column 1); add it"),
+            ("version: 1".to_owned(), "the key tasks is missing (line 1, column 1); add it"),
+            ("version: 1\ntasks: {}".to_owned(), "tasks: there are no tasks; a job needs at least one"),
+            (
+                "version: 2\ntasks: {}".to_owned(),
+                "version: expected 1, got 2; this version of batch-agent knows version 1 of the format",
+            ),
+            (
+                "version: 1\non-failure: explode\ntasks: {}".to_owned(),
+                "on-failure: \"explode\" is not known (line 2, column 13); write one of stop, continue",
+            ),
+            (String::new(), "EOF"),
+        ] {
+            assert_eq!(problem(&text), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_read() {
+        for (text, expected) in [
+            ("90s", Some(90)),
+            ("30m", Some(1_800)),
+            ("1h30m", Some(5_400)),
+            ("2d", Some(172_800)),
+            ("1d2h3m4s", Some(93_784)),
+            ("0s", Some(0)),
+            ("", None),
+            ("h", None),
+            ("5", None),
+            ("5x", None),
+            ("1m1h", None),
+            ("1m1m", None),
+            ("-5s", None),
+            ("1h 30m", None),
+            ("99999999999999999999s", None),
+            ("9223372036854775807d", None),
+            ("5天", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{text:?}");
+        }
+    }
+}
