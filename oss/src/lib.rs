@@ -14,8 +14,10 @@ mod location;
 pub mod memory;
 mod secret;
 mod settings;
+mod staged;
 mod store;
 mod stores;
+pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use location::{Key, Location, LocationError, Scheme};
