@@ -38,7 +38,7 @@ failed, 77 denied by storage, 78 bad settings. The outcome JSON on standard outp
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a job, or one instance of it, in the foreground.
-    Run(run::RunArguments),
+    Run(Box<run::RunArguments>),
     /// Say what a job would do and what is wrong with it. Touches nothing.
     Check(check::CheckArguments),
     /// Print the JSON Schema of the YAML job format.
@@ -63,7 +63,7 @@ pub fn main() -> ExitCode {
     let status = match arguments.command {
         // Before anything that could start a thread.
         Command::Shim { spec } => return crate::shim::main(&spec),
-        Command::Run(run) => run::run(run, Console::start(arguments.log_format, arguments.verbose)),
+        Command::Run(run) => run::run(&run, Console::start(arguments.log_format, arguments.verbose)),
         Command::Check(check) => check::check(&check),
         Command::Schema => schema::print(),
     };

@@ -57,8 +57,11 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    let content = serde_json::to_vec_pretty(value)
-        .map_err(|error| FileError { action: "write", path: path.to_owned(), source: io::Error::other(error) })?;
+    let content = serde_json::to_vec_pretty(value).map_err(|error| FileError {
+        action: "write",
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
     replace(path, &content)
 }
 

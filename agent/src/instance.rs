@@ -71,8 +71,7 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
     let started = Timestamp::now();
     let mut retries = 0;
     loop {
-        let attempt =
-            Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
+        let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
         let may_retry = retries < task.max_retries;
         let mut outcome = attempt::run(context, task, attempt, may_retry, stop.clone()).await;
         outcome.retries = retries;

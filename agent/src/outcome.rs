@@ -94,6 +94,8 @@ impl Failure {
             Kind::Denied | Kind::BadCredentials => (Cause::Storage, exit::DENIED),
             Kind::WrongRegion { .. } | Kind::Invalid => (Cause::User, exit::BAD_SETTINGS),
             Kind::Archived => (Cause::User, exit::INPUT_MISSING),
+            Kind::DiskFull => (Cause::DiskFull, exit::OS),
+            Kind::LocalFile => (Cause::Platform, exit::OS),
             _ => (Cause::Storage, exit::STORAGE_UNAVAILABLE),
         };
         Self::new(cause, exit_status, format!("{what}: {error}"))

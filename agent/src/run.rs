@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use crate::durable::{self, FileError};
 use crate::exit;
 use crate::instance::{self, Context, StopSignal, Stopper, Urgency};
+use crate::job::check::{Abilities, Report};
 use crate::job::{JobDescription, Task};
 use crate::outcome::{self, InstanceOutcome, JobOutcome, State, TaskOutcome};
 use crate::schedule::{Ended, InstanceIndex, Schedule, TaskShape};
@@ -16,6 +17,9 @@ use crate::sweep::sweep;
 
 /// How many outcomes are kept on the node; the oldest go.
 const OUTCOMES_KEPT: usize = 1000;
+
+/// What this version can do for a task beyond running it on objects.
+pub const ABILITIES: Abilities = Abilities { network_mounts: false, containers: false, locales: false };
 
 /// What of a job is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +59,16 @@ pub enum RunError {
         /// How many there are.
         instances: u32,
     },
+    /// A task needs what this version does not have.
+    #[error("task {task:?} needs {needs}: {remedy}")]
+    Unsupported {
+        /// The task.
+        task: String,
+        /// What it needs.
+        needs: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// The agent's own files.
     #[error(transparent)]
     File(#[from] FileError),
@@ -86,7 +100,14 @@ pub async fn run(
     Ok(outcome)
 }
 
+/// Finds what would keep the job from running before anything of it has run.
 fn check(job: &JobDescription, part: &Part) -> Result<(), RunError> {
+    for task in Report::new(job, &[], ABILITIES).tasks {
+        let is_wanted = !matches!(part, Part::One { task: only, .. } if *only != task.name);
+        if let Some(missing) = task.missing.into_iter().next().filter(|_| is_wanted) {
+            return Err(RunError::Unsupported { task: task.name, needs: missing.needs, remedy: missing.remedy });
+        }
+    }
     let Part::One { task: name, instance } = part else { return Ok(()) };
     let Some(task) = job.task(name) else {
         let known = job.tasks.iter().map(|task| task.name.clone()).collect();
@@ -182,18 +203,17 @@ async fn run_all(
 }
 
 fn shapes(tasks: &[Task]) -> Vec<TaskShape> {
-    let indices: BTreeMap<&str, usize> = tasks.iter().enumerate().map(|(index, task)| (task.name.as_str(), index)).collect();
+    let indices: BTreeMap<&str, usize> =
+        tasks.iter().enumerate().map(|(index, task)| (task.name.as_str(), index)).collect();
     let after = |task: &Task| task.after.iter().filter_map(|name| indices.get(name.as_str()).copied()).collect();
     tasks.iter().map(|task| TaskShape { instances: task.instances, after: after(task) }).collect()
 }
 
 fn say(outcome: &InstanceOutcome) {
     match outcome.state {
-        State::Finished => tracing::info!(
-            files = outcome.outputs.files,
-            bytes = outcome.outputs.bytes,
-            "{}", outcome.summary()
-        ),
+        State::Finished => {
+            tracing::info!(files = outcome.outputs.files, bytes = outcome.outputs.bytes, "{}", outcome.summary())
+        }
         _ => tracing::error!("{}", outcome.summary()),
     }
 }
@@ -230,7 +250,11 @@ fn put_together(
         .iter()
         .zip(tasks)
         .filter(|(task, _)| !matches!(part, Part::One { task: only, .. } if *only != task.name))
-        .map(|(task, instances)| TaskOutcome { name: task.name.clone(), state: task_state(task, &instances), instances })
+        .map(|(task, instances)| TaskOutcome {
+            name: task.name.clone(),
+            state: task_state(task, &instances),
+            instances,
+        })
         .collect();
     let any = |state| tasks.iter().any(|task| task.state == state);
     let state = if any(State::Failed) {

@@ -60,6 +60,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "[SCHEME=]REGION")]
     region: Vec<String>,
 
+    /// How long storage may be silent in the middle of a request before the request is given up and tried again, in
+    /// seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    read_timeout: Option<u64>,
+
     /// Where working directories, outputs and the object cache are: the largest and fastest disk.
     /// [default: STATE/scratch]
     #[arg(long, value_name = "DIR")]
@@ -95,13 +100,17 @@ pub(super) struct RunArguments {
 }
 
 /// Runs the job and prints its outcome.
-pub(super) fn run(arguments: RunArguments, console: Console) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode, Failure> {
     let (job, warnings) = read(&arguments.job)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new(Cause::Platform, exit::DENIED, "running a job mounts storage and needs root; try: sudo batch-agent run ..."));
+        return Err(Failure::new(
+            Cause::Platform,
+            exit::DENIED,
+            "running a job mounts storage and needs root; try: sudo batch-agent run ...",
+        ));
     }
     let part = match &arguments.task {
         Some(task) => Part::One { task: task.clone(), instance: arguments.instance },
@@ -112,7 +121,7 @@ pub(super) fn run(arguments: RunArguments, console: Console) -> Result<ExitCode,
         .enable_all()
         .build()
         .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
-    let context = Arc::new(context(&arguments, console)?);
+    let context = Arc::new(context(arguments, console)?);
     if arguments.job_id.is_none() {
         tracing::info!("this run's job id is {}", context.job);
     }
@@ -121,12 +130,13 @@ pub(super) fn run(arguments: RunArguments, console: Console) -> Result<ExitCode,
         crate::run::run(context, Arc::new(job), part, stop).await.map_err(|error| {
             let exit_status = match error {
                 RunError::NoSuchTask { .. } | RunError::NoSuchInstance { .. } => exit::USAGE,
+                RunError::Unsupported { .. } => exit::BAD_DATA,
                 RunError::File(_) => exit::OS,
             };
             Failure::new(Cause::Platform, exit_status, error.to_string())
         })
     })?;
-    report(&arguments, &outcome)?;
+    report(arguments, &outcome)?;
     Ok(ExitCode::from(outcome.exit_status))
 }
 
@@ -212,6 +222,11 @@ fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {
             *field = Some(value.to_owned());
         }
     }
+    if let Some(seconds) = arguments.read_timeout {
+        for store in [&mut settings.oss, &mut settings.s3] {
+            store.timeouts.read = Duration::from_secs(seconds);
+        }
+    }
     Ok(settings)
 }
 
@@ -227,7 +242,9 @@ fn listen() -> Result<StopSignal, Failure> {
                 _ = interrupt.recv() => "SIGINT",
                 _ = terminate.recv() => "SIGTERM",
             };
-            tracing::warn!("{name}: stopping; outputs and logs are still uploaded (once more: kill the program at once)");
+            tracing::warn!(
+                "{name}: stopping; outputs and logs are still uploaded (once more: kill the program at once)"
+            );
             stopper.ask();
         }
     });

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use oss::{GetOptions, Location, PutMode, Store};
+use oss::transfer::DownloadOptions;
+use oss::{Location, PutMode};
 use serde::Serialize;
 
 use super::follow::{Follower, create_log};
@@ -55,7 +56,11 @@ pub(super) async fn run(
             live(context, task, attempt, may_retry, stop.clone(), &mut workspace, &mut course).await;
             let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
             if let Err(error) = cleaned {
-                tracing::error!(task = name(attempt), error, "not everything could be removed; the next run tries again");
+                tracing::error!(
+                    task = name(attempt),
+                    error,
+                    "not everything could be removed; the next run tries again"
+                );
             }
         }
     }
@@ -139,7 +144,6 @@ async fn prepare_and_run(
     workspace: &mut Workspace,
 ) -> Result<Ran, Failure> {
     let label = name(attempt);
-    refuse_unsupported(task)?;
     let ready = async {
         if let Some(package) = &task.package {
             tracing::info!(task = label, package = package.escaped(), "fetching the package");
@@ -158,7 +162,7 @@ async fn prepare_and_run(
         }
         inputs = ready => inputs?,
     };
-    let (spec, sources, mount_points) = plan(context, task, attempt, workspace, &inputs)?;
+    let Planned { spec, sources, mount_points } = plan(context, task, attempt, workspace, &inputs)?;
     context.mount_points.acquire(&workspace.record.id, &mount_points).map_err(Failure::platform)?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
@@ -186,22 +190,11 @@ async fn prepare_and_run(
     Ok(Ran { exit, sources })
 }
 
-fn refuse_unsupported(task: &Task) -> Result<(), Failure> {
-    let refuse = |text: String| Err(Failure::new(Cause::User, exit::BAD_DATA, text));
-    if let Some(mount) = task.network_mounts.first() {
-        return refuse(format!("{} cannot be mounted: this version mounts object storage only", mount.source));
-    }
-    if let Some(container) = &task.container {
-        return refuse(format!("image {}: this version runs programs on the machine itself only", container.image));
-    }
-    Ok(())
-}
-
 async fn fetch_package(context: &Context, location: &Location, workspace: &Workspace) -> Result<(), Failure> {
     let what = format!("package {}", location.escaped());
     let store = context.stores.open(location).map_err(|error| Failure::reading(&what, &error))?;
     let path = workspace.package();
-    oss::transfer::download(&store, location.key(), &path, &context.budget, oss::transfer::DownloadOptions::default())
+    oss::transfer::download(&store, location.key(), &path, &DownloadOptions::default(), &context.budget)
         .await
         .map_err(|error| Failure::reading(&what, &error))?;
     let (base, workdir) = (location.key().base_name().to_owned(), workspace.workdir());
@@ -215,7 +208,7 @@ async fn fetch_package(context: &Context, location: &Location, workspace: &Works
     let installed = tokio::task::spawn_blocking(install).await.map_err(Failure::platform)?;
     installed.map_err(|error| {
         let (cause, exit_status) = match &error {
-            package::PackageError::Write { source, .. } if source.raw_os_error() == Some(nix::libc::ENOSPC) => {
+            package::PackageError::Write { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
                 (Cause::DiskFull, exit::OS)
             }
             package::PackageError::NoSpace { .. } => (Cause::DiskFull, exit::OS),
@@ -235,6 +228,13 @@ fn input_stores(context: &Context, task: &Task) -> oss::Settings {
     settings
 }
 
+/// What the shim is to do, where its results will be found, and what has to be made on the host first.
+struct Planned {
+    spec: Spec,
+    sources: Sources,
+    mount_points: Vec<(PathBuf, Kind)>,
+}
+
 /// Plans the task's view and makes what it needs on the scratch disk.
 fn plan(
     context: &Context,
@@ -242,13 +242,10 @@ fn plan(
     attempt: Attempt<'_>,
     workspace: &Workspace,
     inputs: &[InputView],
-) -> Result<(Spec, Sources, Vec<(PathBuf, Kind)>), Failure> {
+) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
-    let logs: Vec<Output> = task
-        .logs
-        .iter()
-        .map(|log| Output { source: log.source.clone(), target: attempt.log(log) })
-        .collect();
+    let logs: Vec<Output> =
+        task.logs.iter().map(|log| Output { source: log.source.clone(), target: attempt.log(log) }).collect();
     let mut wanted: Vec<_> = task.outputs.iter().map(|output| (output.source.clone(), kind(output))).collect();
     wanted.extend(logs.iter().map(|log| (log.source.clone(), Kind::File)));
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
@@ -292,7 +289,7 @@ fn plan(
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
     };
-    Ok((spec, sources, view.mount_points))
+    Ok(Planned { spec, sources, mount_points: view.mount_points })
 }
 
 /// The command line for people, quoted where it has to be.
@@ -311,15 +308,25 @@ impl Logs {
     fn start(context: &Context, task: &Task, attempt: Attempt<'_>, workspace: &Workspace) -> Result<Self, Failure> {
         let begin = |directory: &Option<Location>, object: String, file: &str| {
             // Without a place in storage the logs stay on the node, where `batch-agent run` says.
-            let local = || Location::new(oss::Scheme::File, "", format!("{}/", local_logs(context).display()).trim_start_matches('/'));
+            let local = || {
+                Location::new(
+                    oss::Scheme::File,
+                    "",
+                    format!("{}/", local_logs(context).display()).trim_start_matches('/'),
+                )
+            };
             let directory = match directory {
                 Some(directory) => directory.clone(),
                 None => local().map_err(Failure::platform)?,
             };
             let target = directory.join(&object);
-            let store = context.stores.open(&target).map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
+            let store = context
+                .stores
+                .open(&target)
+                .map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
             let path = workspace.logs().join(file);
-            let opened = create_log(&path).map_err(|error| Failure::platform(format!("cannot make {}: {error}", path.display())))?;
+            let opened = create_log(&path)
+                .map_err(|error| Failure::platform(format!("cannot make {}: {error}", path.display())))?;
             Ok((Follower::start(path, store, target), opened))
         };
         let (stdout, _) = begin(&task.stdout, attempt.stdout(), "stdout")?;
@@ -383,7 +390,11 @@ async fn send_manifest(
     let what = format!("manifest {}", target.escaped());
     let body = serde_json::to_vec_pretty(&manifest).map_err(Failure::platform)?;
     let store = context.stores.open(&target).map_err(|error| Failure::writing(&what, &error))?;
-    store.put(target.key(), body.into(), PutMode::Overwrite).await.map(drop).map_err(|error| Failure::writing(&what, &error))
+    store
+        .put(target.key(), body.into(), PutMode::Overwrite)
+        .await
+        .map(drop)
+        .map_err(|error| Failure::writing(&what, &error))
 }
 
 /// How a program ended, in words.
@@ -468,12 +479,16 @@ fn failure_of(exit: &ExitRecord, disk_was_full: bool, stderr: Option<&Location>)
     let seen = stderr.map_or(String::new(), |stderr| format!("; its stderr is in {}", stderr.escaped()));
     let words = ending(exit);
     let (cause, message) = match exit.stopped {
-        Some(Stopped::Timeout) => (Cause::Timeout, format!("the program ran longer than its time limit and was stopped ({words})")),
+        Some(Stopped::Timeout) => {
+            (Cause::Timeout, format!("the program ran longer than its time limit and was stopped ({words})"))
+        }
         Some(Stopped::Request) => (Cause::Cancelled, format!("the program was stopped ({words})")),
         None if exit.start_failure.is_some() => (Cause::User, words),
         None if disk_was_full => (
             Cause::DiskFull,
-            format!("the scratch disk ran full while the program ran ({words}){seen}; give the node a larger data disk"),
+            format!(
+                "the scratch disk ran full while the program ran ({words}){seen}; give the node a larger data disk"
+            ),
         ),
         None => (Cause::User, format!("the program failed: {words}{seen}")),
     };

@@ -85,7 +85,11 @@ async fn follow(
     loop {
         // Read before the data: what was written before the end was known is then certainly seen.
         let is_over = *ended.borrow_and_update();
-        let piece = if is_over || Instant::now() >= next_send { read(&file, position).await.map_err(read_failed)? } else { Bytes::new() };
+        let piece = if is_over || Instant::now() >= next_send {
+            read(&file, position).await.map_err(read_failed)?
+        } else {
+            Bytes::new()
+        };
         if piece.is_empty() {
             if is_over {
                 break;
@@ -100,7 +104,8 @@ async fn follow(
             Ok(()) => {
                 position += piece.len() as u64;
                 // A full piece means that there is more: send on. Else wait for more to come.
-                next_send = Instant::now() + if piece.len() == PIECE { Duration::ZERO } else { object.suggested_interval() };
+                next_send =
+                    Instant::now() + if piece.len() == PIECE { Duration::ZERO } else { object.suggested_interval() };
             }
             Err(error) => wait_to_retry(&target, error, &mut ended, &mut give_up).await?,
         }

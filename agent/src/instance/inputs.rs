@@ -39,7 +39,9 @@ impl Mounter {
         let entries = task.inputs.iter().enumerate();
         let request = MountRequest {
             target: target.to_owned(),
-            entries: entries.map(|(n, input)| MountEntry { at: place(n, input), location: input.source.clone() }).collect(),
+            entries: entries
+                .map(|(n, input)| MountEntry { at: place(n, input), location: input.source.clone() })
+                .collect(),
             // The task may run as somebody else.
             options: MountOptions { allow_other: true, ..MountOptions::default() },
             stores,
@@ -73,7 +75,11 @@ fn unmount(settings: &ServeSettings, target: &Path) -> Result<(), Failure> {
     }
     if is_mount_point(target) {
         nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).map_err(|errno| {
-            Failure::platform(format!("cannot unmount {}: {errno}; run: umount -l {}", target.display(), target.display()))
+            Failure::platform(format!(
+                "cannot unmount {}: {errno}; run: umount -l {}",
+                target.display(),
+                target.display()
+            ))
         })?;
     }
     Ok(())

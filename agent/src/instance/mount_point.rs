@@ -3,7 +3,8 @@
 //! A bind mount needs something to be mounted over. Where the host lacks it, one empty directory (or file) is made,
 //! and it is removed when the last instance that uses it has gone. Removing it earlier would be worse than untidy: the
 //! kernel detaches what other namespaces have mounted on a directory that is removed. So users are counted in a file of
-//! the state directory, under a lock that every agent on the machine takes.
+//! the state directory, under a lock that every agent on the machine takes; and before anything is removed, the mount tables
+//! of all namespaces are asked, because a container or an agent with another state directory may use it, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -81,7 +82,8 @@ impl MountPoints {
         self.change(|register| {
             register.made.retain(|path, made| {
                 made.users.remove(user);
-                if !made.users.is_empty() {
+                // What somebody else has mounted over is looked at again when the next instance ends.
+                if !made.users.is_empty() || is_mounted_anywhere(path) {
                     return true;
                 }
                 if let Err(error) = unmake(path, made.kind) {
@@ -97,8 +99,11 @@ impl MountPoints {
         let lock = self.state.join("mount-points.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
         let file = file.map_err(FileError::on("open", &lock))?;
-        let _locked: Flock<File> = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| FileError { action: "lock", path: lock.clone(), source: errno.into() })?;
+        let _locked: Flock<File> = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| FileError {
+            action: "lock",
+            path: lock.clone(),
+            source: errno.into(),
+        })?;
         let path = self.state.join("mount-points.json");
         let mut register: Register = durable::read_json(&path)?.unwrap_or_default();
         register.version = VERSION;
@@ -132,6 +137,27 @@ fn unmake(path: &Path, kind: Kind) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Whether any process of the machine sees something mounted at `path` or below it.
+fn is_mounted_anywhere(path: &Path) -> bool {
+    let Some(path) = path.to_str() else { return false };
+    let inside = format!("{path}/");
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let mut seen = BTreeSet::new();
+    for process in processes.flatten() {
+        // Most processes share a namespace: its table is read once.
+        let Ok(namespace) = fs::read_link(process.path().join("ns/mnt")) else { continue };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let table = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+        let mut mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
+        if mounts.any(|at| at == path || at.starts_with(&inside)) {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

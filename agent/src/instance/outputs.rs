@@ -100,7 +100,9 @@ pub async fn deliver(
             let (path, seen_as) = (path.clone(), output.source.clone());
             let walked = tokio::task::spawn_blocking(move || walk(&path, &seen_as)).await;
             match walked {
-                Ok(Ok((directory, found))) => plan_directory(output, &store, directory, found, &mut jobs, &mut delivery),
+                Ok(Ok((directory, found))) => {
+                    plan_directory(output, &store, directory, found, &mut jobs, &mut delivery)
+                }
                 Ok(Err(failure)) => delivery.failed.push(failure),
                 Err(error) => delivery.failed.push(Failure::platform(error)),
             }
@@ -214,8 +216,9 @@ async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<Arriv
     });
     let opened = open.await.map_err(Failure::platform)?;
     let (file, metadata) = opened.map_err(|error| could_not_open(&job.seen_as, &error))?;
-    let options = UploadOptions { progress: Some(Arc::new(move |bytes| bar.advance(bytes))), ..UploadOptions::default() };
-    let sent = upload(&job.store, job.target.key(), file, metadata.len(), &budget, options).await;
+    let options =
+        UploadOptions { progress: Some(Arc::new(move |bytes| bar.advance(bytes))), ..UploadOptions::default() };
+    let sent = upload(&job.store, job.target.key(), file, metadata.len(), &options, &budget).await;
     let sent = sent.map_err(|error| Failure::writing(&what, &error))?;
     Ok(Some(Arrived {
         path: job.seen_as,

@@ -49,7 +49,9 @@ pub enum PackageError {
         what: &'static str,
     },
     /// It would unpack to more than is reasonable.
-    #[error("it unpacks to more than {limit} {what} (reached at entry {entry:?}); put data into an input mapping instead")]
+    #[error(
+        "it unpacks to more than {limit} {what} (reached at entry {entry:?}); put data into an input mapping instead"
+    )]
     Bomb {
         /// Where the limit was reached.
         entry: String,
@@ -67,7 +69,9 @@ pub enum PackageError {
         free: u64,
     },
     /// It is not what it looks like.
-    #[error("it begins like a gzip file but is not a gzipped tar archive ({0}); pack it with: tar czf worker.tar.gz FILES")]
+    #[error(
+        "it begins like a gzip file but is not a gzipped tar archive ({0}); pack it with: tar czf worker.tar.gz FILES"
+    )]
     Damaged(String),
     /// A program's name that cannot be a file's.
     #[error("{0:?} cannot be the name of a program")]
@@ -122,7 +126,7 @@ fn install_program(file: &mut File, base_name: &str, directory: &Path) -> Result
         return Err(PackageError::BadName(base_name.to_owned()));
     }
     let path = directory.join(base_name);
-    let copy = || -> io::Result<()> {
+    let mut copy = || -> io::Result<()> {
         let mut target = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path)?;
         io::copy(file, &mut target)?;
         target.set_permissions(fs::Permissions::from_mode(0o755))
@@ -195,10 +199,13 @@ impl Inspector {
             return Err(bomb(MAX_ENTRIES, "entries"));
         }
         let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink) {
+        if matches!(
+            kind,
+            EntryType::XGlobalHeader | EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink
+        ) {
             return Ok((PathBuf::new(), Item::Nothing));
         }
-        let path = relative(&entry.path().map_err(damaged)?).map_err(|problem| escape(problem))?;
+        let path = relative(&entry.path().map_err(damaged)?).map_err(&escape)?;
         if path.components().count() > MAX_DEPTH {
             return Err(bomb(MAX_DEPTH as u64, "levels of directories"));
         }
@@ -221,9 +228,11 @@ impl Inspector {
                 Item::Symlink(target)
             }
             EntryType::Link => {
-                let target = relative(&target_of(entry)?).map_err(|problem| escape(&format!("is a hard link that {problem}")))?;
+                let target = relative(&target_of(entry)?)
+                    .map_err(|problem| escape(&format!("is a hard link that {problem}")))?;
                 if !self.files.contains(&target) {
-                    let problem = format!("is a hard link to {:?}, which is no file of the archive before it", target.display());
+                    let problem =
+                        format!("is a hard link to {:?}, which is no file of the archive before it", target.display());
                     return Err(escape(&problem));
                 }
                 Item::HardLink(target)
@@ -248,7 +257,9 @@ impl Inspector {
 
 fn target_of<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, PackageError> {
     let target = entry.link_name().map_err(damaged)?;
-    target.map(|target| target.into_owned()).ok_or_else(|| PackageError::Damaged(format!("link {:?} names no target", shown(entry))))
+    target
+        .map(|target| target.into_owned())
+        .ok_or_else(|| PackageError::Damaged(format!("link {:?} names no target", shown(entry))))
 }
 
 /// The path without `.` components, or what is wrong with it.
@@ -276,11 +287,15 @@ fn link_stays_inside(link: &Path, target: &Path) -> Result<(), String> {
     let mut named = false;
     for component in target.components() {
         match component {
-            Component::ParentDir if named => return Err(format!("is a link to {:?}, with .. in the middle", target.display())),
+            Component::ParentDir if named => {
+                return Err(format!("is a link to {:?}, with .. in the middle", target.display()));
+            }
             Component::ParentDir => up += 1,
             Component::Normal(_) => named = true,
             Component::CurDir => {}
-            Component::RootDir | Component::Prefix(_) => return Err(format!("is a link to the absolute path {:?}", target.display())),
+            Component::RootDir | Component::Prefix(_) => {
+                return Err(format!("is a link to the absolute path {:?}", target.display()));
+            }
         }
     }
     if up > depth {
@@ -330,7 +345,8 @@ fn unpack<R: Read>(mut archive: Archive<R>, directory: &Path) -> Result<(), Pack
     }
     // Last, and the deepest first: a directory without write permission must not be in the way of its own content.
     for (path, mode) in modes.into_iter().rev() {
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(|source| PackageError::Write { path, source })?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+            .map_err(|source| PackageError::Write { path, source })?;
     }
     Ok(())
 }
@@ -366,7 +382,10 @@ mod tests {
         file
     }
 
-    fn package(entries: &[(&str, EntryType, &str, &[u8])]) -> File {
+    /// Name, kind, target of a link, content.
+    type Parts<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
+
+    fn package(entries: &[Parts<'_>]) -> File {
         let mut builder = tar::Builder::new(Vec::new());
         for (name, kind, link, content) in entries {
             entry(&mut builder, name, *kind, link, content);
@@ -401,7 +420,7 @@ mod tests {
 
     #[test]
     fn hostile_packages_are_refused_whole_and_by_name() {
-        let cases: &[(&[(&str, EntryType, &str, &[u8])], &str)] = &[
+        let cases: &[(&[Parts<'_>], &str)] = &[
             (&[("ok", FILE, "", b"x"), ("../evil", FILE, "", b"x")], "leaves the working directory by .."),
             (&[("ok", FILE, "", b"x"), ("/etc/evil", FILE, "", b"x")], "absolute name"),
             (&[("a/../../evil", FILE, "", b"x")], "leaves the working directory by .."),

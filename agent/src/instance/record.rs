@@ -144,7 +144,7 @@ mod tests {
         let record = Record::new("job.task.0", &node).unwrap();
         record.save(&node).unwrap();
         fs::write(record.exit_record(&node), "{}").unwrap();
-        assert_eq!(Record::all(&node).unwrap(), [record.clone()]);
+        assert_eq!(Record::all(&node).unwrap(), std::slice::from_ref(&record));
         assert!(record.agent.is_alive());
         record.remove(&node).unwrap();
         assert_eq!(Record::all(&node).unwrap(), []);

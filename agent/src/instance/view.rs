@@ -187,8 +187,7 @@ struct Planner<'a> {
 /// # Errors
 /// When two mappings, or a mapping and the host, cannot both be had.
 pub fn plan(request: &Request<'_>, host: &dyn Host) -> Result<View, ViewError> {
-    let mut planner =
-        Planner { host, scratch: request.scratch, covers: Vec::new(), layers: 0, view: View::default() };
+    let mut planner = Planner { host, scratch: request.scratch, covers: Vec::new(), layers: 0, view: View::default() };
     planner.view.outputs = vec![PathBuf::new(); request.outputs.len()];
 
     enum Item<'a> {
@@ -241,9 +240,11 @@ impl Planner<'_> {
             return Err(ViewError::ThroughFile { target: target.to_owned(), file: cover.at.clone() });
         }
         let below = target.strip_prefix(&cover.at).unwrap_or(Path::new(""));
-        Ok(cover.behind.as_ref().map(|behind| {
-            if below.as_os_str().is_empty() { behind.clone() } else { behind.join(below) }
-        }))
+        Ok(cover.behind.as_ref().map(
+            |behind| {
+                if below.as_os_str().is_empty() { behind.clone() } else { behind.join(below) }
+            },
+        ))
     }
 
     fn new_directory(&mut self, label: &str) -> PathBuf {
@@ -430,7 +431,7 @@ mod tests {
     impl Fake {
         fn with(paths: &[(&str, Kind)]) -> Self {
             let mut map: BTreeMap<PathBuf, Kind> = paths.iter().map(|(p, k)| (PathBuf::from(p), *k)).collect();
-            map.insert("/".into(), Kind::Directory);
+            map.insert("/".into(), Directory);
             Self(map)
         }
     }

@@ -122,7 +122,8 @@ fn end_shim(shim: &crate::shim::ProcessId) -> Result<(), usize> {
 fn remove_tree(directory: &Path) -> Result<(), FileError> {
     let failed = |source| FileError { action: "remove", path: directory.to_owned(), source };
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
-    let inside = mounts.lines().filter_map(|line| line.split(' ').nth(4)).find(|at| Path::new(at).starts_with(directory));
+    let inside =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).find(|at| Path::new(at).starts_with(directory));
     if let Some(at) = inside {
         return Err(failed(io::Error::other(format!("{at} is still mounted"))));
     }

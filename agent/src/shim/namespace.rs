@@ -44,7 +44,8 @@ fn take(step: &Step, hold: &Path) -> Result<(), String> {
         Step::Seal { target } => {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(NONE, target, NONE, flags, NONE).map_err(|e| format!("cannot make {} read-only: {e}", target.display()))
+            mount(NONE, target, NONE, flags, NONE)
+                .map_err(|e| format!("cannot make {} read-only: {e}", target.display()))
         }
     }
 }
@@ -67,7 +68,8 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), String> {
     let failed = |errno| format!("cannot mount {} at {}: {errno}", source.display(), target.display());
     mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE).map_err(failed)?;
     if read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let flags =
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(NONE, target, NONE, flags, NONE).map_err(failed)?;
     }
     Ok(())
@@ -108,7 +110,7 @@ fn overlay(
 /// The kernel splits the options at commas and the lower directories at colons; a backslash keeps it from doing so.
 fn escape(path: &Path) -> Vec<u8> {
     let mut escaped = Vec::new();
-    for byte in path.as_os_str().bytes() {
+    for byte in path.as_os_str().as_bytes().iter().copied() {
         if matches!(byte, b',' | b':' | b'\\') {
             escaped.push(b'\\');
         }

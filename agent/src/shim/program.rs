@@ -21,7 +21,7 @@ pub(super) fn start(spec: &Spec) -> Result<Child, StartFailure> {
     let program = find(name, path, &spec.workdir)?;
     match spawn(&program, arguments, spec) {
         // Neither a binary nor a script with an interpreter line: what execvp() and every shell do with it.
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
+        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
             let mut with_program = vec![program.to_string_lossy().into_owned()];
             with_program.extend_from_slice(arguments);
             spawn(Path::new("/bin/sh"), &with_program, spec)
@@ -112,15 +112,22 @@ fn not_executable(name: &str, program: &Path, problem: Problem) -> StartFailure 
 fn explain(name: &str, program: &Path, error: &io::Error) -> StartFailure {
     let shown = program.display();
     let (exit_code, why) = match error.raw_os_error() {
-        Some(nix::libc::ENOENT) => (NOT_FOUND, match interpreter(program) {
-            Some(interpreter) => format!("{shown} wants the interpreter {interpreter:?}, which this machine does not have"),
-            None => format!("{shown}, its interpreter or the working directory is missing (a binary for another C library?)"),
-        }),
-        Some(nix::libc::EACCES) => {
+        Some(libc::ENOENT) => (
+            NOT_FOUND,
+            match interpreter(program) {
+                Some(interpreter) => {
+                    format!("{shown} wants the interpreter {interpreter:?}, which this machine does not have")
+                }
+                None => format!(
+                    "{shown}, its interpreter or the working directory is missing (a binary for another C library?)"
+                ),
+            },
+        ),
+        Some(libc::EACCES) => {
             (NOT_EXECUTABLE, format!("{shown} may not be executed: no permission, or a file system mounted noexec"))
         }
-        Some(nix::libc::ENOEXEC) => (NOT_EXECUTABLE, format!("{shown} is not a program for this machine")),
-        Some(nix::libc::E2BIG) => (NOT_EXECUTABLE, "its arguments and environment are too long together".to_owned()),
+        Some(libc::ENOEXEC) => (NOT_EXECUTABLE, format!("{shown} is not a program for this machine")),
+        Some(libc::E2BIG) => (NOT_EXECUTABLE, "its arguments and environment are too long together".to_owned()),
         _ => (NOT_EXECUTABLE, format!("{shown}: {error}")),
     };
     StartFailure { exit_code, message: format!("program {name:?} could not be started: {why}") }
@@ -169,7 +176,7 @@ mod tests {
     fn a_missing_interpreter_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let tool = script(directory.path(), "tool", "#!/opt/nope/python9 -u\n", 0o755);
-        let failure = explain("tool", &tool, &io::Error::from_raw_os_error(nix::libc::ENOENT));
+        let failure = explain("tool", &tool, &io::Error::from_raw_os_error(libc::ENOENT));
         assert!(failure.message.contains("\"/opt/nope/python9\""), "{}", failure.message);
     }
 }

@@ -139,9 +139,9 @@ fn reap(main: i32) -> Option<Ended> {
     loop {
         let mut status = 0;
         // SAFETY: an all-zero rusage is a valid value of the plain C struct.
-        let mut usage: nix::libc::rusage = unsafe { std::mem::zeroed() };
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: both pointers are to live variables of the types that wait4 writes.
-        let pid = unsafe { nix::libc::wait4(-1, &raw mut status, nix::libc::WNOHANG, &raw mut usage) };
+        let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
         if pid == -1 && Errno::last() == Errno::EINTR {
             continue;
         }
@@ -149,15 +149,15 @@ fn reap(main: i32) -> Option<Ended> {
             return None;
         }
         if pid == main || main == 0 {
-            let exited = nix::libc::WIFEXITED(status).then(|| nix::libc::WEXITSTATUS(status));
-            let signal = nix::libc::WIFSIGNALED(status).then(|| nix::libc::WTERMSIG(status));
+            let exited = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+            let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
             return Some(((exited, signal), used(&usage)));
         }
     }
 }
 
-fn used(usage: &nix::libc::rusage) -> Usage {
-    let ms = |time: nix::libc::timeval| {
+fn used(usage: &libc::rusage) -> Usage {
+    let ms = |time: libc::timeval| {
         u64::try_from(time.tv_sec).unwrap_or(0) * 1000 + u64::try_from(time.tv_usec).unwrap_or(0) / 1000
     };
     Usage {

@@ -113,9 +113,8 @@ fn link_target(root: &Path, seen_as: &Path, link: &Path) -> Result<(PathBuf, u64
         _ => link.to_owned(),
     };
     let directory = open_directory(root).map_err(|error| error.to_string())?;
-    let file = open_beneath(&directory, &path).map_err(|_| {
-        format!("a symbolic link to {target:?}, which is not a file inside the output directory")
-    })?;
+    let file = open_beneath(&directory, &path)
+        .map_err(|_| format!("a symbolic link to {target:?}, which is not a file inside the output directory"))?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     Ok((path, metadata.len()))
 }
