@@ -1,1 +1,3 @@
 //! Doubles and test support.
+
+pub mod double;
