@@ -7,6 +7,7 @@ use http::{HeaderMap, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::error::{Outcome, Refusal};
+use super::world::is_bucket_name;
 
 /// One of the two protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -247,11 +248,12 @@ impl Address {
         if let Some((bucket, rest)) = splits().find(|(bucket, _)| buckets(bucket)) {
             return Self { bucket: Some(bucket.to_owned()), region: region(rest), named: true };
         }
+        let of_service = |rest: &str| region(rest).is_some() || rest == "localhost";
+        if let Some((bucket, rest)) = splits().find(|(bucket, rest)| is_bucket_name(bucket) && of_service(rest)) {
+            return Self { bucket: Some(bucket.to_owned()), region: region(rest), named: true };
+        }
         if region(name).is_some() {
             return Self { bucket: None, region: region(name), named: true };
-        }
-        if let Some((bucket, rest)) = splits().find(|(_, rest)| region(rest).is_some() || *rest == "localhost") {
-            return Self { bucket: Some(bucket.to_owned()), region: region(rest), named: true };
         }
         Self { bucket: None, region: None, named: false }
     }
@@ -297,6 +299,7 @@ mod tests {
             ("dotted.b.s3.eu-west-1.amazonaws.com", "/%E6%95%B0", Some("dotted.b"), "数", Some("eu-west-1")),
             ("b.s3.amazonaws.com", "/a+b", Some("b"), "a+b", None),
             ("b.s3.oss-cn-x.aliyuncs.com", "/k", Some("b"), "k", Some("cn-x")),
+            ("oss-like.oss-cn-x.aliyuncs.com", "/k", Some("oss-like"), "k", Some("cn-x")),
             ("other.oss-cn-x.aliyuncs.com", "/k", Some("other"), "k", Some("cn-x")),
             ("s3.eu-west-1.amazonaws.com", "/b/k", Some("b"), "k", Some("eu-west-1")),
         ] {
