@@ -226,6 +226,26 @@ impl Double {
         self.shared.faults(|faults| faults.add(fault, when, often))
     }
 
+    /// Switches on every fault that a client has to survive without losing or changing a byte, each with this
+    /// probability. A wrong byte comes only in GETs without a range: in one with a range nobody could see it.
+    pub fn trouble(&self, chance: f64) -> Vec<FaultId> {
+        let faults = [
+            (Fault::InternalError, When::any()),
+            (Fault::SlowDown { retry_after: None }, When::any()),
+            (Fault::ResetEarly, When::any()),
+            (Fault::ResetLate, When::any()),
+            (Fault::LoseReply, When::any()),
+            (Fault::Stall, When::any()),
+            (Fault::StallBody { after: 1 }, When::any()),
+            (Fault::Slow { bytes_per_second: 1 << 20 }, When::any()),
+            (Fault::Truncate, When::any()),
+            (Fault::WrongByte, When::any().ranged(false)),
+            (Fault::WrongUpload, When::any()),
+            (Fault::ErrorInside200, When::any().that(|request| request.dialect == Dialect::S3)),
+        ];
+        faults.into_iter().map(|(fault, when)| self.fault(fault, when, Often::Chance(chance))).collect()
+    }
+
     /// How often a fault has happened, also after it was switched off.
     pub fn happened(&self, id: FaultId) -> u64 {
         self.shared.faults(|faults| faults.happened(id))
