@@ -142,7 +142,9 @@ pub(crate) fn list(world: &mut World, call: &Call) -> Outcome<Reply> {
     let limit = page_limit(head, "max-keys", if head.is_oss() { 100 } else { 1000 })?;
     let (url, spell) = speller(head)?;
     let (prefix, delimiter) = (query("prefix"), query("delimiter"));
-    let start = match (second, head.query.get("continuation-token"), query("start-after"), query("marker")) {
+    // Alibaba's SDK sends an empty token with the first page; S3 refuses it.
+    let token_given = head.query.get("continuation-token").filter(|token| !(token.is_empty() && head.is_oss()));
+    let start = match (second, token_given, query("start-after"), query("marker")) {
         (true, Some(text), _, _) => read_token(text).ok_or_else(|| {
             Refusal::invalid_argument("continuation-token", text, "The continuation token provided is incorrect")
         })?,

@@ -122,8 +122,12 @@ pub(crate) fn copy_part(world: &mut World, call: &Call, caller: &Caller) -> Outc
         xml.text("LastModified", &iso(part.modified));
         xml.text("ETag", &quoted(&part.etag));
     });
+    let mut reply = Reply::document(document);
+    if head.is_oss() {
+        reply = reply.header("etag", quoted(&part.etag)).header("x-oss-hash-crc64ecma", part.crc64.to_string());
+    }
     upload(world, head)?.parts.insert(number, part);
-    Ok(Reply::document(document))
+    Ok(reply)
 }
 
 /// One part that a completion names.
@@ -350,9 +354,17 @@ pub(crate) fn list_uploads(world: &mut World, call: &Call) -> Outcome<Reply> {
         xml.text("Delimiter", "");
         xml.text("KeyMarker", &spell(key_marker));
         xml.text("UploadIdMarker", id_marker);
-        if let Some(last) = shown.last().filter(|_| more) {
-            xml.text("NextKeyMarker", &spell(&last.key));
-            xml.text("NextUploadIdMarker", &last.id);
+        match shown.last().filter(|_| more) {
+            Some(last) => {
+                xml.text("NextKeyMarker", &spell(&last.key));
+                xml.text("NextUploadIdMarker", &last.id);
+            }
+            // Alibaba's SDK insists on the elements.
+            None if head.is_oss() => {
+                xml.text("NextKeyMarker", "");
+                xml.text("NextUploadIdMarker", "");
+            }
+            None => {}
         }
         xml.text("MaxUploads", &limit.to_string());
         xml.text("IsTruncated", if more { "true" } else { "false" });

@@ -106,9 +106,10 @@ impl Query {
         self.get(name).is_some()
     }
 
-    /// A number; a refusal if there is text that is none.
+    /// A number, `None` for an empty text, which Alibaba's SDK sends for "none"; a refusal for any other text.
     pub(crate) fn number(&self, name: &str) -> Outcome<Option<u64>> {
         self.get(name)
+            .filter(|text| !text.is_empty())
             .map(|text| {
                 // `parse` takes a plus sign, the services do not.
                 text.parse()

@@ -146,9 +146,10 @@ impl World {
         self.bucket(bucket)?.objects.get_mut(key).ok_or_else(|| Refusal::no_such_key(key))
     }
 
+    /// Unlike any other, the same in every run, and in no order that a client could rely on.
     pub(crate) fn next_upload_id(&mut self) -> String {
         self.next_upload += 1;
-        format!("{:032X}", u128::from(self.next_upload) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)
+        format!("{:032X}", u128::from(self.next_upload).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
     }
 }
 
