@@ -5,10 +5,13 @@
 //! local files; [`transfer`] moves whole files with verification, and [`growing`] is an object that grows while it is read.
 //! [`Stores`] hands out the right [`Store`] for a [`Location`].
 
+pub mod crc;
 mod error;
+mod http;
 mod location;
 mod secret;
 mod settings;
+mod sign;
 mod store;
 mod stores;
 
