@@ -12,13 +12,14 @@ mod tls;
 mod upload;
 
 use std::error::Error as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, PROXY_AUTHORIZATION, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -162,6 +163,47 @@ fn describe(error: &hyper_util::client::legacy::Error) -> SendError {
         return SendError::Connect(ConnectError::other(chain(error)));
     }
     SendError::Broken(chain(error))
+}
+
+/// Reads a body that is expected to be small. `read` is how long nothing may come.
+pub(crate) async fn collect(mut body: Incoming, limit: usize, read: Duration) -> Result<Bytes, SendError> {
+    let mut all = BytesMut::new();
+    while let Some(chunk) = next_chunk(&mut body, read).await? {
+        if all.len() + chunk.len() > limit {
+            return Err(SendError::Broken(format!("the answer is longer than {limit} bytes")));
+        }
+        if all.is_empty() && body.is_end_stream() {
+            return Ok(chunk);
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+/// The next bytes of a body, none at its end. A body that ends before its announced length is an error.
+pub(crate) async fn next_chunk(body: &mut Incoming, read: Duration) -> Result<Option<Bytes>, SendError> {
+    loop {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        match tokio::time::timeout(read, frame).await {
+            Err(_) => return Err(SendError::Timeout(read)),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => return Err(SendError::Broken(whole_chain(&error))),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                // Trailers.
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn whole_chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(_) => format!("{error}: {}", chain(error)),
+        None => error.to_string(),
+    }
 }
 
 /// The causes of an error in one line, without the outermost, which for hyper says nothing.

@@ -6,6 +6,7 @@
 //! [`Stores`] hands out the right [`Store`] for a [`Location`].
 
 pub mod crc;
+pub mod credentials;
 mod error;
 mod http;
 mod location;
