@@ -113,11 +113,7 @@ impl Credentials {
     }
 
     fn with(provider: Option<Box<dyn Provider>>, identity: Option<Identity>) -> Self {
-        Self {
-            provider,
-            current: RwLock::new(identity.map(Arc::new)),
-            fetching: tokio::sync::Mutex::default(),
-        }
+        Self { provider, current: RwLock::new(identity.map(Arc::new)), fetching: tokio::sync::Mutex::default() }
     }
 
     /// The identity to sign with at `now` (the store's time, not ours); none for anonymous access.

@@ -25,8 +25,8 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
 
-use connect::Connector;
 pub(crate) use connect::ConnectError;
+use connect::Connector;
 use upload::{Progress, Upload};
 
 /// Less than this, in bytes per second over a whole read timeout, is a stall even though something trickles.
@@ -110,7 +110,8 @@ impl HttpClient {
         }
         // Through a tunnel the proxy sees our credentials for it in the CONNECT; without one, in each request.
         if head.uri.scheme_str() == Some("http")
-            && let Some(auth) = self.proxies.as_ref().and_then(|p| p.intercept(&head.uri)).as_ref().and_then(|i| i.basic_auth())
+            && let Some(auth) =
+                self.proxies.as_ref().and_then(|p| p.intercept(&head.uri)).as_ref().and_then(|i| i.basic_auth())
         {
             head.headers.insert(PROXY_AUTHORIZATION, auth.clone());
         }

@@ -10,6 +10,7 @@ pub mod credentials;
 mod error;
 mod http;
 mod location;
+pub mod rest;
 mod secret;
 mod settings;
 mod sign;
@@ -19,7 +20,7 @@ mod stores;
 pub use error::{Error, ErrorKind, Result};
 pub use location::{Key, Location, LocationError, Scheme};
 pub use secret::Secret;
-pub use settings::{Addressing, CredentialSource, Settings, StoreSettings, Timeouts};
+pub use settings::{Addressing, CredentialSource, Settings, SettingsError, StoreSettings, Timeouts};
 pub use store::{
     AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
     PartReceipt, PutMode, PutResponse, Store, UploadId,

@@ -116,7 +116,10 @@ impl Settings {
                 endpoint: first(&["OSS_ENDPOINT"]),
                 region: first(&["OSS_REGION", "ALIBABA_CLOUD_REGION", "ALIBABA_CLOUD_REGION_ID"]),
                 addressing: addressing("OSS_ADDRESSING")?,
-                metadata_endpoint: first(&["ALIBABA_CLOUD_IMDS_ENDPOINT", "ALIBABA_CLOUD_ECS_METADATA_SERVICE_ENDPOINT"]),
+                metadata_endpoint: first(&[
+                    "ALIBABA_CLOUD_IMDS_ENDPOINT",
+                    "ALIBABA_CLOUD_ECS_METADATA_SERVICE_ENDPOINT",
+                ]),
                 ..StoreSettings::default()
             },
             s3: StoreSettings {

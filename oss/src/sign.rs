@@ -75,7 +75,9 @@ pub(crate) struct Unsigned<'a> {
 
 /// A credential holds a character that cannot be sent in a header, such as a line break from a careless copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the access key or security token holds characters that no header can carry: it was copied with a line break or is cut off")]
+#[error(
+    "the access key or security token holds characters that no header can carry: it was copied with a line break or is cut off"
+)]
 pub(crate) struct UnprintableCredential;
 
 /// Encodes a path so that every byte of a key arrives as it is: once, and slashes stay.

@@ -1,6 +1,6 @@
 //! The automatic search for credentials.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqsign_core::{Context, ProvideCredential};
@@ -64,9 +64,10 @@ impl Provider for Alibaba {
         if var("ALIBABA_CLOUD_ECS_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Err(CredentialError(format!("{others}; the metadata service is disabled by the environment")));
         }
-        self.metadata.identity(var("ALIBABA_CLOUD_ECS_METADATA")).await.map_err(|error| {
-            CredentialError(format!("{others}; {error}"))
-        })
+        self.metadata
+            .identity(var("ALIBABA_CLOUD_ECS_METADATA"))
+            .await
+            .map_err(|error| CredentialError(format!("{others}; {error}")))
     }
 }
 
@@ -178,6 +179,6 @@ mod tests {
         let mut provider = amazon(&[]);
         provider.context = context(StaticEnv { home_dir: Some(dir.path().to_owned()), envs: [].into() });
         let identity = provider.provide().await.unwrap();
-        assert_eq!((identity.access_key_id.as_str(), identity.expires), ("AKIAFILE", None::<SystemTime>));
+        assert_eq!((identity.access_key_id.as_str(), identity.expires), ("AKIAFILE", None));
     }
 }

@@ -42,7 +42,9 @@ impl Env for ProcessEnv {
     }
 
     fn vars(&self) -> HashMap<String, String> {
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
     }
 
     fn home_dir(&self) -> Option<PathBuf> {
@@ -75,8 +77,12 @@ impl CommandExecute for Commands {
                 stdout: output.stdout,
                 stderr: output.stderr,
             }),
-            Ok(Err(error)) => Err(Error::config_invalid(format!("cannot run the credential process {program}: {error}"))),
-            Err(_) => Err(Error::unexpected(format!("the credential process {program} took over {} s", COMMAND.as_secs()))),
+            Ok(Err(error)) => {
+                Err(Error::config_invalid(format!("cannot run the credential process {program}: {error}")))
+            }
+            Err(_) => {
+                Err(Error::unexpected(format!("the credential process {program} took over {} s", COMMAND.as_secs())))
+            }
         }
     }
 }
@@ -103,9 +109,7 @@ impl HttpSend for Sender {
 
 fn is_local(host: &str) -> bool {
     match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => {
-            ip.is_loopback() || ip.is_link_local() || ip == Ipv4Addr::new(100, 100, 100, 200)
-        }
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local() || ip == Ipv4Addr::new(100, 100, 100, 200),
         Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unique_local(),
         Err(_) => host.eq_ignore_ascii_case("localhost"),
     }
@@ -117,7 +121,8 @@ mod tests {
 
     #[test]
     fn metadata_addresses_are_local() {
-        for host in ["169.254.169.254", "169.254.170.2", "100.100.100.200", "127.0.0.1", "[fd00:ec2::254]", "localhost"] {
+        for host in ["169.254.169.254", "169.254.170.2", "100.100.100.200", "127.0.0.1", "[fd00:ec2::254]", "localhost"]
+        {
             assert!(is_local(host), "{host}");
         }
         for host in ["sts.aliyuncs.com", "10.0.0.1", "[2001:db8::1]"] {

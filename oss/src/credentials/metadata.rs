@@ -91,7 +91,8 @@ impl Metadata {
             }
         };
         let text = self.get(&format!("{roles}{role}")).await?;
-        parse(&text).map_err(|why| CredentialError(format!("the metadata service's credentials of role {role:?}: {why}")))
+        parse(&text)
+            .map_err(|why| CredentialError(format!("the metadata service's credentials of role {role:?}: {why}")))
     }
 
     /// The region the instance is in.
@@ -242,7 +243,8 @@ mod tests {
                 let head = String::from_utf8_lossy(&head[..n]).into_owned();
                 let (_, status, body) = rules.iter().find(|(text, _, _)| head.contains(text)).unwrap();
                 let length = body.len();
-                let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                let answer =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
                 socket.write_all(answer.as_bytes()).await.unwrap();
                 seen.push(head);
             }

@@ -9,7 +9,9 @@ use std::fmt::Write as _;
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderName, HeaderValue};
 
-use super::{Chain, Scope, Signatory, UNSIGNED_PAYLOAD, UnprintableCredential, Unsigned, canonical_value, hmac, sha256_hex};
+use super::{
+    Chain, Scope, Signatory, UNSIGNED_PAYLOAD, UnprintableCredential, Unsigned, canonical_value, hmac, sha256_hex,
+};
 
 const CHAIN: Chain = Chain { prefix: "aliyun_v4", service: "oss", terminator: "aliyun_v4_request" };
 const DATE: HeaderName = HeaderName::from_static("x-oss-date");
@@ -17,11 +19,7 @@ const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-oss-content-sha256
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-oss-security-token");
 
 /// Signs a request. The payload is not part of the signature; its integrity is checked by CRC-64.
-pub(crate) fn sign(
-    request: Unsigned<'_>,
-    who: Signatory<'_>,
-    scope: &Scope<'_>,
-) -> Result<(), UnprintableCredential> {
+pub(crate) fn sign(request: Unsigned<'_>, who: Signatory<'_>, scope: &Scope<'_>) -> Result<(), UnprintableCredential> {
     sign_with(request, who, scope, &[])
 }
 

@@ -60,8 +60,7 @@ pub(crate) fn sign(
     let key = scope.keys.get(who.secret, day, region, &CHAIN);
     let signature = hex::encode(hmac(&key, to_sign.as_bytes()));
     let id = who.access_key_id;
-    let text =
-        format!("AWS4-HMAC-SHA256 Credential={id}/{scope_text}, SignedHeaders={names}, Signature={signature}");
+    let text = format!("AWS4-HMAC-SHA256 Credential={id}/{scope_text}, SignedHeaders={names}, Signature={signature}");
     let mut value = HeaderValue::from_str(&text).map_err(|_| UnprintableCredential)?;
     value.set_sensitive(true);
     headers.insert(AUTHORIZATION, value);
@@ -108,7 +107,9 @@ mod tests {
         )
         .unwrap();
         let text = map[AUTHORIZATION].to_str().unwrap();
-        assert!(text.starts_with("AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request"));
+        assert!(
+            text.starts_with("AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request")
+        );
         text.split_once("SignedHeaders=").unwrap().1.to_owned()
     }
 
