@@ -168,7 +168,12 @@ impl Node {
         let scratch = self.scratch.to_string_lossy().into_owned();
         let mut left = Vec::new();
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-        left.extend(mounts.lines().filter(|line| line.contains(&own) && line.contains("fuse")).map(|line| format!("mount: {line}")));
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&own) && line.contains("fuse"))
+                .map(|line| format!("mount: {line}")),
+        );
         for process in fs::read_dir("/proc").expect("/proc").flatten() {
             let command_line = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command_line = String::from_utf8_lossy(&command_line).replace('\0', " ");
@@ -179,7 +184,11 @@ impl Node {
         if self.root.exists() {
             left.push(format!("mount point: {}", self.root.display()));
         }
-        for directory in ["run/tasks", "state/instances"].map(|name| self.path().join(name)).iter().chain([&Path::new(&scratch).join("tasks")]) {
+        for directory in ["run/tasks", "state/instances"]
+            .map(|name| self.path().join(name))
+            .iter()
+            .chain([&Path::new(&scratch).join("tasks")])
+        {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             left.extend(entries.map(|entry| format!("file: {}", entry.path().display())));
         }
@@ -219,7 +228,8 @@ impl Drop for Node {
             }
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut inside: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&own)).collect();
+        let mut inside: Vec<_> =
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&own)).collect();
         inside.sort_unstable();
         for at in inside.into_iter().rev() {
             let _ = nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH);

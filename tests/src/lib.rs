@@ -1,6 +1,7 @@
 //! Doubles and test support: what stands in for the cloud while the tests run.
 
 pub mod agent;
+pub mod disk;
 pub mod double;
 pub mod moto;
 pub mod programs;
