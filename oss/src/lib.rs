@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod crc;
 mod error;
 pub mod foreign;
+pub mod growing;
 mod location;
 pub mod memory;
 mod secret;
@@ -17,6 +18,7 @@ mod settings;
 mod staged;
 mod store;
 mod stores;
+mod sums;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
