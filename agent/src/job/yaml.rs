@@ -349,7 +349,8 @@ fn problem(error: &serde_saphyr::Error, path: &str) -> Problems {
     use serde_saphyr::Error;
 
     let error = error.without_snippet();
-    let place = Place::written(if path == "." { "" } else { path });
+    // The parser of paths writes `.` for the root and `?` for what it did not get to see.
+    let place = Place::written(path.trim_end_matches(['.', '?']));
     let at = error.location().map(|location| format!(" (line {}, column {})", location.line(), location.column()));
     let at = at.unwrap_or_default();
     match error {
@@ -372,11 +373,37 @@ fn problem(error: &serde_saphyr::Error, path: &str) -> Problems {
         | Error::SerdeInvalidValue { unexpected, expected, .. } => {
             Problems::single(&place, format!("expected {expected}, got {unexpected}{at}"), "correct the value")
         }
+        Error::Unexpected { expected, .. } => {
+            let expected = match *expected {
+                "mapping start" => "a map",
+                "sequence start" => "a list",
+                "string scalar" => "text",
+                other => other,
+            };
+            Problems::single(&place, format!("expected {expected}{at}"), "correct the value")
+        }
+        Error::InvalidScalar { ty, .. } => {
+            let expected = match *ty {
+                "bool" => "true or false",
+                number if number.starts_with(['i', 'u']) => "a whole number",
+                other => other,
+            };
+            Problems::single(&place, format!("expected {expected}{at}"), "correct the value")
+        }
+        Error::NullIntoString { .. } => {
+            Problems::single(&place, format!("expected text, got nothing{at}"), "write \"\" for an empty text")
+        }
+        Error::Message { msg, .. } => Problems::single(&place, format!("{msg}{at}"), "correct the value"),
+        Error::Eof { .. } => Problems::single(
+            &place,
+            "the job description is empty or cut off",
+            "see `batch-agent schema` for the format",
+        ),
         Error::DuplicateMappingKey { key, .. } => {
             let key = key.as_deref().map(quoted).unwrap_or_default();
             Problems::single(&place, format!("the key {key} is given twice{at}"), "remove one of them")
         }
-        other => Problems::single(&place, format!("{other}"), "see `batch-agent schema` for the format"),
+        other => Problems::single(&place, format!("the job description cannot be read: {other}"), "correct it there"),
     }
 }
 
@@ -574,19 +601,19 @@ tasks:
             ),
             (
                 task("outputs: [{source: /x}]"),
-                "tasks.a.outputs[0]: the key target is missing (line 5, column 15); add it",
+                "tasks.a.outputs[0]: the key target is missing (line 5, column 16); add it",
             ),
             (
                 task("timeout: soon"),
                 "tasks.a.timeout: expected a length of time such as 90s, 30m, 1h30m or 2d, or seconds, got \"soon\" \
-                 (line 5, column 14)",
+                 (line 5, column 14); correct the value",
             ),
             (task("timeout: 0"), "tasks.a.timeout: expected 1 to 315360000 seconds, got 0"),
-            (task("instances: many"), "tasks.a.instances: expected a whole number (line 5, column 16)"),
             (
-                task("command: y"),
-                "tasks.a.command: the key \"command\" is given twice (line 5, column 5); remove one of them",
+                task("instances: many"),
+                "tasks.a.instances: expected a whole number (line 5, column 16); correct the value",
             ),
+            (task("command: y"), "tasks.a: the key \"command\" is given twice (line 5, column 5); remove one of them"),
             (task("after: [b]"), "tasks.a.after[0]: there is no task \"b\"; name tasks of this job"),
             ("tasks: {}".to_owned(), "the key version is missing (line 1, column 1); add it"),
             ("version: 1".to_owned(), "the key tasks is missing (line 1, column 1); add it"),
@@ -599,7 +626,30 @@ tasks:
                 "version: 1\non-failure: explode\ntasks: {}".to_owned(),
                 "on-failure: \"explode\" is not known (line 2, column 13); write one of stop, continue",
             ),
-            (String::new(), "EOF"),
+            (String::new(), "the job description is empty or cut off; see `batch-agent schema` for the format"),
+            (
+                task("environment: TOKEN=very-secret"),
+                "tasks.a.environment: expected a map (line 5, column 18); correct the value",
+            ),
+            (
+                task("environment: {A: [very-secret]}"),
+                "tasks.a.environment.A: expected text (line 5, column 22); correct the value",
+            ),
+            (
+                task("environment: {A: }"),
+                "tasks.a.environment.A: expected text, got nothing (line 5, column 20); write \"\" for an empty text",
+            ),
+            (task("inputs: [very]"), "tasks.a.inputs[0]: expected a map (line 5, column 14); correct the value"),
+            (task("inputs: none"), "tasks.a.inputs: expected a list (line 5, column 13); correct the value"),
+            ("- a".to_owned(), "expected a map (line 1, column 1); correct the value"),
+            (
+                "version: 1\ntasks: {a: {command: {x: y}}}".to_owned(),
+                "tasks.a.command: expected a command line, or a list of words, got map (line 2, column 22); correct the value",
+            ),
+            (
+                task("inputs: ]"),
+                "tasks.a: the job description cannot be read: misplaced bracket at line 5, column 13; correct it there",
+            ),
         ] {
             assert_eq!(problem(&text), message, "{text}");
         }
