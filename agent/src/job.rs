@@ -9,7 +9,7 @@
 //!                    formats) trusts it)
 //! ```
 //!
-//! [`read_file`] and [`read`] go that whole way and either give a [`Job`](description::Job) with warnings or every problem
+//! [`read_file`] and [`read`] go that whole way and either give a [`Job`] with warnings or every problem
 //! there is. Nothing in this module touches the network, and only [`read_file`] touches the disk.
 
 mod batchcompute;

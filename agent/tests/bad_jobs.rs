@@ -1,5 +1,7 @@
 //! What is wrong with a job description is said exactly: the place, the cause, the remedy; all of it; and never a secret.
 
+#![expect(clippy::unwrap_used, reason = "a test whose data cannot be built has failed")]
+
 use batch_agent::job::{Format, read};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -323,6 +325,7 @@ fn bad_jobs_are_refused_with_exact_messages() {
             json!([]),
             "expected an object with the job's keys, got a list; a job description begins with { \"Name\": ..., \"DAG\": ... }",
         ),
+        (json!({}), "DAG: is missing; a job holds its tasks in DAG.Tasks"),
         (json!({ "Name": "x" }), "DAG: is missing; a job holds its tasks in DAG.Tasks"),
         (change("/DAG/Tasks", json!({})), "DAG.Tasks: there are no tasks; a job needs at least one"),
         (change("/DAG/Tasks", json!([])), "DAG.Tasks: expected an object, got a list"),
@@ -361,6 +364,26 @@ fn bad_jobs_are_refused_with_exact_messages() {
     ] {
         assert_eq!(problems(&job), [message], "{job}");
     }
+}
+
+#[test]
+fn sizes_that_only_an_attack_has_are_refused_at_once() {
+    let mut job = with(json!({}));
+    let tasks = (0..20_000).map(|number| (format!("t{number}"), json!({ "Timeout": "x" })));
+    job["DAG"]["Tasks"] = tasks.collect::<serde_json::Map<_, _>>().into();
+    let dependencies = (0..20_000).map(|number| (format!("x{number}"), json!(["y"])));
+    job["DAG"]["Dependencies"] = dependencies.collect::<serde_json::Map<_, _>>().into();
+    let Err(found) = read(job.to_string().as_bytes(), Format::Json) else { panic!("accepted") };
+    assert_eq!((found.count(), found.findings().len()), (40_001, 100));
+
+    let mappings = (0..20_000).map(|number| (format!("oss://b/{number}"), json!("/a".repeat(90))));
+    let job = with(json!({ "InputMapping": mappings.collect::<serde_json::Map<_, _>>() }));
+    assert_eq!(
+        problems(&job),
+        [
+            "DAG.Tasks.t: there are 20000 mappings, and at most 10000 are allowed; map directories and not each of their files"
+        ]
+    );
 }
 
 #[test]
@@ -440,7 +463,7 @@ fn what_is_odd_but_works_is_a_warning() {
 #[test]
 fn what_old_clients_write_loosely_is_accepted_quietly() {
     let job = with(json!({
-        "Timeout": 60.0, "InstanceCount": null, "ClusterId": "", "AutoCluster": "cls-1", "LogMapping": null,
+        "Timeout": 60.0, "InstanceCount": null, "ClusterId": "", "Daemonize": false, "AutoCluster": "cls-1", "LogMapping": null,
         "Mounts": { "NAS": {}, "OSS": { "AccessKeyId": "", "AccessKeySecret": "", "SecurityToken": "" }, "CacheSupport": false },
         "Parameters": {
             "StdoutRedirectPath": "", "InputMappingConfig": { "Locale": "", "Lock": true },
@@ -475,8 +498,10 @@ fn mounts_of_a_cluster_made_for_the_task_are_the_tasks() {
 
 #[test]
 fn credentials_of_the_job_are_kept_and_never_shown() {
-    let job = with(json!({ "Mounts": {
-        "OSS": { "AccessKeyId": "LTAI-id", "AccessKeySecret": "very-secret", "SecurityToken": "a-token" } } }));
+    let job = with(json!({
+        "Mounts": { "OSS": { "AccessKeyId": "LTAI-id", "AccessKeySecret": "very-secret", "SecurityToken": "a-token" } },
+        "Parameters": { "Command": { "EnvVars": { "PASSWORD": "in-the-environment" } } }
+    }));
     let (job, warnings) = read(job.to_string().as_bytes(), Format::Json).unwrap();
     let Some(oss::StoreSettings {
         credentials: oss::CredentialSource::Static { access_key_id, access_key_secret, security_token },
@@ -489,7 +514,10 @@ fn credentials_of_the_job_are_kept_and_never_shown() {
     assert_eq!(access_key_secret.expose(), "very-secret");
     assert_eq!(security_token.as_ref().unwrap().expose(), "a-token");
     let shown = format!("{job:?} {warnings:?}");
-    assert!(!shown.contains("very-secret") && !shown.contains("a-token"));
+    assert!(shown.contains("PASSWORD"));
+    for secret in ["very-secret", "a-token", "in-the-environment"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
 }
 
 #[test]
@@ -534,7 +562,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((any::<String>(), inner), 0..4).prop_map(|entries| Value::from_iter(entries)),
+            prop::collection::vec((any::<String>(), inner), 0..4).prop_map(Value::from_iter),
         ]
     })
 }
@@ -542,7 +570,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 /// Replaces, removes or adds something at a random place of a document.
 fn mutate(value: &mut Value, mut at: u32, with: &Value) {
     match value {
-        Value::Object(map) if !map.is_empty() && at % 5 != 0 => {
+        Value::Object(map) if !map.is_empty() && !at.is_multiple_of(5) => {
             at /= 5;
             let count = u32::try_from(map.len()).unwrap();
             let key = map.keys().nth(usize::try_from(at % count).unwrap()).unwrap().clone();
@@ -556,7 +584,7 @@ fn mutate(value: &mut Value, mut at: u32, with: &Value) {
                 mutate(&mut map[&key], at, with);
             }
         }
-        Value::Array(list) if !list.is_empty() && at % 5 != 0 => {
+        Value::Array(list) if !list.is_empty() && !at.is_multiple_of(5) => {
             let index = usize::try_from(at).unwrap() % list.len();
             mutate(&mut list[index], at / 5, with);
         }

@@ -1,5 +1,7 @@
 //! Job descriptions that real clients wrote (`bcs`, the Python SDK, Cromwell) become exactly the jobs their authors meant.
 
+#![expect(clippy::unwrap_used, reason = "a test whose data cannot be read has failed")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

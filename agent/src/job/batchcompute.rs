@@ -30,10 +30,10 @@ const IMAGE_VARIABLE: &str = "BATCH_COMPUTE_DOCKER_IMAGE";
 /// The variable that names the object-storage directory which holds the image's registry.
 const REGISTRY_VARIABLE: &str = "BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH";
 
-/// Whether an object with these keys is meant as a BatchCompute job.
+/// Whether an object with these keys is meant as a BatchCompute job: it has the format's keys, or none of ours.
 pub(super) fn is_meant(map: &Map<String, Value>) -> bool {
-    ["DAG", "App"].iter().any(|key| map.contains_key(*key))
-        || (["Name", "Type"].iter().any(|key| map.contains_key(*key)) && !map.contains_key("tasks"))
+    let has = |key| map.contains_key(key);
+    has("DAG") || has("App") || !(has("tasks") || has("version"))
 }
 
 /// Turns a parsed document into a draft; what is wrong with its form goes to `findings`.

@@ -1,6 +1,6 @@
 //! A description that has been read but not judged: what both formats are turned into before it is checked.
 //!
-//! Every value carries its [`Place`](super::finding::Place), so that the rules, which are the same for both formats, can
+//! Every value carries its [`Place`], so that the rules, which are the same for both formats, can
 //! name what they object to in the author's own terms.
 
 use oss::StoreSettings;

@@ -116,6 +116,8 @@ pub struct Problems {
     findings: Vec<Finding>,
     /// How many more there were than are kept.
     more: usize,
+    /// What was odd besides, because it may be the reason: a misspelt key is a warning, and the missing one an error.
+    warnings: Vec<Warning>,
 }
 
 impl Problems {
@@ -123,12 +125,17 @@ impl Problems {
     pub(crate) fn single(place: &Place, cause: impl Into<String>, remedy: &str) -> Self {
         let mut findings = Findings::default();
         findings.error_with(place, cause, remedy);
-        Self { findings: findings.errors, more: 0 }
+        Self { findings: findings.errors, more: 0, warnings: Vec::new() }
     }
 
     /// The problems in the order of the document; at most 100 of them.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What is not wrong but odd, and may explain a problem.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// How many problems there are altogether.
@@ -139,15 +146,20 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let ([only], 0) = (self.findings.as_slice(), self.more) {
-            return only.fmt(f);
-        }
-        write!(f, "the job description has {} problems:", self.count())?;
+        let count = match (self.findings.as_slice(), self.warnings.as_slice()) {
+            ([only], []) if self.more == 0 => return only.fmt(f),
+            ([_], _) if self.more == 0 => "a problem".to_owned(),
+            _ => format!("{} problems", self.count()),
+        };
+        write!(f, "the job description has {count}:")?;
         for finding in &self.findings {
             write!(f, "\n  {finding}")?;
         }
         if self.more > 0 {
             write!(f, "\n  and {} more", self.more)?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\n  warning: {warning}")?;
         }
         Ok(())
     }
@@ -204,7 +216,7 @@ impl Findings {
         if self.errors.is_empty() {
             Ok(self.warnings)
         } else {
-            Err(Problems { findings: self.errors, more: self.more_errors })
+            Err(Problems { findings: self.errors, more: self.more_errors, warnings: self.warnings })
         }
     }
 }
@@ -296,6 +308,17 @@ mod tests {
         assert_eq!(problems.findings()[0].to_string(), "x: bad\\r\\nline \\u{202e}; do\\tthis");
         assert!(problems.to_string().ends_with("\n  and 150 more"));
         assert!(quoted(&"x".repeat(5000)).len() < 120);
+    }
+
+    #[test]
+    fn warnings_are_shown_beside_the_problem_they_may_explain() {
+        let mut findings = Findings::default();
+        findings.warn(&Place::root().key("Dag"), "is not known", "did you mean DAG?");
+        findings.error(&Place::root().key("DAG"), "is missing");
+        assert_eq!(
+            findings.finish().unwrap_err().to_string(),
+            "the job description has a problem:\n  DAG: is missing\n  warning: Dag: is not known; did you mean DAG?"
+        );
     }
 
     #[test]

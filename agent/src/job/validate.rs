@@ -45,6 +45,14 @@ pub(super) fn validate(draft: Draft, findings: &mut Findings) -> Option<Job> {
         }
         None => "job".to_owned(),
     };
+    if draft.tasks.len() > MAX_TASKS {
+        findings.error_with(
+            &draft.tasks_place,
+            format!("there are {} tasks, and at most {MAX_TASKS} are allowed", draft.tasks.len()),
+            "use instances of one task for equal work",
+        );
+        return None;
+    }
     check_task_list(&draft, findings);
     let order = order::order(&draft.tasks, &draft.edges, &draft.tasks_place, findings);
     let mut tasks: Vec<Option<Task>> =
@@ -69,13 +77,6 @@ pub(super) fn validate(draft: Draft, findings: &mut Findings) -> Option<Job> {
 fn check_task_list(draft: &Draft, findings: &mut Findings) {
     if draft.tasks.is_empty() && findings.error_count() == 0 {
         findings.error_with(&draft.tasks_place, "there are no tasks", "a job needs at least one");
-    }
-    if draft.tasks.len() > MAX_TASKS {
-        findings.error_with(
-            &draft.tasks_place,
-            format!("there are {} tasks, and at most {MAX_TASKS} are allowed", draft.tasks.len()),
-            "use instances of one task for equal work",
-        );
     }
     let names: HashSet<&str> = draft.tasks.iter().map(|task| task.name.as_str()).collect();
     for task in &draft.tasks {

@@ -22,18 +22,18 @@
 //! Unlike BatchCompute's JSON, which has to take what old clients write, a key that is not known is an error. The types here
 //! are the format: their documentation becomes the JSON Schema's.
 
-use std::borrow::Cow;
+mod message;
+mod values;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
+use self::values::{CommandDocument, Ordered, TimeoutDocument};
 use super::document;
 use super::draft::{Draft, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
-use super::finding::{At, Place, Problems, nearest, quoted};
+use super::finding::{At, Place, Problems};
 
 /// A job for batch-agent.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -150,180 +150,6 @@ struct OutputDocument {
     target: String,
 }
 
-/// A map that remembers its order, so that tasks run, and are talked about, in the author's.
-#[derive(Debug)]
-struct Ordered<T>(Vec<(String, T)>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
-    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
-        struct Entries<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-            type Value = Ordered<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                // The parser refuses keys that come twice.
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Ordered(entries))
-            }
-        }
-        parser.deserialize_map(Entries(PhantomData))
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for Ordered<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        <BTreeMap<String, T>>::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        <BTreeMap<String, T>>::json_schema(generator)
-    }
-}
-
-/// A program and its arguments.
-#[derive(Debug)]
-enum CommandDocument {
-    Line(String),
-    Words(Vec<String>),
-}
-
-impl<'de> Deserialize<'de> for CommandDocument {
-    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = CommandDocument;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a command line, or a list of words")
-            }
-
-            fn visit_str<E>(self, line: &str) -> Result<CommandDocument, E> {
-                Ok(CommandDocument::Line(line.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<CommandDocument, A::Error> {
-                let mut words = Vec::new();
-                while let Some(word) = items.next_element()? {
-                    words.push(word);
-                }
-                Ok(CommandDocument::Words(words))
-            }
-        }
-        parser.deserialize_any(Either)
-    }
-}
-
-impl JsonSchema for CommandDocument {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Command".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "oneOf": [
-            { "type": "string", "minLength": 1 },
-            { "type": "array", "items": { "type": "string" }, "minItems": 1 }
-        ]})
-    }
-}
-
-/// A length of time, in seconds.
-#[derive(Debug, Clone, Copy)]
-struct TimeoutDocument(i64);
-
-impl<'de> Deserialize<'de> for TimeoutDocument {
-    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl Visitor<'_> for Either {
-            type Value = TimeoutDocument;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a length of time such as 90s, 30m, 1h30m or 2d, or seconds")
-            }
-
-            fn visit_i64<E>(self, seconds: i64) -> Result<TimeoutDocument, E> {
-                Ok(TimeoutDocument(seconds))
-            }
-
-            fn visit_u64<E>(self, seconds: u64) -> Result<TimeoutDocument, E> {
-                Ok(TimeoutDocument(i64::try_from(seconds).unwrap_or(i64::MAX)))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TimeoutDocument, E> {
-                seconds(text)
-                    .map(TimeoutDocument)
-                    .ok_or_else(|| E::custom(format!("expected {}, got {}", Expecting(&self), quoted(text))))
-            }
-        }
-        parser.deserialize_any(Either)
-    }
-}
-
-/// Shows what a visitor expects.
-struct Expecting<'a, V>(&'a V);
-
-impl<'de, V: Visitor<'de>> fmt::Display for Expecting<'_, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.expecting(f)
-    }
-}
-
-/// Reads `1h30m`: numbers, each with its unit, from days to seconds, each unit at most once and in that order.
-fn seconds(text: &str) -> Option<i64> {
-    let mut rest = text.trim();
-    let mut total: i64 = 0;
-    let mut finest = i64::MAX;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: i64 = rest.get(..digits)?.parse().ok()?;
-        let (unit, length) = match rest.as_bytes().get(digits)? {
-            b'd' => (86_400, 1),
-            b'h' => (3_600, 1),
-            b'm' => (60, 1),
-            b's' => (1, 1),
-            _ => return None,
-        };
-        if unit >= finest {
-            return None;
-        }
-        finest = unit;
-        total = total.checked_add(number.checked_mul(unit)?)?;
-        rest = rest.get(digits + length..)?;
-    }
-    (finest != i64::MAX).then_some(total)
-}
-
-impl JsonSchema for TimeoutDocument {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Timeout".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "oneOf": [
-            { "type": "integer", "minimum": 1 },
-            { "type": "string", "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$", "minLength": 2 }
-        ]})
-    }
-}
-
 /// Reads a document into a draft. Only the first error of form is found; errors of substance are found together later.
 pub(super) fn read(text: &str) -> Result<Draft, Problems> {
     let mut path = String::new();
@@ -333,7 +159,7 @@ pub(super) fn read(text: &str) -> Result<Draft, Problems> {
             error.into_inner()
         })
     });
-    let job = parsed.map_err(|error| problem(&error, &path))?;
+    let job = parsed.map_err(|error| message::problem(&error, &path))?;
     if job.version != 1 {
         return Err(Problems::single(
             &Place::root().key("version"),
@@ -342,42 +168,6 @@ pub(super) fn read(text: &str) -> Result<Draft, Problems> {
         ));
     }
     Ok(draft(job))
-}
-
-/// What the parser has to say, with the place and without any of the document's values but the offending one.
-fn problem(error: &serde_saphyr::Error, path: &str) -> Problems {
-    use serde_saphyr::Error;
-
-    let error = error.without_snippet();
-    let place = Place::written(if path == "." { "" } else { path });
-    let at = error.location().map(|location| format!(" (line {}, column {})", location.line(), location.column()));
-    let at = at.unwrap_or_default();
-    match error {
-        Error::SerdeUnknownField { field, expected, .. } => {
-            let remedy = match nearest(field, expected.iter().copied()) {
-                Some(near) => format!("did you mean {near}?"),
-                None => format!("known here are {}", expected.join(", ")),
-            };
-            Problems::single(&place, format!("the key {} is not known{at}", quoted(field)), &remedy)
-        }
-        Error::SerdeMissingField { field, .. } => {
-            Problems::single(&place, format!("the key {field} is missing{at}"), "add it")
-        }
-        Error::SerdeUnknownVariant { variant, expected, .. } => Problems::single(
-            &place,
-            format!("{} is not known{at}", quoted(variant)),
-            &format!("write one of {}", expected.join(", ")),
-        ),
-        Error::SerdeInvalidType { unexpected, expected, .. }
-        | Error::SerdeInvalidValue { unexpected, expected, .. } => {
-            Problems::single(&place, format!("expected {expected}, got {unexpected}{at}"), "correct the value")
-        }
-        Error::DuplicateMappingKey { key, .. } => {
-            let key = key.as_deref().map(quoted).unwrap_or_default();
-            Problems::single(&place, format!("the key {key} is given twice{at}"), "remove one of them")
-        }
-        other => Problems::single(&place, format!("{other}"), "see `batch-agent schema` for the format"),
-    }
 }
 
 fn draft(job: JobDocument) -> Draft {
@@ -574,19 +364,19 @@ tasks:
             ),
             (
                 task("outputs: [{source: /x}]"),
-                "tasks.a.outputs[0]: the key target is missing (line 5, column 15); add it",
+                "tasks.a.outputs[0]: the key target is missing (line 5, column 16); add it",
             ),
             (
                 task("timeout: soon"),
                 "tasks.a.timeout: expected a length of time such as 90s, 30m, 1h30m or 2d, or seconds, got \"soon\" \
-                 (line 5, column 14)",
+                 (line 5, column 14); correct the value",
             ),
             (task("timeout: 0"), "tasks.a.timeout: expected 1 to 315360000 seconds, got 0"),
-            (task("instances: many"), "tasks.a.instances: expected a whole number (line 5, column 16)"),
             (
-                task("command: y"),
-                "tasks.a.command: the key \"command\" is given twice (line 5, column 5); remove one of them",
+                task("instances: many"),
+                "tasks.a.instances: expected a whole number (line 5, column 16); correct the value",
             ),
+            (task("command: y"), "tasks.a: the key \"command\" is given twice (line 5, column 5); remove one of them"),
             (task("after: [b]"), "tasks.a.after[0]: there is no task \"b\"; name tasks of this job"),
             ("tasks: {}".to_owned(), "the key version is missing (line 1, column 1); add it"),
             ("version: 1".to_owned(), "the key tasks is missing (line 1, column 1); add it"),
@@ -599,34 +389,32 @@ tasks:
                 "version: 1\non-failure: explode\ntasks: {}".to_owned(),
                 "on-failure: \"explode\" is not known (line 2, column 13); write one of stop, continue",
             ),
-            (String::new(), "EOF"),
+            (String::new(), "the job description is empty or cut off; see `batch-agent schema` for the format"),
+            (
+                task("environment: TOKEN=very-secret"),
+                "tasks.a.environment: expected a map (line 5, column 18); correct the value",
+            ),
+            (
+                task("environment: {A: [very-secret]}"),
+                "tasks.a.environment.A: expected text (line 5, column 22); correct the value",
+            ),
+            (
+                task("environment: {A: }"),
+                "tasks.a.environment.A: expected text, got nothing (line 5, column 20); write \"\" for an empty text",
+            ),
+            (task("inputs: [very]"), "tasks.a.inputs[0]: expected a map (line 5, column 14); correct the value"),
+            (task("inputs: none"), "tasks.a.inputs: expected a list (line 5, column 13); correct the value"),
+            ("- a".to_owned(), "expected a map (line 1, column 1); correct the value"),
+            (
+                "version: 1\ntasks: {a: {command: {x: y}}}".to_owned(),
+                "tasks.a.command: expected a command line, or a list of words, got map (line 2, column 22); correct the value",
+            ),
+            (
+                task("inputs: ]"),
+                "tasks.a: the job description cannot be read: misplaced bracket at line 5, column 13; correct it there",
+            ),
         ] {
             assert_eq!(problem(&text), message, "{text}");
-        }
-    }
-
-    #[test]
-    fn lengths_of_time_are_read() {
-        for (text, expected) in [
-            ("90s", Some(90)),
-            ("30m", Some(1_800)),
-            ("1h30m", Some(5_400)),
-            ("2d", Some(172_800)),
-            ("1d2h3m4s", Some(93_784)),
-            ("0s", Some(0)),
-            ("", None),
-            ("h", None),
-            ("5", None),
-            ("5x", None),
-            ("1m1h", None),
-            ("1m1m", None),
-            ("-5s", None),
-            ("1h 30m", None),
-            ("99999999999999999999s", None),
-            ("9223372036854775807d", None),
-            ("5天", None),
-        ] {
-            assert_eq!(seconds(text), expected, "{text:?}");
         }
     }
 }

@@ -13,6 +13,7 @@ pub(super) const JOB: Keys = &[
     ("Type", Text),
     ("JobFailOnInstanceFail", Flag),
     ("AutoRelease", Flag),
+    ("Daemonize", Flag),
     ("Notification", Object),
     ("DAG", Object),
     ("App", Object),
@@ -35,6 +36,7 @@ pub(super) const TASK: Keys = &[
     ("InstanceCount", Whole),
     ("MaxRetryCount", Whole),
     ("ClusterId", Text),
+    ("Daemonize", Flag),
     ("Mounts", Object),
     // `bcs` 1.7.7 writes a cluster's id here, as text, when its configured default cluster is one.
     ("AutoCluster", Any),

@@ -14,6 +14,9 @@ const MAX_PATH: usize = 3072;
 /// The longest component, in bytes: the limit of Linux file systems.
 const MAX_COMPONENT: usize = 255;
 
+/// The deepest path, in components.
+const MAX_DEPTH: usize = 100;
+
 /// Nothing may be mounted here or below: the kernel's views, what the machine boots from, and the agent's own state.
 const CLOSED_TREES: &[&str] = &[
     "/proc",
@@ -93,6 +96,9 @@ pub(super) fn parse(text: &str) -> Result<LocalPath, Refusal> {
             name => path.push(name),
         }
     }
+    if path.components().count() > MAX_DEPTH {
+        return refuse("is more than 100 directories deep", "use a shorter path");
+    }
     if path.as_os_str() == "/" {
         return refuse("is the root of the file system", "use a directory of its own, such as /home/data/");
     }
@@ -163,6 +169,7 @@ mod tests {
             assert!(refusal(text).contains(why), "{text:?}: {}", refusal(text));
         }
         assert!(refusal(&format!("/{}", "n".repeat(256))).contains("255 bytes"));
+        assert!(refusal(&"/n".repeat(200)).contains("100 directories deep"));
         assert!(refusal(&"/nnnn".repeat(1000)).contains("3072 bytes"));
     }
 

@@ -16,6 +16,9 @@ use crate::job::draft::{DraftInput, DraftOutput, DraftTask};
 use crate::job::finding::{At, Findings, Place, nearest, quoted};
 use crate::job::names::{Attempt, MAX_JOB_ID};
 
+/// The most mappings of a task. The kernel allows a mount namespace 100,000 mounts, and checking takes time.
+const MAX_MAPPINGS: usize = 10_000;
+
 /// What the longest job id, instance and attempt take of a log object's name, in bytes.
 const LOG_SUFFIX: usize = MAX_JOB_ID + "...1000000.1000".len();
 
@@ -64,6 +67,15 @@ enum ClaimKind {
 /// Checks all mappings of a task, each by itself and then against each other.
 pub(super) fn check(task: &DraftTask, slashes_agree: bool, findings: &mut Findings) -> Mappings {
     let mut mappings = Mappings::default();
+    let count = task.inputs.len() + task.outputs.len() + task.logs.len();
+    if count > MAX_MAPPINGS {
+        findings.error_with(
+            &task.place,
+            format!("there are {count} mappings, and at most {MAX_MAPPINGS} are allowed"),
+            "map directories and not each of their files",
+        );
+        return mappings;
+    }
     let mut claims = BTreeMap::new();
     for written in &task.inputs {
         input(written, slashes_agree, &mut mappings, &mut claims, findings);
