@@ -1,1 +1,32 @@
-//! The mount.
+//! Object storage as a local file system.
+//!
+//! A mount shows buckets, prefixes and single objects of `oss://`, `s3://`, `gs://`, `az://` and `file://` as a read-only
+//! tree. One server process, `fuse-oss serve`, owns a cache directory and a memory budget and serves all mounts of a
+//! machine; [`client::Client`] asks it to mount and unmount.
+//!
+//! From the top down: [`filesystem`] is what the kernel asks, [`namespace`] the frozen tree of names, [`reader`] an open
+//! file, [`blocks`] the chain of memory, disk and store that bytes come from. Beside them, [`server`] with its [`protocol`]
+//! and [`runtime`] files, [`mountpoint`] and [`transport`] towards the kernel.
+
+pub mod blocks;
+pub mod client;
+pub mod daemon;
+mod error;
+pub mod fault;
+pub mod filesystem;
+pub mod mountpoint;
+pub mod namespace;
+mod options;
+pub mod protocol;
+pub mod reader;
+pub mod runtime;
+pub mod server;
+mod size;
+pub mod transport;
+
+pub use error::{ClientError, ErrorKind, MountError};
+pub use options::{
+    DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest, MountStatus,
+    RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries, default_runtime_dir,
+};
+pub use size::{ByteSize, ByteSizeError};

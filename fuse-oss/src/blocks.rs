@@ -1,0 +1,463 @@
+//! Blocks of objects, from wherever they are nearest: memory, then disk, then the store.
+//!
+//! Every mount of a server reads through one [`Blocks`], so that the memory budget is one and the cache is shared. An object
+//! is a version of a key in a bucket reached a certain way ([`ObjectId`]); blocks of different versions never meet, so
+//! bytes of two versions cannot be mixed whatever happens to the bucket.
+//!
+//! The chain. Memory holds blocks that were fetched a moment ago. The disk holds them for longer, and what is on disk
+//! and was checked is read from there directly: the kernel's page cache is a better memory tier than a second copy in this
+//! process. A fetch is one ranged request for a run of neighbouring blocks, each handed out as soon as it is complete;
+//! while it is under way, everybody else who wants one of its blocks waits for the same fetch.
+//!
+//! Half of the memory budget is for blocks in memory and half for fetches. A reader whose fetch finds no room waits (that is
+//! the back-pressure); read-ahead that finds none is dropped.
+
+pub mod disk;
+pub mod index;
+pub mod memory;
+pub mod object;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use lru::LruCache;
+use oss::{ErrorKind, GetOptions};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, error, warn};
+
+use crate::fault::Fault;
+use disk::Disk;
+use index::{BLOCK, block_len};
+use memory::{BlockId, Claim, Memory, Outcome};
+use object::{Loaded, Object, ObjectId, Whole};
+
+/// The most blocks one request asks for.
+pub const MAX_RUN: u32 = 8;
+
+/// Objects whose index stays in memory after the last reader closed them.
+const WARM_OBJECTS: usize = 256;
+
+/// The pause before a body that broke off is asked for again; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// All blocks of all mounts.
+#[derive(Debug)]
+pub struct Blocks {
+    runtime: Handle,
+    memory: Memory,
+    memory_limit: usize,
+    /// One permit is one KiB under way.
+    budget: Arc<Semaphore>,
+    budget_kib: u32,
+    disk: Option<Disk>,
+    objects: Mutex<Objects>,
+    fetched: AtomicU64,
+    corrupt: AtomicU64,
+    disk_trouble: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Objects {
+    open: HashMap<ObjectId, Weak<Object>>,
+    warm: LruCache<ObjectId, Arc<Object>>,
+}
+
+impl Blocks {
+    /// Blocks within `memory_limit` bytes, with a disk tier where there is one. Fetches run on `runtime`.
+    pub fn new(runtime: Handle, memory_limit: usize, disk: Option<Disk>) -> Self {
+        let half = memory_limit / 2;
+        let budget_kib = u32::try_from(half / 1024).unwrap_or(u32::MAX).min(u32::MAX >> 3);
+        let warm = LruCache::new(std::num::NonZeroUsize::new(WARM_OBJECTS).expect("256 is not zero"));
+        Self {
+            runtime,
+            memory: Memory::new(memory_limit - half),
+            memory_limit,
+            budget: Arc::new(Semaphore::new(usize::try_from(budget_kib).unwrap_or(Semaphore::MAX_PERMITS))),
+            budget_kib,
+            disk,
+            objects: Mutex::new(Objects { open: HashMap::new(), warm }),
+            fetched: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            disk_trouble: AtomicU64::new(0),
+        }
+    }
+
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one [`Object`] of this identity, with its cache files opened.
+    pub fn open(&self, object: Object) -> Arc<Object> {
+        let mut objects = self.objects();
+        let known = objects.open.get(&object.id).and_then(Weak::upgrade);
+        let object = known.unwrap_or_else(|| {
+            if let Some(disk) = self.disk.as_ref().filter(|_| object.size > 0)
+                && let Err(error) = disk.open(object.id).and_then(|files| object.attach(files))
+            {
+                self.report_disk(&error);
+            }
+            Arc::new(object)
+        });
+        objects.open.insert(object.id, Arc::downgrade(&object));
+        let id = object.id;
+        objects.warm.put(id, Arc::clone(&object));
+        // The table of weak references is swept when it has doubled since the last time.
+        if objects.open.len() > 2 * WARM_OBJECTS && objects.open.len().is_power_of_two() {
+            objects.open.retain(|_, object| object.strong_count() > 0);
+        }
+        object
+    }
+
+    /// Bytes of memory in use: blocks held and fetches under way.
+    pub fn memory_used(&self) -> u64 {
+        let budget = usize::try_from(self.budget_kib).unwrap_or(0);
+        let under_way = budget.saturating_sub(self.budget.available_permits()) * 1024;
+        u64::try_from(self.memory.used() + under_way).unwrap_or(u64::MAX)
+    }
+
+    /// The memory budget in bytes.
+    pub fn memory_limit(&self) -> u64 {
+        u64::try_from(self.memory_limit).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes in the disk cache, and the most there may be.
+    pub fn disk_use(&self) -> (u64, u64) {
+        self.disk.as_ref().map_or((0, 0), |disk| (disk.used(), disk.limit()))
+    }
+
+    /// Bytes fetched from stores so far.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Blocks or objects that were found to be wrong so far.
+    pub fn corrupt(&self) -> u64 {
+        self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// The most blocks that reading ahead may be in front of one reader.
+    pub fn max_ahead(&self) -> u32 {
+        (self.budget_kib / 4 / u32::try_from(BLOCK / 1024).expect("1024 fits")).clamp(1, 32)
+    }
+
+    /// Counts what the disk holds from earlier; for a thread of its own.
+    pub fn scan_disk(&self) {
+        if let Some(disk) = &self.disk {
+            let victims = disk.scan();
+            self.evict(disk, &victims);
+        }
+    }
+
+    /// The block, if it is in memory.
+    pub fn in_memory(&self, object: &Object, block: u32) -> Option<Bytes> {
+        self.memory.get(&(object.id, block))
+    }
+
+    /// The block, from wherever it is; when it has to be fetched, up to `run` blocks are asked for with one request.
+    ///
+    /// # Errors
+    /// When the store's retries, and ours for broken bodies, are exhausted.
+    pub async fn get(self: &Arc<Self>, object: &Arc<Object>, block: u32, run: u32) -> Outcome {
+        if let Some(bytes) = self.in_memory(object, block) {
+            return Ok(bytes);
+        }
+        if object.has(block)
+            && let Some(bytes) = self.load(object, block).await
+        {
+            return Ok(bytes);
+        }
+        let run = run.clamp(1, MAX_RUN).min(object.blocks() - block);
+        let receiver = match self.memory.claim(object.id, block, run, |block| object.has(block)) {
+            Claim::Have(bytes) => return Ok(bytes),
+            Claim::Wait(receiver) => receiver,
+            Claim::Fetch(count, receiver) => {
+                self.spawn(object, block, count, None);
+                receiver
+            }
+        };
+        receiver.await.unwrap_or_else(|_| Err(Fault::Internal("a fetch ended without an answer".to_owned())))
+    }
+
+    /// Begins to fetch the blocks of `range` that are nowhere near, as far as there is memory for it.
+    pub fn ahead(self: &Arc<Self>, object: &Arc<Object>, range: std::ops::Range<u32>) {
+        let end = range.end.min(object.blocks());
+        let mut next = range.start;
+        while next < end {
+            let run = MAX_RUN.min(end - next);
+            let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(self.kib(run)) else { return };
+            let count = self.memory.claim_ahead(object.id, next, run, |block| object.has(block));
+            if count == 0 {
+                next += 1;
+                continue;
+            }
+            self.spawn(object, next, count, Some(permit));
+            next += count;
+        }
+    }
+
+    fn kib(&self, blocks: u32) -> u32 {
+        // A budget smaller than a run still lets one through.
+        (blocks * u32::try_from(BLOCK / 1024).expect("1024 fits")).min(self.budget_kib)
+    }
+
+    async fn load(self: &Arc<Self>, object: &Arc<Object>, block: u32) -> Option<Bytes> {
+        let (blocks, object) = (Arc::clone(self), Arc::clone(object));
+        let loaded = self.runtime.spawn_blocking(move || match object.load(block) {
+            Loaded::Block(bytes) => Some(bytes),
+            Loaded::Absent => None,
+            Loaded::Corrupt => {
+                blocks.corrupt.fetch_add(1, Ordering::Relaxed);
+                warn!(object = object.name(), block, "a cached block was damaged on the disk; it is fetched again");
+                None
+            }
+        });
+        loaded.await.ok().flatten()
+    }
+
+    fn spawn(self: &Arc<Self>, object: &Arc<Object>, first: u32, count: u32, permit: Option<OwnedSemaphorePermit>) {
+        let flight =
+            Flight { blocks: Arc::clone(self), object: Arc::clone(object), next: first, end: first + count };
+        self.runtime.spawn(flight.run(permit));
+    }
+
+    /// Writes a block to the disk cache and does what follows from it.
+    fn keep(&self, object: &Object, block: u32, bytes: &[u8]) {
+        let Some(disk) = &self.disk else { return };
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if !disk.has_room(len) {
+            let victims = disk.grown(object.id, 0);
+            self.evict(disk, &victims);
+            if !disk.has_room(len) {
+                return;
+            }
+        }
+        match object.keep(block, bytes) {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => {
+                self.report_disk(&error);
+                return;
+            }
+        }
+        let victims = disk.grown(object.id, len.next_multiple_of(4096));
+        self.evict(disk, &victims);
+        match object.check_whole() {
+            Whole::NotChecked => {}
+            Whole::Right => debug!(object = object.name(), "complete in the cache, checksum right"),
+            Whole::Wrong => {
+                self.corrupt.fetch_add(1, Ordering::Relaxed);
+                error!(
+                    object = object.name(),
+                    "the checksum of the whole object is not the one its store keeps: bytes were changed on the way or in the \
+                     store. All its blocks are dropped and fetched again; what was read before may have been wrong"
+                );
+                self.memory.forget(object.id, object.blocks());
+                object.clear();
+                disk.removed(object.id);
+            }
+        }
+    }
+
+    fn evict(&self, disk: &Disk, victims: &[ObjectId]) {
+        for &victim in victims {
+            // Under this lock, so that nobody opens what is being removed.
+            let mut objects = self.objects();
+            objects.warm.pop(&victim);
+            match objects.open.get(&victim).and_then(Weak::upgrade) {
+                Some(open) => {
+                    open.clear();
+                    disk.removed(victim);
+                }
+                None => disk.unlink(victim),
+            }
+        }
+    }
+
+    /// Says that the cache disk fails, once a minute.
+    fn report_disk(&self, error: &std::io::Error) {
+        let now = unix_seconds();
+        let last = self.disk_trouble.load(Ordering::Relaxed);
+        if now >= last + 60
+            && self.disk_trouble.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            warn!(%error, "the cache directory cannot be written; reads go to the store until it can");
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A fetch under way. Whatever becomes of it, everybody who waits for one of its blocks is told.
+struct Flight {
+    blocks: Arc<Blocks>,
+    object: Arc<Object>,
+    next: u32,
+    end: u32,
+}
+
+/// Why a request did not bring everything.
+enum Broken {
+    /// Asking again is of no use: the store has retried already, or has refused.
+    Final(Fault),
+    /// The body broke off; what has come is kept.
+    Again(Fault),
+}
+
+impl Flight {
+    async fn run(mut self, permit: Option<OwnedSemaphorePermit>) {
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => {
+                let kib = self.blocks.kib(self.end - self.next);
+                // The semaphore is never closed, so this cannot fail.
+                Arc::clone(&self.blocks.budget).acquire_many_owned(kib).await.ok()
+            }
+        };
+        let mut writes = Vec::new();
+        let mut deadline = Instant::now() + self.object.origin.deadline;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let before = self.next;
+            match self.request(&mut writes).await {
+                Ok(()) => break,
+                Err(Broken::Final(fault)) => {
+                    self.fail(&fault);
+                    break;
+                }
+                Err(Broken::Again(fault)) => {
+                    if self.next > before {
+                        deadline = Instant::now() + self.object.origin.deadline;
+                        pause = FIRST_PAUSE;
+                    }
+                    if Instant::now() + pause >= deadline {
+                        self.fail(&fault);
+                        break;
+                    }
+                    debug!(object = self.object.name(), block = self.next, %fault, "asking again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+            }
+        }
+        // The memory of a block counts until it is on the disk: a slow disk slows fetching down instead of piling blocks up.
+        for write in writes {
+            let _ = write.await;
+        }
+        drop(permit);
+    }
+
+    async fn request(&mut self, writes: &mut Vec<tokio::task::JoinHandle<()>>) -> Result<(), Broken> {
+        let object = Arc::clone(&self.object);
+        let start = u64::from(self.next) * BLOCK;
+        let end = (u64::from(self.end) * BLOCK).min(object.size);
+        // Asked for as a whole, the store's client verifies the checksum of a small object itself.
+        let range = (start > 0 || end < object.size).then_some(start..end);
+        let options = GetOptions { range, if_match: object.etag.clone() };
+        let response = object.origin.store.get(&object.key, options).await.map_err(|error| Broken::Final(error.into()))?;
+        let meta = &response.meta;
+        let same_etag = object.etag.is_none() || meta.etag.is_none() || meta.etag == object.etag;
+        // Without a version the time has to do; listings and answers may round it differently, to a second.
+        let same_time = object.etag.is_some() || same_second(object.modified, meta.modified);
+        if meta.size != object.size || !same_etag || !same_time {
+            return Err(Broken::Final(Fault::Replaced(format!(
+                "{} was replaced in its store while mounted (it has {} bytes now and had {}); mount again to see the new one",
+                object.name(),
+                meta.size,
+                object.size
+            ))));
+        }
+        object.learn(meta.checksum);
+        let mut body = response.body;
+        let mut rest = Bytes::new();
+        while self.next < self.end {
+            let want = block_len(object.size, self.next);
+            let mut block = BytesMut::with_capacity(want);
+            while block.len() < want {
+                if rest.is_empty() {
+                    rest = match body.next().await {
+                        Some(Ok(chunk)) => chunk,
+                        Some(Err(error)) => return Err(broken(error)),
+                        None => return Err(Broken::Again(short(&object))),
+                    };
+                    continue;
+                }
+                let take = rest.len().min(want - block.len());
+                block.extend_from_slice(&rest.split_to(take));
+            }
+            if self.next + 1 == self.end {
+                // The end of the body is where a wrong checksum shows.
+                while let Some(chunk) = body.next().await {
+                    if !chunk.map_err(broken)?.is_empty() {
+                        return Err(Broken::Again(short(&object)));
+                    }
+                }
+            }
+            self.deliver(block.freeze(), writes);
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, bytes: Bytes, writes: &mut Vec<tokio::task::JoinHandle<()>>) {
+        let id: BlockId = (self.object.id, self.next);
+        self.next += 1;
+        self.blocks.fetched.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
+        self.blocks.memory.deliver(id, &Ok(bytes.clone()));
+        if self.blocks.disk.is_some() {
+            let (blocks, object) = (Arc::clone(&self.blocks), Arc::clone(&self.object));
+            writes.push(self.blocks.runtime.spawn_blocking(move || blocks.keep(&object, id.1, &bytes)));
+        }
+    }
+
+    fn fail(&mut self, fault: &Fault) {
+        let replaced = match fault {
+            Fault::Replaced(_) => true,
+            Fault::Store(error) => matches!(error.kind(), ErrorKind::Changed | ErrorKind::NotFound),
+            _ => false,
+        };
+        if replaced {
+            if self.object.set_replaced() {
+                warn!(object = self.object.name(), %fault, "no longer what was mounted; reads of it fail (ESTALE) until it is mounted again");
+            }
+        } else if self.object.may_complain(unix_seconds()) {
+            warn!(object = self.object.name(), block = self.next, %fault, "cannot be read");
+        }
+        while self.next < self.end {
+            let id = (self.object.id, self.next);
+            self.next += 1;
+            self.blocks.memory.deliver(id, &Err(fault.clone()));
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.next < self.end {
+            self.fail(&Fault::Internal("the fetch was given up".to_owned()));
+        }
+    }
+}
+
+fn broken(error: oss::Error) -> Broken {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Throttled { .. } => Broken::Again(error.into()),
+        _ => Broken::Final(error.into()),
+    }
+}
+
+fn short(object: &Object) -> Fault {
+    let target = object.name();
+    oss::Error::new(ErrorKind::Unavailable, "GET", target, "the answer has another length than it announced").into()
+}
+
+fn same_second(a: Option<SystemTime>, b: Option<SystemTime>) -> bool {
+    let seconds = |time: Option<SystemTime>| time?.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+    a.is_none() || b.is_none() || seconds(a) == seconds(b)
+}

@@ -1,0 +1,226 @@
+//! What can be written on the command line, and what --help says about it.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use fuse_oss::{ByteSize, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, RUNTIME_DIR_VARIABLE};
+
+/// Mount object storage (oss://, s3://, gs://, az://, file://) as a read-only file system.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fuse-oss",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_long_help = "\
+EXAMPLES
+  fuse-oss mount oss://genomes/hg38/ /mnt/hg38 --region cn-hangzhou
+  fuse-oss mount s3://bucket/ /mnt/bucket --endpoint http://10.0.0.5:9000 --region us-east-1
+  fuse-oss umount /mnt/hg38
+  /etc/fstab:  oss://genomes/hg38/  /mnt/hg38  fuse.fuse-oss  ro,allow_other,region=cn-hangzhou,_netdev  0 0
+
+WHEN SOMETHING IS WRONG
+  What is mounted, by which process, and how full is the cache?    fuse-oss status
+  Why did it fail?          the message says; more is in RUNTIME_DIR/*.log and with -v
+  'Transport endpoint is not connected'   the server died: fuse-oss umount DIR, then mount again
+  Cannot unmount, in use    the message names the processes; --lazy detaches the mount all the same
+  An old file is shown      a mount shows objects as they were when first looked at: mount again
+  Stale file handle (ESTALE)   the object was replaced while mounted: mount again
+  Something is missing      keys that are no file names ('a//b', '..', over 255 bytes) are not shown, nor is an object 'x'
+                            beside a directory 'x/': fuse-oss status counts them
+
+EXIT STATUS
+  0 done   64 usage   66 bucket, directory or object missing   69 storage unavailable   70 internal error
+  71 mount or operating system   77 denied, bad credentials   78 bad settings, wrong region"
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArguments {
+    /// How the log on standard error is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// Log more; twice for everything. RUST_LOG, when set, decides instead.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount a bucket, prefix or local directory; returns once the mount answers.
+    Mount(MountArguments),
+    /// Unmount; says who uses the mount when somebody does.
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArguments),
+    /// Show the servers of this machine and what they have mounted.
+    Status(StatusArguments),
+    /// Run the server that answers for all mounts of a cache directory (mount starts one when none runs).
+    Serve(ServeArguments),
+}
+
+/// Which cache and how much of everything; the same for `serve` and for a server that `mount` starts.
+#[derive(Debug, Clone, Args)]
+pub struct CacheArguments {
+    /// Directory for cached blocks; survives restarts. One server owns it, and all mounts that name it share it.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "FUSE_OSS_CACHE_DIR")]
+    pub cache_dir: PathBuf,
+    /// The most the cache may hold, such as 500GB or 200GiB; 0 for no cache on disk [default: a fifth of its file system;
+    /// a twentieth, at most 10 GiB, of it always stays free].
+    #[arg(long, value_name = "SIZE", env = "FUSE_OSS_CACHE_SIZE")]
+    pub cache_size: Option<ByteSize>,
+    /// Memory for blocks, such as 512MiB, shared by all mounts of the server [default: a quarter of the machine's memory, at
+    /// most 2 GiB].
+    #[arg(long, value_name = "SIZE", env = "FUSE_OSS_MEMORY_LIMIT")]
+    pub memory_limit: Option<ByteSize>,
+    /// Directory for control sockets and logs.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR, env = RUNTIME_DIR_VARIABLE)]
+    pub runtime_dir: PathBuf,
+}
+
+/// `fuse-oss mount`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+CREDENTIALS
+  From the environment of this command: OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET (OSS_SESSION_TOKEN) for oss://,
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN) for s3://; without them the instance's RAM or IAM role. They are
+  handed to the server over its socket and appear in no process list and no log.")]
+pub struct MountArguments {
+    /// What to mount: oss://BUCKET/PREFIX/, s3://BUCKET/PREFIX/, gs://..., az://..., file:///DIRECTORY/ (trailing slash).
+    pub location: String,
+    /// Where: an existing, empty directory.
+    pub directory: PathBuf,
+    /// Options as mount(8) and fstab have them, separated by commas; every long option below without its dashes, such as
+    /// region=cn-hangzhou,allow_other,file_mode=0444, and nonempty, noexec.
+    #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
+    pub fstab_options: Vec<String>,
+    /// Serve this mount from this process, until it is unmounted or Ctrl-C.
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Let users other than the one who mounts look inside.
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Permission bits of files, octal.
+    #[arg(long, value_name = "MODE", value_parser = octal, default_value = "0555")]
+    pub file_mode: u32,
+    /// Permission bits of directories, octal.
+    #[arg(long, value_name = "MODE", value_parser = octal, default_value = "0555")]
+    pub dir_mode: u32,
+    /// User id that owns everything [default: the server's, usually root].
+    #[arg(long)]
+    pub uid: Option<u32>,
+    /// Group id of everything [default: the server's, usually root].
+    #[arg(long)]
+    pub gid: Option<u32>,
+    /// Mount over a directory that is not empty, hiding what is in it.
+    #[arg(long)]
+    pub nonempty: bool,
+    /// Where the store is asked: https://oss-cn-hangzhou-internal.aliyuncs.com, http://127.0.0.1:9000 [default: the region's].
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// The bucket's region: cn-hangzhou, us-east-1 [default: from the endpoint's name or the instance].
+    #[arg(long)]
+    pub region: Option<String>,
+    /// How the bucket is put into URLs: auto, path or virtual-hosted.
+    #[arg(long, value_name = "HOW", value_parser = addressing)]
+    pub addressing: Option<oss::Addressing>,
+    /// Do not sign requests: public buckets.
+    #[arg(long)]
+    pub anonymous: bool,
+    /// Seconds for a connection to be made [default: 5].
+    #[arg(long, value_name = "SECONDS")]
+    pub connect_timeout: Option<u64>,
+    /// Seconds for the first byte of an answer, and between two pieces of it [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    pub read_timeout: Option<u64>,
+    /// Seconds after which a read gives up retrying and fails with an I/O error [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub total_timeout: Option<u64>,
+    /// Which cache and how much.
+    #[command(flatten)]
+    pub cache: CacheArguments,
+    /// Flags that mount(8) passes to a helper; they have no effect but -f.
+    #[command(flatten)]
+    pub helper: HelperArguments,
+}
+
+/// The flags mount(8) gives to `/sbin/mount.TYPE`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct HelperArguments {
+    /// Check everything and do not mount (mount -f).
+    #[arg(long, hide = true)]
+    pub fake: bool,
+}
+
+/// `fuse-oss umount`.
+#[derive(Debug, Args)]
+pub struct UmountArguments {
+    /// The directory it is mounted on.
+    pub directory: PathBuf,
+    /// Take the mount out of the tree now, even if it is in use; processes that have files open keep them.
+    #[arg(short, long)]
+    pub lazy: bool,
+    /// Directory of control sockets.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR, env = RUNTIME_DIR_VARIABLE)]
+    pub runtime_dir: PathBuf,
+}
+
+/// `fuse-oss status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Directory of control sockets.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR, env = RUNTIME_DIR_VARIABLE)]
+    pub runtime_dir: PathBuf,
+}
+
+/// `fuse-oss serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Which cache and how much.
+    #[command(flatten)]
+    pub cache: CacheArguments,
+    /// End this many seconds after the last mount has gone [default: never].
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_exit: Option<u64>,
+    /// Go into the background once ready; the log then goes to RUNTIME_DIR/HASH.log.
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// Reads permission bits.
+pub fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("{text:?} is no octal mode between 0000 and 0777"))
+}
+
+/// Reads how a bucket is addressed.
+pub fn addressing(text: &str) -> Result<oss::Addressing, String> {
+    match text {
+        "auto" => Ok(oss::Addressing::Auto),
+        "path" => Ok(oss::Addressing::Path),
+        "virtual-hosted" | "virtual" => Ok(oss::Addressing::VirtualHosted),
+        _ => Err(format!("{text:?} is no way to address a bucket: write auto, path or virtual-hosted")),
+    }
+}

@@ -1,0 +1,380 @@
+//! The file system as the kernel asks for it.
+//!
+//! A FUSE thread never waits for the network: what is known or at hand is answered on the spot, for everything else the
+//! reply object goes to a task and is answered there. Attributes and names are handed out with a life of a century,
+//! including names that are missing, and pages and directory contents stay in the kernel's caches: the view is frozen (see
+//! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+use tracing::{debug, warn};
+
+use crate::blocks::Blocks;
+use crate::blocks::object::Object;
+use crate::namespace::{Body, File, Known, Namespace, Node};
+use crate::options::MountOptions;
+use crate::reader::Reader;
+
+/// For ever, in a form the kernel can still add to its clock.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
+const MAX_BACKGROUND: u16 = 256;
+
+/// Names handed over per directory request at most; the kernel's buffer is full long before.
+const NAMES_PER_REPLY: usize = 4096;
+
+/// A mount, as far as the kernel sees it.
+#[derive(Debug)]
+pub struct Mounted {
+    inner: Arc<Inner>,
+    runtime: Handle,
+}
+
+/// What outlives a request.
+#[derive(Debug)]
+pub struct Inner {
+    namespace: Namespace,
+    blocks: Arc<Blocks>,
+    options: MountOptions,
+    uid: u32,
+    gid: u32,
+    readers: RwLock<HashMap<u64, Arc<Reader>>>,
+    next_handle: AtomicU64,
+    salt: u64,
+}
+
+impl Mounted {
+    /// A file system that shows `namespace`. `salt` differs from mount to mount.
+    pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
+        let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
+        let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
+        let readers = RwLock::default();
+        let next_handle = AtomicU64::new(1);
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt });
+        Self { inner, runtime }
+    }
+
+    /// For `status`, after the file system itself has gone to its session.
+    pub fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.inner)
+    }
+}
+
+impl Inner {
+    /// The names.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// How many files are open.
+    pub fn open_files(&self) -> u64 {
+        u64::try_from(self.readers.read().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u64::MAX)
+    }
+
+    fn attributes(&self, node: &Node) -> FileAttr {
+        let (kind, mode, size, time) = match &node.body {
+            Body::Directory(_) => (FileType::Directory, self.options.dir_mode, 0, None),
+            Body::File(file) => (FileType::RegularFile, self.options.file_mode, file.size, file.modified),
+        };
+        // Times before 1970 are as good as none; fuser's conversion of them is not exact.
+        let time = time.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        FileAttr {
+            ino: INodeNo(node.ino),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm: u16::try_from(mode & 0o7777).unwrap_or(0o555),
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn reader(&self, handle: FileHandle) -> Option<Arc<Reader>> {
+        self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
+    }
+
+    fn object(&self, node: &Node, file: &File) -> Option<Arc<Object>> {
+        let key = self.namespace.key(node)?;
+        let origin = Arc::clone(&file.origin);
+        Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
+    }
+
+    fn opened(&self, object: Arc<Object>, reply: ReplyOpen) {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
+        self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
+        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    /// Answers a directory request from names that are known.
+    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
+        let Some(directory) = node.directory() else { return };
+        let mut offset = offset;
+        // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
+        while offset < 2 {
+            let (name, ino) = if offset == 0 { (".", node.ino) } else { ("..", node.parent) };
+            let Some(node) = self.namespace.node(ino) else { return };
+            offset += 1;
+            if add(&self.attributes(&node), offset, name) {
+                return;
+            }
+        }
+        let from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
+        for node in self.namespace.entries(directory, from, NAMES_PER_REPLY) {
+            offset += 1;
+            if add(&self.attributes(&node), offset, &node.name) {
+                return;
+            }
+        }
+    }
+
+    /// Whether a directory request can be answered without asking the store. The two names that are always there are not
+    /// an answer worth giving alone.
+    fn can_fill(&self, node: &Node, offset: u64) -> bool {
+        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        node.directory().is_none_or(|directory| self.namespace.can_tell(directory, from))
+    }
+
+    async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
+        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        self.namespace.list_to(node, from).await.map_err(|fault| {
+            warn!(directory = %node.name.escape_debug(), %fault, "cannot be listed");
+            Errno::from_i32(fault.errno_at_open())
+        })
+    }
+}
+
+impl Filesystem for Mounted {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ] {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(parent) = self.inner.namespace.node(parent.0) else { return reply.error(Errno::ESTALE) };
+        let Some(directory) = parent.directory() else { return reply.error(Errno::ENOTDIR) };
+        if name.len() > crate::namespace::listing::MAX_NAME {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
+        // Keys are UTF-8, so no other name can be there.
+        let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
+        match self.inner.namespace.known(directory, name) {
+            Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
+            Known::Missing => missing(&self.inner, reply),
+            Known::Unknown => {
+                let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+                self.runtime.spawn(async move {
+                    match inner.namespace.lookup(&parent, &name).await {
+                        Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
+                        Ok(None) => missing(&inner, reply),
+                        Err(fault) => {
+                            warn!(name = %name.escape_debug(), %fault, "cannot be looked up");
+                            reply.error(Errno::from_i32(fault.errno_at_open()));
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.inner.namespace.node(ino.0) {
+            Some(node) => reply.attr(&FOREVER, &self.inner.attributes(&node)),
+            None => reply.error(Errno::ESTALE),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
+        let Some(file) = node.file() else { return reply.error(Errno::EISDIR) };
+        let Some(object) = self.inner.object(&node, file) else { return reply.error(Errno::ESTALE) };
+        // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
+        // right or a deleted object is said by open and not by some later read.
+        if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
+            return self.inner.opened(object, reply);
+        }
+        if file.archived {
+            warn!(
+                object = object.name(),
+                "the object is in an archive tier: restore it first (ossutil restore, aws s3api restore-object), which can take hours"
+            );
+            return reply.error(Errno::EIO);
+        }
+        let inner = Arc::clone(&self.inner);
+        self.runtime.spawn(async move {
+            match inner.blocks.get(&object, 0, 1).await {
+                Ok(_) => {
+                    if let Some(file) = node.file() {
+                        file.proved.store(true, Ordering::Relaxed);
+                    }
+                    inner.opened(object, reply);
+                }
+                Err(fault) => {
+                    debug!(object = object.name(), %fault, "cannot be opened");
+                    reply.error(Errno::from_i32(fault.errno_at_open()));
+                }
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(reader) = self.inner.reader(fh) else { return reply.error(Errno::EBADF) };
+        let len = reader.clamp(offset, size);
+        if len == 0 {
+            return reply.data(&[]);
+        }
+        if let Some(bytes) = reader.read_now(offset, len) {
+            reply.data(&bytes);
+            // The runtime is entered because reading ahead begins tasks there.
+            let _entered = self.runtime.enter();
+            return reader.read_ahead(offset, len);
+        }
+        self.runtime.spawn(async move {
+            reader.read_ahead(offset, len);
+            match reader.read(offset, len).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.inner.readers.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        reply.ok();
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // Answered once, never asked again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
+        let inner = Arc::clone(&self.inner);
+        if inner.can_fill(&node, offset) {
+            inner.fill(&node, offset, |attr, next, name| reply.add(attr.ino, next, attr.kind, name));
+            return reply.ok();
+        }
+        self.runtime.spawn(async move {
+            match inner.list_to(&node, offset).await {
+                Ok(()) => {
+                    inner.fill(&node, offset, |attr, next, name| reply.add(attr.ino, next, attr.kind, name));
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
+        let inner = Arc::clone(&self.inner);
+        if inner.can_fill(&node, offset) {
+            inner.fill(&node, offset, |attr, next, name| {
+                reply.add(attr.ino, next, name, &FOREVER, attr, Generation(0))
+            });
+            return reply.ok();
+        }
+        self.runtime.spawn(async move {
+            match inner.list_to(&node, offset).await {
+                Ok(()) => {
+                    inner.fill(&node, offset, |attr, next, name| {
+                        reply.add(attr.ino, next, name, &FOREVER, attr, Generation(0))
+                    });
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // A store has no size. "Plenty, all of it used" keeps programs that look at free space from trying to write,
+        // and 1 PiB is small enough for 32-bit arithmetic on blocks of 1 MiB.
+        let names = self.inner.namespace.len();
+        reply.statfs(1 << 30, 0, 0, names, 0, 1 << 20, 255, 1 << 20);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks modes by itself (default_permissions).
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        // Answered once, never asked again: without this every read of a program costs a request for capabilities.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Answers that a name is missing, and will be: an entry with inode number 0 is one the kernel may remember.
+fn missing(inner: &Inner, reply: ReplyEntry) {
+    let root = inner.namespace.node(crate::namespace::ROOT);
+    match root {
+        Some(root) => {
+            let attributes = FileAttr { ino: INodeNo(0), ..inner.attributes(&root) };
+            reply.entry(&FOREVER, &attributes, Generation(0));
+        }
+        None => reply.error(Errno::ENOENT),
+    }
+}

@@ -1,0 +1,277 @@
+//! What can be asked of a mount and of the server behind it.
+
+use std::path::PathBuf;
+
+use oss::{Location, Settings};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorKind, MountError};
+use crate::size::ByteSize;
+
+/// Where the server keeps its cache unless told otherwise.
+pub const DEFAULT_CACHE_DIR: &str = "/var/cache/fuse-oss";
+/// Where control sockets are unless told otherwise.
+pub const DEFAULT_RUNTIME_DIR: &str = "/run/fuse-oss";
+/// Sets the runtime directory when the command line does not.
+pub const RUNTIME_DIR_VARIABLE: &str = "FUSE_OSS_RUNTIME_DIR";
+/// The least memory a server works with: a few blocks in flight for several readers at once.
+pub const MIN_MEMORY: ByteSize = ByteSize::new(32 << 20);
+
+/// How files look and who may see them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountOptions {
+    /// Permission bits of files. Objects carry read and execute permission and no write permission unless told otherwise.
+    pub file_mode: u32,
+    /// Permission bits of directories.
+    pub dir_mode: u32,
+    /// Who owns everything; the user of the server (root) when absent.
+    pub uid: Option<u32>,
+    /// The group of everything; the group of the server when absent.
+    pub gid: Option<u32>,
+    /// Whether users other than the server's own may look inside.
+    pub allow_other: bool,
+    /// Whether files may be executed (`noexec` when not).
+    pub exec: bool,
+    /// Whether to mount over a directory that has something in it, hiding that.
+    pub nonempty: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { file_mode: 0o555, dir_mode: 0o555, uid: None, gid: None, allow_other: false, exec: true, nonempty: false }
+    }
+}
+
+/// One location at one place of the tree that a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountEntry {
+    /// Where inside the mount, relative and normalised (`1/genome.fa`); empty for the root itself, which a directory can take
+    /// and which then must be the only entry. Missing parent directories are made up.
+    pub at: String,
+    /// What is shown there: a directory (trailing slash) or one object.
+    #[serde(with = "as_text")]
+    pub location: Location,
+}
+
+/// A mount, as it is asked for.
+#[derive(Debug, Clone)]
+pub struct MountRequest {
+    /// The directory to mount on; it must exist.
+    pub target: PathBuf,
+    /// What it shows. Entries must not contain one another.
+    pub entries: Vec<MountEntry>,
+    /// How it looks.
+    pub options: MountOptions,
+    /// How the stores are reached and with which credentials.
+    pub stores: Settings,
+}
+
+/// What a successful mount says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReply {
+    /// The absolute path it is mounted on.
+    pub target: PathBuf,
+    /// The server's process.
+    pub pid: u32,
+}
+
+/// How a mount in use is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnmountMode {
+    /// Refused, with the names of the processes that use it.
+    #[default]
+    WhenIdle,
+    /// Taken out of the tree at once; processes that have files open keep reading them.
+    Lazy,
+}
+
+/// The server that is wanted: [`Client::connect_or_start`](crate::client::Client::connect_or_start) finds it by its cache
+/// directory or starts it.
+#[derive(Debug, Clone)]
+pub struct ServeSettings {
+    /// The `fuse-oss` program.
+    pub binary: PathBuf,
+    /// The cache directory, which a server owns alone. Made when missing.
+    pub cache_dir: PathBuf,
+    /// How much the cache may hold; a fifth of its file system when absent.
+    pub cache_size: Option<ByteSize>,
+    /// How much memory blocks may take; a quarter of the machine's, at most 2 GiB, when absent.
+    pub memory_limit: Option<ByteSize>,
+    /// Where control sockets are.
+    pub runtime_dir: PathBuf,
+}
+
+impl ServeSettings {
+    /// The defaults, for the program at `binary`.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            cache_dir: PathBuf::from(DEFAULT_CACHE_DIR),
+            cache_size: None,
+            memory_limit: None,
+            runtime_dir: default_runtime_dir(),
+        }
+    }
+}
+
+/// The runtime directory from the environment, or the usual one.
+pub fn default_runtime_dir() -> PathBuf {
+    std::env::var_os(RUNTIME_DIR_VARIABLE)
+        .filter(|dir| !dir.is_empty())
+        .map_or_else(|| PathBuf::from(DEFAULT_RUNTIME_DIR), PathBuf::from)
+}
+
+/// A mount as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// The absolute path it is mounted on.
+    pub target: PathBuf,
+    /// What it shows.
+    pub entries: Vec<MountEntry>,
+    /// Detached from the tree and only kept for processes that still use it.
+    pub detached: bool,
+    /// Names seen so far.
+    pub nodes: u64,
+    /// Keys met that no file system can show.
+    pub hidden: u64,
+    /// Files open now.
+    pub open_files: u64,
+}
+
+/// What `status` shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The server's process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its cache directory.
+    pub cache_dir: PathBuf,
+    /// Bytes in the disk cache now.
+    pub cache_used: ByteSize,
+    /// The most there may be.
+    pub cache_size: ByteSize,
+    /// Bytes of blocks in memory now.
+    pub memory_used: ByteSize,
+    /// The most there may be, blocks under way included.
+    pub memory_limit: ByteSize,
+    /// Bytes fetched from stores since the server started.
+    pub fetched: ByteSize,
+    /// Blocks or objects whose checksum was wrong and that were fetched again.
+    pub corrupt: u64,
+    /// The mounts.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// Checks that the entries make a tree: normalised places, none inside another, an object never at the root.
+///
+/// # Errors
+/// [`ErrorKind::Usage`], naming the entries.
+pub fn check_entries(entries: &[MountEntry]) -> Result<(), MountError> {
+    let usage = |text: String| Err(MountError::new(ErrorKind::Usage, text));
+    if entries.is_empty() {
+        return usage("nothing to mount: give at least one location".to_owned());
+    }
+    for entry in entries {
+        let name = || entry.location.escaped();
+        if entry.at.is_empty() {
+            if entries.len() > 1 {
+                return usage(format!(
+                    "{} is to fill the whole mount, so it must be its only entry; mount it separately or at a place inside",
+                    name()
+                ));
+            }
+            if !entry.location.is_directory() {
+                return usage(format!(
+                    "{} is one object and a mount is a directory; if it is meant as a directory, write it with a trailing slash",
+                    name()
+                ));
+            }
+            continue;
+        }
+        if let Some(bad) = entry.at.split('/').find(|name| !crate::namespace::is_visible_name(name)) {
+            return usage(format!(
+                "{:?} cannot be a place inside a mount: {bad:?} is no file name; use a relative path without '.', '..' and double slashes",
+                entry.at
+            ));
+        }
+    }
+    let mut sorted: Vec<&MountEntry> = entries.iter().collect();
+    // With "/" sorting before everything else in a name, an entry is followed directly by what is inside it.
+    sorted.sort_by(|a, b| a.at.split('/').cmp(b.at.split('/')));
+    for pair in sorted.windows(2) {
+        let [outer, inner] = pair else { continue };
+        if outer.at == inner.at {
+            return usage(format!(
+                "{} and {} are both to be at {:?}; give each its own place",
+                outer.location.escaped(),
+                inner.location.escaped(),
+                outer.at
+            ));
+        }
+        if inner.at.strip_prefix(outer.at.as_str()).is_some_and(|rest| rest.starts_with('/')) {
+            return usage(format!(
+                "{} at {:?} would be inside {} at {:?}, which is not possible yet; give them separate places",
+                inner.location.escaped(),
+                inner.at,
+                outer.location.escaped(),
+                outer.at
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Locations travel as the text they are written as.
+mod as_text {
+    use oss::Location;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(location: &Location, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(location)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Location, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(list: &[(&str, &str)]) -> Vec<MountEntry> {
+        list.iter().map(|(at, l)| MountEntry { at: (*at).to_owned(), location: l.parse().unwrap() }).collect()
+    }
+
+    #[test]
+    fn disjoint_entries_make_a_tree() {
+        check_entries(&entries(&[("", "oss://b/d/")])).unwrap();
+        check_entries(&entries(&[("0", "oss://b/d/"), ("1/genome.fa", "s3://c/genome.fa"), ("1/x", "oss://b/d/")]))
+            .unwrap();
+        // "a" and "a.b" and "a/..." sort around each other in plain string order.
+        check_entries(&entries(&[("a.b", "oss://b/d/"), ("a/b", "oss://b/e/"), ("a-", "oss://b/e/")])).unwrap();
+    }
+
+    #[test]
+    fn overlaps_and_odd_places_are_refused_by_name() {
+        for (list, hint) in [
+            (&[][..], "nothing to mount"),
+            (&[("", "oss://b/d/"), ("x", "oss://b/e/")], "must be its only entry"),
+            (&[("", "oss://b/d")], "trailing slash"),
+            (&[("x", "oss://b/d"), ("x", "oss://b/e")], "both to be at"),
+            (&[("x", "oss://b/d/"), ("x-", "oss://b/q/"), ("x/y", "oss://b/e")], "would be inside"),
+            (&[("../x", "oss://b/d/")], "is no file name"),
+            (&[("/x", "oss://b/d/")], "is no file name"),
+            (&[("x/", "oss://b/d/")], "is no file name"),
+        ] {
+            let error = check_entries(&entries(list)).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Usage);
+            assert!(error.message.contains(hint), "{error}");
+        }
+    }
+}

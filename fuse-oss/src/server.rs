@@ -1,0 +1,344 @@
+//! The server: one process that owns a cache directory and a memory budget and serves all mounts from them.
+//!
+//! It is reached over its control socket (see [`protocol`]), or by calls in the same process (`fuse-oss mount --foreground`).
+//! It ends when told to (SIGTERM, SIGINT: everything is unmounted first) or, when it was started by a client, some seconds after
+//! its last mount has gone.
+
+mod control;
+mod mounting;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::blocks::Blocks;
+use crate::blocks::disk::Disk;
+use crate::error::{ErrorKind, MountError};
+use crate::filesystem::Inner;
+use crate::mountpoint;
+use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
+use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
+use crate::size::ByteSize;
+
+/// What a server is given.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// The cache directory, which it owns alone.
+    pub cache_dir: PathBuf,
+    /// How much the cache may hold; a fifth of its file system when absent; 0 for no cache on disk.
+    pub cache_size: Option<ByteSize>,
+    /// How much memory blocks may take; a quarter of the machine's, at most 2 GiB, when absent.
+    pub memory_limit: Option<ByteSize>,
+    /// Where its control socket is to be.
+    pub runtime_dir: PathBuf,
+    /// End this long after the last mount has gone; never, when absent.
+    pub idle_exit: Option<Duration>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    cache_dir: PathBuf,
+    paths: RuntimePaths,
+    blocks: Arc<Blocks>,
+    runtime: Handle,
+    table: Mutex<Table>,
+    changed: Notify,
+    connections: AtomicUsize,
+    next_id: AtomicU64,
+    recording: Mutex<()>,
+    _lock: CacheLock,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Every session that still runs, detached ones included.
+    sessions: HashMap<u64, Active>,
+    /// Targets being mounted on at this moment.
+    reserved: Vec<PathBuf>,
+}
+
+/// A mount.
+#[derive(Debug)]
+struct Active {
+    target: PathBuf,
+    entries: Vec<MountEntry>,
+    inner: Arc<Inner>,
+    device: String,
+    detached: bool,
+}
+
+impl Server {
+    /// Takes the cache directory and prepares everything; nothing is mounted and nobody is answered yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CacheInUse`], [`ErrorKind::Invalid`] for settings that cannot work, [`ErrorKind::System`].
+    pub fn new(settings: &ServerSettings, runtime: Handle) -> Result<Arc<Self>, MountError> {
+        let cache_dir = private_dir(&settings.cache_dir, "cache directory")?;
+        let runtime_dir = private_dir(&settings.runtime_dir, "runtime directory")?;
+        let paths = RuntimePaths::new(&runtime_dir, &cache_dir)?;
+        let lock = CacheLock::take(&cache_dir, &paths)?;
+        clean_up(&paths.record);
+        raise_file_limit();
+
+        let memory_limit = settings.memory_limit.unwrap_or_else(default_memory);
+        if memory_limit < MIN_MEMORY {
+            return Err(MountError::new(
+                ErrorKind::Invalid,
+                format_args!("--memory-limit {memory_limit} is too little to work with; give at least {MIN_MEMORY}"),
+            ));
+        }
+        let stat = nix::sys::statvfs::statvfs(&cache_dir).map_err(|errno| {
+            MountError::new(
+                ErrorKind::System,
+                format_args!("cannot look at the cache directory {}: {}", cache_dir.display(), errno.desc()),
+            )
+        })?;
+        let total = stat.blocks() * stat.fragment_size();
+        let limit = settings.cache_size.map_or(total / 5, ByteSize::bytes);
+        let disk = if limit == 0 {
+            None
+        } else {
+            // A twentieth of the file system stays free, and 10 GiB are enough of that.
+            let floor = (total / 20).min(10 << 30);
+            let disk = Disk::new(&cache_dir, limit, floor).map_err(|error| {
+                MountError::new(
+                    ErrorKind::System,
+                    format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
+                )
+            })?;
+            Some(disk)
+        };
+        let memory = usize::try_from(memory_limit.bytes()).unwrap_or(usize::MAX);
+        let blocks = Arc::new(Blocks::new(runtime.clone(), memory, disk));
+        let scanner = Arc::clone(&blocks);
+        runtime.spawn_blocking(move || scanner.scan_disk());
+        info!(
+            cache_dir = %cache_dir.display(),
+            cache_size = %human(limit),
+            memory_limit = %human(memory_limit.bytes()),
+            socket = %paths.socket.display(),
+            "fuse-oss {} is ready",
+            env!("CARGO_PKG_VERSION")
+        );
+        Ok(Arc::new(Self {
+            cache_dir,
+            paths,
+            blocks,
+            runtime,
+            table: Mutex::default(),
+            changed: Notify::new(),
+            connections: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            recording: Mutex::default(),
+            _lock: lock,
+        }))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Binds the control socket. Whoever connects from now on is answered by [`Server::run`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`].
+    pub fn listen(&self) -> Result<UnixListener, MountError> {
+        let socket = &self.paths.socket;
+        // We hold the cache lock, so a socket that is there belongs to a server that has died.
+        let _ = std::fs::remove_file(socket);
+        let _entered = self.runtime.enter();
+        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(socket);
+        nix::sys::stat::umask(mask);
+        listener.map_err(|error| {
+            MountError::new(
+                ErrorKind::System,
+                format_args!(
+                    "cannot make the control socket {}: {error}; choose another --runtime-dir (a socket's path has at most 107 bytes)",
+                    socket.display()
+                ),
+            )
+        })
+    }
+
+    /// Answers clients until a signal comes, or until nothing has been mounted for `idle_exit`; then unmounts everything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`] when signals cannot be received.
+    pub async fn run(self: &Arc<Self>, listener: UnixListener, idle_exit: Option<Duration>) -> Result<(), MountError> {
+        let no_signals =
+            |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        let mut idle_since = None;
+        loop {
+            let idle = self.is_idle();
+            if !idle {
+                idle_since = None;
+            } else if idle_since.is_none() {
+                idle_since = Some(tokio::time::Instant::now());
+            }
+            let end = idle_exit.zip(idle_since).map(|(after, since)| since + after);
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let connection = control::Connection::new(Arc::clone(self));
+                        tokio::spawn(connection.serve(stream));
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot accept a client");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                () = self.changed.notified() => {}
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = async { match end { Some(end) => tokio::time::sleep_until(end).await, None => std::future::pending().await } } => {
+                    if self.is_idle() {
+                        info!("nothing is mounted any more; ending");
+                        break;
+                    }
+                }
+            }
+        }
+        drop(listener);
+        self.shut_down().await;
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        let table = self.table();
+        table.sessions.is_empty() && table.reserved.is_empty() && self.connections.load(Ordering::Acquire) == 0
+    }
+
+    /// Unmounts everything and removes what others could find. Mounts in use are detached: their users get an error from the next
+    /// access on, because nobody will be there to answer.
+    pub async fn shut_down(self: &Arc<Self>) {
+        let _ = std::fs::remove_file(&self.paths.socket);
+        let targets: Vec<PathBuf> =
+            self.table().sessions.values().filter(|active| !active.detached).map(|active| active.target.clone()).collect();
+        for target in targets {
+            let path = target.clone();
+            let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
+            if let Ok(Err(error)) = idle {
+                warn!(%error, "detaching it, because the server ends");
+                let path = target.clone();
+                if let Ok(Err(error)) =
+                    self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::Lazy)).await
+                {
+                    warn!(%error, "left behind");
+                }
+            }
+        }
+        self.save_record();
+    }
+
+    /// Waits until the mount on `target` has gone.
+    pub async fn gone(&self, target: &std::path::Path) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.table().sessions.values().any(|active| active.target == target && !active.detached) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn save_record(&self) {
+        let _one_at_a_time = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let mounts: Vec<Recorded> = self
+            .table()
+            .sessions
+            .values()
+            .filter(|active| !active.detached)
+            .map(|active| Recorded { target: active.target.clone(), device: active.device.clone() })
+            .collect();
+        // What is in the table may have been unmounted while we end.
+        let mounts: Vec<Recorded> = mounts
+            .into_iter()
+            .filter(|mount| mountpoint::mounted_on(&mount.target).is_some_and(|there| there.device == mount.device))
+            .collect();
+        if let Err(error) = write_record(&self.paths.record, &mounts) {
+            warn!(path = %self.paths.record.display(), %error, "cannot record what is mounted; should this process die, its mounts stay behind");
+        }
+    }
+
+    /// What is mounted and how much of everything is used.
+    pub fn status(&self) -> Status {
+        let (cache_used, cache_size) = self.blocks.disk_use();
+        let mut mounts: Vec<MountStatus> = self
+            .table()
+            .sessions
+            .values()
+            .map(|active| MountStatus {
+                target: active.target.clone(),
+                entries: active.entries.clone(),
+                detached: active.detached,
+                nodes: active.inner.namespace().len(),
+                hidden: active.inner.namespace().hidden(),
+                open_files: active.inner.open_files(),
+            })
+            .collect();
+        mounts.sort_by(|a, b| a.target.cmp(&b.target));
+        Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cache_dir: self.cache_dir.clone(),
+            cache_used: ByteSize::new(cache_used),
+            cache_size: ByteSize::new(cache_size),
+            memory_used: ByteSize::new(self.blocks.memory_used()),
+            memory_limit: ByteSize::new(self.blocks.memory_limit()),
+            fetched: ByteSize::new(self.blocks.fetched()),
+            corrupt: self.blocks.corrupt(),
+            mounts,
+        }
+    }
+}
+
+/// A quarter of the machine's memory, between the least that works and 2 GiB.
+fn default_memory() -> ByteSize {
+    let total = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        })
+        .map_or(MIN_MEMORY.bytes() * 4, |kib| kib * 1024);
+    ByteSize::new((total / 4).clamp(MIN_MEMORY.bytes(), 2 << 30))
+}
+
+/// Every open object has two files in the cache; the usual limit of 1024 descriptors is for programs that use select(2).
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(errno) = raised {
+        warn!(error = errno.desc(), "cannot raise the limit of open files");
+    }
+}
+
+/// A size to read, not to compute with.
+pub fn human(bytes: u64) -> String {
+    let mut value = bytes;
+    let mut rest = 0;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024 || unit == "TiB" {
+            return if rest >= 103 && value < 10 { format!("{value}.{} {unit}", rest * 10 / 1024) } else { format!("{value} {unit}") };
+        }
+        rest = value % 1024;
+        value /= 1024;
+    }
+    format!("{bytes} B")
+}

@@ -1,0 +1,113 @@
+//! One client on the control socket.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tracing::{debug, warn};
+
+use super::Server;
+use crate::error::{ErrorKind, MountError};
+use crate::options::MountRequest;
+use crate::protocol::{self, Answer, MAX_LINE, Request};
+
+/// A connection; while it lives the server does not end for idleness.
+pub struct Connection {
+    server: Arc<Server>,
+}
+
+impl Connection {
+    /// Counts one more client.
+    pub fn new(server: Arc<Server>) -> Self {
+        server.connections.fetch_add(1, Ordering::AcqRel);
+        Self { server }
+    }
+
+    /// Answers requests until the client has no more.
+    pub async fn serve(self, stream: UnixStream) {
+        if let Err(error) = self.talk(stream).await {
+            debug!(%error, "a client went away");
+        }
+    }
+
+    async fn talk(&self, stream: UnixStream) -> std::io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let me = nix::unistd::geteuid().as_raw();
+        let (reader, mut writer) = stream.into_split();
+        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
+        let mut reader = BufReader::new(reader).take(limit);
+        if peer.uid() != me && peer.uid() != 0 {
+            warn!(uid = peer.uid(), "refused a client of another user");
+            let error =
+                MountError::new(ErrorKind::Denied, format_args!("this server belongs to user {me}; run as that user or as root"));
+            return writer.write_all(&answer_line(&Answer::Failed(error))).await;
+        }
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            reader.set_limit(limit);
+            if reader.read_until(b'\n', &mut line).await? == 0 {
+                return Ok(());
+            }
+            let answer = match protocol::decode::<Request>(&line) {
+                Ok(request) => self.answer(request, peer.pid()).await,
+                Err(error) => Answer::Failed(error),
+            };
+            writer.write_all(&answer_line(&answer)).await?;
+            if line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request, peer: Option<i32>) -> Answer {
+        match request {
+            Request::Mount(wire) => {
+                if let Err(error) = same_mount_namespace(peer) {
+                    return Answer::Failed(error);
+                }
+                match self.server.mount(MountRequest::from(*wire)).await {
+                    Ok(reply) => Answer::Mounted(reply),
+                    Err(error) => Answer::Failed(error),
+                }
+            }
+            Request::Unmount { target, mode } => match self.server.unmount(&target, mode).await {
+                Ok(()) => Answer::Unmounted,
+                Err(error) => Answer::Failed(error),
+            },
+            Request::Status => Answer::Status(Box::new(self.server.status())),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server.connections.fetch_sub(1, Ordering::AcqRel);
+        self.server.changed.notify_waiters();
+    }
+}
+
+fn answer_line(answer: &Answer) -> Vec<u8> {
+    protocol::encode(answer).unwrap_or_else(|error| {
+        // Only a path that is not UTF-8 cannot be encoded, and this has none.
+        protocol::encode(&Answer::Failed(error)).unwrap_or_default()
+    })
+}
+
+/// A mount made here would be invisible to a client that lives in another mount namespace, and it would wonder.
+fn same_mount_namespace(peer: Option<i32>) -> Result<(), MountError> {
+    let Some(pid) = peer else { return Ok(()) };
+    let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/mnt"));
+    match (namespace("self"), namespace(&pid.to_string())) {
+        (Ok(ours), Ok(theirs)) if ours != theirs => Err(MountError::new(
+            ErrorKind::Invalid,
+            format_args!(
+                "the server (process {}) is in another mount namespace than this program (process {pid}), which would not see the \
+                 mount; use another --cache-dir, so that a server is started here",
+                std::process::id()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}

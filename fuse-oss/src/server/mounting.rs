@@ -1,0 +1,278 @@
+//! From a request to a mount that answers, and back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
+use tracing::{info, warn};
+
+use super::{Active, Server};
+use crate::error::{ErrorKind, MountError};
+use crate::fault::Fault;
+use crate::filesystem::Mounted;
+use crate::mountpoint::{self, Target};
+use crate::namespace::{Namespace, Origin, Source};
+use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
+use crate::transport::{Transport, raise_read_ahead};
+
+/// How many entries are looked at side by side before a mount.
+const PROBES: usize = 32;
+
+/// How long an unmounted file system may take to end before we answer anyway.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A target that is being mounted on; others who want it are refused meanwhile.
+struct Reservation<'a> {
+    server: &'a Server,
+    target: PathBuf,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.server.table().reserved.retain(|target| *target != self.target);
+        self.server.changed.notify_waiters();
+    }
+}
+
+impl Server {
+    /// Mounts, and returns when the mount answers.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`] but those of clients; nothing is left mounted then.
+    pub async fn mount(self: &Arc<Self>, request: MountRequest) -> Result<MountReply, MountError> {
+        check_entries(&request.entries)?;
+        let (path, nonempty) = (request.target.clone(), request.options.nonempty);
+        let checked = self.runtime.spawn_blocking(move || Target::check(&path, nonempty));
+        let target = match tokio::time::timeout(Duration::from_secs(30), checked).await {
+            Ok(Ok(target)) => target?,
+            Ok(Err(error)) => return Err(internal(&error)),
+            Err(_) => {
+                return Err(MountError::new(
+                    ErrorKind::TargetBusy,
+                    format_args!("cannot mount on {}: looking at it hangs, probably on a dead network mount", request.target.display()),
+                ));
+            }
+        };
+        let reservation = self.reserve(target.path())?;
+        // Better said now than after a minute of asking a store.
+        crate::transport::open_device()?;
+
+        let stores = Arc::new(Stores::new(request.stores.clone()));
+        let sources = self.resolve(&stores, &request).await?;
+        let label = label(&request.entries);
+        let namespace = Namespace::new(label.clone(), sources)
+            .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let salt = id ^ u64::from(std::process::id()) << 32;
+        let filesystem =
+            Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone(), salt);
+        let inner = filesystem.inner();
+        let source = source_name(&request.entries);
+        let options = request.options.clone();
+        let mounting = self.runtime.spawn_blocking(move || {
+            let transport = Transport::mount(filesystem, &target, &source, &options)?;
+            Ok((transport, target))
+        });
+        let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
+        let path = target.path().to_owned();
+        let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
+        let active = Active {
+            target: path.clone(),
+            entries: request.entries,
+            inner,
+            device: device.clone(),
+            detached: false,
+        };
+        self.table().sessions.insert(id, active);
+        drop(reservation);
+        self.save_record();
+        self.spawn_session(id, transport);
+        self.wait_until_it_answers(&path).await?;
+        raise_read_ahead(&device);
+        info!(target = %path.display(), what = label, "mounted");
+        Ok(MountReply { target: path, pid: std::process::id() })
+    }
+
+    fn reserve(&self, target: &Path) -> Result<Reservation<'_>, MountError> {
+        let mut table = self.table();
+        if table.reserved.iter().any(|reserved| reserved == target) {
+            return Err(MountError::new(
+                ErrorKind::TargetBusy,
+                format_args!("cannot mount on {}: something is being mounted there at this moment", target.display()),
+            ));
+        }
+        table.reserved.push(target.to_owned());
+        Ok(Reservation { server: self, target: target.to_owned() })
+    }
+
+    /// Finds out that every location is there and may be read.
+    async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<(String, Source)>, MountError> {
+        let probe = |entry: MountEntry| {
+            let stores = Arc::clone(stores);
+            async move { Ok((entry.at, find(&stores, &entry.location).await?)) }
+        };
+        stream::iter(request.entries.clone()).map(probe).buffered(PROBES).try_collect().await
+    }
+
+    fn spawn_session(self: &Arc<Self>, id: u64, transport: Transport) {
+        let server = Arc::clone(self);
+        let run = move || {
+            if let Err(error) = transport.run() {
+                warn!(%error, "a FUSE session failed");
+            }
+            server.session_ended(id);
+        };
+        if let Err(error) = std::thread::Builder::new().name("session".to_owned()).spawn(run) {
+            // The transport went down with the closure, so the kernel answers for the mount with ENOTCONN.
+            warn!(%error, "cannot start a thread for the mount");
+            self.session_ended(id);
+        }
+    }
+
+    fn session_ended(&self, id: u64) {
+        let ended = self.table().sessions.remove(&id);
+        if let Some(active) = ended {
+            info!(target = %active.target.display(), "unmounted");
+            self.save_record();
+        }
+        self.changed.notify_waiters();
+        self.changed.notify_one();
+    }
+
+    async fn wait_until_it_answers(&self, path: &Path) -> Result<(), MountError> {
+        let probed = path.to_owned();
+        let answer = self.runtime.spawn_blocking(move || mountpoint::answers(&probed)).await;
+        let cause = match answer {
+            Ok(Some(Ok(()))) => return Ok(()),
+            Ok(Some(Err(errno))) => errno.desc().to_owned(),
+            Ok(None) => "it does not answer".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let _ = mountpoint::unmount(path, UnmountMode::Lazy);
+        Err(MountError::new(
+            ErrorKind::Internal,
+            format_args!("the new mount on {} was taken back: {cause}", path.display()),
+        ))
+    }
+
+    /// Unmounts, and returns when the file system has ended; with [`UnmountMode::Lazy`], when it is out of the tree.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotMounted`], [`ErrorKind::TargetBusy`], [`ErrorKind::System`].
+    pub async fn unmount(self: &Arc<Self>, target: &Path, mode: UnmountMode) -> Result<(), MountError> {
+        let id = {
+            let table = self.table();
+            let found = table.sessions.iter().find(|(_, active)| active.target == target && !active.detached);
+            found.map(|(id, _)| *id)
+        };
+        let Some(id) = id else {
+            return Err(MountError::new(
+                ErrorKind::NotMounted,
+                format_args!("this server has nothing mounted on {}; see fuse-oss status", target.display()),
+            ));
+        };
+        let path = target.to_owned();
+        let done = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, mode));
+        done.await.map_err(|error| internal(&error))??;
+        if mode == UnmountMode::Lazy {
+            if let Some(active) = self.table().sessions.get_mut(&id) {
+                active.detached = true;
+            }
+            self.save_record();
+            self.changed.notify_waiters();
+            return Ok(());
+        }
+        if tokio::time::timeout(END_LIMIT, self.gone(target)).await.is_err() {
+            warn!(target = %target.display(), "unmounted, but its session has not ended yet");
+        }
+        Ok(())
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> MountError {
+    MountError::new(ErrorKind::Internal, error)
+}
+
+fn kind_of(fault: &Fault) -> ErrorKind {
+    match fault {
+        Fault::Store(error) => error.kind().into(),
+        Fault::TooManyNames(_) => ErrorKind::Invalid,
+        _ => ErrorKind::Internal,
+    }
+}
+
+/// How a mount calls itself in the log.
+fn label(entries: &[MountEntry]) -> String {
+    match entries {
+        [only] => only.location.escaped(),
+        [first, rest @ ..] => format!("{} and {} more", first.location.escaped(), rest.len()),
+        [] => String::new(),
+    }
+}
+
+/// What `/proc/mounts` shows as the source: for one location exactly what was given, by which `mount -a` knows its own.
+fn source_name(entries: &[MountEntry]) -> String {
+    match entries {
+        [only] if !only.location.to_string().contains('\0') => only.location.to_string(),
+        _ => "fuse-oss".to_owned(),
+    }
+}
+
+/// Looks at a location: an object by HEAD, a directory by the first page of its listing, which is kept.
+async fn find(stores: &Stores, location: &Location) -> Result<Source, MountError> {
+    let refused = |error: oss::Error| MountError::from_store(location, &error);
+    let store = stores.open(location).map_err(refused)?;
+    let settings = settings_of(stores, location.scheme());
+    let origin = Arc::new(Origin { store, identity: identity(location, settings), deadline: deadline(settings) });
+    if !location.is_directory() {
+        return match origin.store.head(location.key()).await {
+            Ok(meta) => Ok(Source::Object { origin, meta }),
+            Err(error) if *error.kind() == oss::ErrorKind::NotFound => Err(MountError::new(
+                ErrorKind::NotFound,
+                format_args!(
+                    "cannot mount {}: there is no such object; check the key, or add a trailing slash if it is a directory",
+                    location.escaped()
+                ),
+            )),
+            Err(error) => Err(refused(error)),
+        };
+    }
+    let prefix = location.key().as_str().to_owned();
+    let request = ListRequest { prefix: prefix.clone(), delimiter: true, ..ListRequest::default() };
+    let first = origin.store.list(request).await.map_err(refused)?;
+    let nothing = first.objects.is_empty() && first.prefixes.is_empty() && first.continuation.is_none();
+    if nothing && !prefix.is_empty() {
+        return Err(MountError::new(
+            ErrorKind::NotFound,
+            format_args!(
+                "cannot mount {}: there is no such directory, neither a marker of that key nor any key below it; check the path",
+                location.escaped()
+            ),
+        ));
+    }
+    Ok(Source::Directory { origin, prefix, first })
+}
+
+fn settings_of(stores: &Stores, scheme: Scheme) -> Option<&StoreSettings> {
+    match scheme {
+        Scheme::Oss => Some(&stores.settings().oss),
+        Scheme::S3 => Some(&stores.settings().s3),
+        _ => None,
+    }
+}
+
+fn deadline(settings: Option<&StoreSettings>) -> Duration {
+    settings.map_or_else(|| oss::Timeouts::default().total, |settings| settings.timeouts.total)
+}
+
+/// What tells a bucket from one of the same name elsewhere. The endpoint belongs to it: otherwise a job that brings its own
+/// endpoint could put blocks into the cache that another job's mount of the real bucket would read. Credentials do not: who
+/// may list an object may read what the node has cached of it.
+fn identity(location: &Location, settings: Option<&StoreSettings>) -> String {
+    let endpoint = settings.and_then(|settings| settings.endpoint.as_deref()).unwrap_or_default();
+    let region = settings.and_then(|settings| settings.region.as_deref()).unwrap_or_default();
+    format!("{}\n{endpoint}\n{region}\n{}", location.scheme(), location.bucket())
+}
