@@ -3,6 +3,8 @@
 pub mod agent;
 pub mod disk;
 pub mod double;
+pub mod http_server;
+pub mod imds;
 pub mod moto;
 pub mod programs;
 pub mod python;
