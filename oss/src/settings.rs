@@ -89,10 +89,13 @@ impl Settings {
     /// | endpoint | `OSS_ENDPOINT` | `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` |
     /// | region | `OSS_REGION`, `ALIBABA_CLOUD_REGION`, `ALIBABA_CLOUD_REGION_ID` | `AWS_REGION`, `AWS_DEFAULT_REGION` |
     /// | addressing (`auto`, `path`, `virtual-hosted`) | `OSS_ADDRESSING` | `S3_ADDRESSING` |
+    /// | access key | `OSS_ACCESS_KEY_ID`, `OSS_ACCESS_KEY_SECRET`, else `ALIBABA_CLOUD_ACCESS_KEY_ID`, `ALIBABA_CLOUD_ACCESS_KEY_SECRET` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` |
+    /// | its STS token | `OSS_SESSION_TOKEN`, `OSS_SECURITY_TOKEN`, else `ALIBABA_CLOUD_SECURITY_TOKEN` | `AWS_SESSION_TOKEN` |
     /// | metadata service | `ALIBABA_CLOUD_IMDS_ENDPOINT`, `ALIBABA_CLOUD_ECS_METADATA_SERVICE_ENDPOINT` | `AWS_EC2_METADATA_SERVICE_ENDPOINT` |
     ///
-    /// Where several are named the first that is set and not empty counts. Credentials are looked up later, because they
-    /// change while the process runs.
+    /// Where several are named the first that is set and not empty counts. Without an access key in the environment the
+    /// credentials are [`CredentialSource::Automatic`]: what files and roles say is looked up later, because it changes while
+    /// the process runs.
     ///
     /// # Errors
     /// [`SettingsError`] when an addressing is none of the three.
@@ -111,8 +114,23 @@ impl Settings {
                 _ => Err(SettingsError { name, value: text }),
             },
         };
+        // Key, secret and token belong together: never the key of one set with the secret of another.
+        let access_key = |sets: &[(&str, &str, &[&str])]| {
+            let complete = sets.iter().find_map(|(id, secret, token)| {
+                Some(CredentialSource::Static {
+                    access_key_id: first(&[id])?,
+                    access_key_secret: Secret::new(first(&[secret])?),
+                    security_token: first(token).map(Secret::new),
+                })
+            });
+            complete.unwrap_or_default()
+        };
         Ok(Self {
             oss: StoreSettings {
+                credentials: access_key(&[
+                    ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", &["OSS_SESSION_TOKEN", "OSS_SECURITY_TOKEN"]),
+                    ("ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", &["ALIBABA_CLOUD_SECURITY_TOKEN"]),
+                ]),
                 endpoint: first(&["OSS_ENDPOINT"]),
                 region: first(&["OSS_REGION", "ALIBABA_CLOUD_REGION", "ALIBABA_CLOUD_REGION_ID"]),
                 addressing: addressing("OSS_ADDRESSING")?,
@@ -123,6 +141,7 @@ impl Settings {
                 ..StoreSettings::default()
             },
             s3: StoreSettings {
+                credentials: access_key(&[("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", &["AWS_SESSION_TOKEN"])]),
                 endpoint: first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
                 region: first(&["AWS_REGION", "AWS_DEFAULT_REGION"]),
                 addressing: addressing("S3_ADDRESSING")?,

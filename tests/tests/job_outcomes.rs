@@ -241,7 +241,7 @@ fn store_unreachable_for_20_seconds_and_back() {
     let double = double();
     let node = Node::with_double(&double.endpoint()).option("--read-timeout=3");
     let out = node.mapped("out");
-    double.put(BUCKET, "in/data", "d".repeat(300_000));
+    double.put(BUCKET, "in/data", vec![b'd'; 300_000]);
     // Writes to stdout all the time, reads its input in the middle of the outage and writes an output.
     let line =
         format!("/bin/sh -c 'for i in $(seq 100); do echo line $i; sleep 0.1; done; cat $INPUT/data > {out}/data'");

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use fuse_oss::client::Client;
+use fuse_oss::runtime::RuntimePaths;
 use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, MountRequest, ServeSettings, UnmountMode};
 
 use super::view::{InputView, Kind};
@@ -69,7 +70,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 fn unmount(settings: &ServeSettings, target: &Path) -> Result<(), Failure> {
-    let asked = Client::connect(settings).and_then(|mut client| client.unmount(target, UnmountMode::Lazy));
+    let asked = RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)
+        .and_then(|paths| Client::connect(&paths.socket))
+        .and_then(|client| client.map_or(Ok(()), |mut client| client.unmount(target, UnmountMode::Lazy)));
     if let Err(error) = asked {
         tracing::debug!(%error, target = %target.display(), "the server did not unmount it; detaching it");
     }
