@@ -1,1 +1,19 @@
-//! The agent.
+//! The node agent: it takes a job description, and a machine, and brings the results home.
+//!
+//! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
+//! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
+//! program really runs under; [`outcome`] is what is reported. [`cli`] is the command line over all of it.
+
+pub mod cli;
+pub mod console;
+mod disk;
+pub mod durable;
+pub mod exit;
+pub mod instance;
+pub mod job;
+pub mod node;
+pub mod outcome;
+pub mod run;
+pub mod schedule;
+pub mod shim;
+mod sweep;

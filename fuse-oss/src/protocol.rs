@@ -67,6 +67,7 @@ struct WireStore {
     endpoint: Option<String>,
     region: Option<String>,
     addressing: Addressing,
+    metadata_endpoint: Option<String>,
     connect_ms: u64,
     read_ms: u64,
     total_ms: u64,
@@ -158,6 +159,7 @@ impl From<&StoreSettings> for WireStore {
             endpoint: settings.endpoint.clone(),
             region: settings.region.clone(),
             addressing: settings.addressing,
+            metadata_endpoint: settings.metadata_endpoint.clone(),
             connect_ms: millis(settings.timeouts.connect),
             read_ms: millis(settings.timeouts.read),
             total_ms: millis(settings.timeouts.total),
@@ -182,6 +184,7 @@ impl From<WireStore> for StoreSettings {
             endpoint: wire.endpoint,
             region: wire.region,
             addressing: wire.addressing,
+            metadata_endpoint: wire.metadata_endpoint,
             timeouts: Timeouts {
                 connect: Duration::from_millis(wire.connect_ms),
                 read: Duration::from_millis(wire.read_ms),

@@ -1,3 +1,11 @@
-//! Doubles and test support.
+//! Doubles and test support: what stands in for the cloud while the tests run.
 
+pub mod agent;
+pub mod disk;
+pub mod double;
+pub mod http_server;
+pub mod imds;
+pub mod moto;
+pub mod mounts;
 pub mod programs;
+pub mod python;

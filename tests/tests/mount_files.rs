@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tests::programs::Sandbox;
+use tests::mounts::Sandbox;
 
 const BLOCK: u64 = 1 << 20;
 

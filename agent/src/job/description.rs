@@ -5,13 +5,14 @@
 //! paths are absolute and normalised, locations are parsed, and the dependencies form no cycle.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use oss::{Location, StoreSettings};
 
 /// A whole job: tasks and the order between them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// What its author calls it; for people only.
     pub name: String,
@@ -30,7 +31,9 @@ impl Job {
 }
 
 /// One task: a program that runs as one or more instances.
-#[derive(Debug, Clone)]
+///
+/// `Debug` shows the names of environment variables and not their values, which may be secrets of the author's.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Task {
     /// Its name, unique in the job, safe as a path component.
     pub name: String,
@@ -64,6 +67,29 @@ pub struct Task {
     pub timeout: Option<Duration>,
     /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
     pub input_store: Option<StoreSettings>,
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("name", &self.name)
+            .field("after", &self.after)
+            .field("command", &self.command)
+            .field("package", &self.package)
+            .field("environment", &self.environment.keys())
+            .field("container", &self.container)
+            .field("inputs", &self.inputs)
+            .field("outputs", &self.outputs)
+            .field("logs", &self.logs)
+            .field("network_mounts", &self.network_mounts)
+            .field("stdout", &self.stdout)
+            .field("stderr", &self.stderr)
+            .field("instances", &self.instances)
+            .field("max_retries", &self.max_retries)
+            .field("timeout", &self.timeout)
+            .field("input_store", &self.input_store)
+            .finish()
+    }
 }
 
 /// A container image.

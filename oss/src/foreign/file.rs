@@ -7,7 +7,7 @@
 //! - Only regular files are objects. A symbolic link in the last place of a key is never followed, and a listing does
 //!   not go through the ones it meets: this code runs as root over trees that others can write to. (Links on the
 //!   way to the directory that the location names are the administrator's, and work.)
-//! - A write appears whole or not at all, is on the disk when it returns, and leaves nothing behind (see [`staged`]).
+//! - A write appears whole or not at all, is on the disk when it returns, and leaves nothing behind (see [`staged`](crate::staged)).
 //!   Directories on the way are made. Appends go to the file itself and are not synced.
 //! - An entity tag is made of inode number, modification time in nanoseconds and length. There are no stored checksums:
 //!   writes answer with the checksum of what was written, heads and listings have none.
@@ -15,7 +15,6 @@
 
 mod fault;
 mod name;
-mod staged;
 mod upload;
 mod walk;
 
@@ -33,12 +32,12 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use nix::libc;
 
-use self::staged::Staged;
 use self::upload::{Layout, Part};
 use self::walk::{Hidden, Walk};
 use crate::crc::crc64;
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
+use crate::staged::Staged;
 use crate::store::{
     AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
     PartReceipt, PutMode, PutResponse, Store, UploadId,
@@ -240,7 +239,7 @@ impl Shared {
         let path = target.path(&self.base)?;
         let staged = Staged::new(&target.make_parent(&path)?).map_err(|error| target.io(error))?;
         (&mut staged.file()).write_all(body).map_err(|error| target.io(error))?;
-        let metadata = staged.commit(&path, mode).map_err(|error| target.io(error))?;
+        let metadata = staged.commit(&path, mode, true).map_err(|error| target.io(error))?;
         Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum: Some(Checksum::Crc64(crc64(body))) })
     }
 
@@ -331,7 +330,7 @@ impl Shared {
         let from = staged.take().ok_or_else(|| no_such_upload(target))?;
         self.forget(id);
         let whole = upload::assemble(from, &upload.directory, &parts).map_err(|error| target.io(error))?;
-        let metadata = whole.commit(&path, mode).map_err(|error| target.io(error))?;
+        let metadata = whole.commit(&path, mode, true).map_err(|error| target.io(error))?;
         let checksum = Some(Checksum::Crc64(upload::whole(&parts).1));
         Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum })
     }
@@ -389,7 +388,7 @@ impl Shared {
         let staged = Staged::new(&to.make_parent(&path)?).map_err(|error| to.io(error))?;
         // In the kernel, and on some file systems without moving a byte.
         io::copy(&mut file, &mut staged.file()).map_err(|error| to.io(error))?;
-        let metadata = staged.commit(&path, PutMode::Overwrite).map_err(|error| to.io(error))?;
+        let metadata = staged.commit(&path, PutMode::Overwrite, true).map_err(|error| to.io(error))?;
         Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum: None })
     }
 

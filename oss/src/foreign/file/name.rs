@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Files that hold a write in progress begin with this. Such keys are refused and never listed.
-pub(super) const TEMPORARY: &str = ".oss-tmp.";
+use crate::staged::TEMPORARY;
 
 /// Why a key has no path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

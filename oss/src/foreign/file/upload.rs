@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::staged::Staged;
 use crate::crc::{Crc64, crc64_combine};
+use crate::staged::Staged;
 
 /// Where a part is and what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

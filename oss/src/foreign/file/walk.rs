@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::name::TEMPORARY;
 use crate::location::Key;
+use crate::staged::TEMPORARY;
 use crate::store::{ListPage, ListRequest, ObjectMeta};
 
 /// Says once per store that something is not shown.

@@ -16,12 +16,14 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::unistd::linkat;
 
-use super::name::TEMPORARY;
 use crate::store::PutMode;
+
+/// Names of files that hold a write in progress begin with this. `file://` neither takes nor lists such keys.
+pub(crate) const TEMPORARY: &str = ".oss-tmp.";
 
 /// A file in the making. Dropped without [`Staged::commit`], it is gone.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(crate) struct Staged {
     file: File,
     directory: PathBuf,
     /// Its temporary name, where it must have one.
@@ -30,7 +32,7 @@ pub(super) struct Staged {
 
 impl Staged {
     /// A new empty file in `directory`, which exists.
-    pub(super) fn new(directory: &Path) -> io::Result<Self> {
+    pub(crate) fn new(directory: &Path) -> io::Result<Self> {
         // Without /proc an unnamed file could not be given a name later.
         if Path::new("/proc/self/fd").exists() {
             let unnamed =
@@ -52,18 +54,19 @@ impl Staged {
     }
 
     /// The file, to be written.
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Makes the content durable and gives the file its name, replacing what is there or, with [`PutMode::IfAbsent`],
-    /// failing with `EEXIST`.
-    pub(super) fn commit(mut self, target: &Path, mode: PutMode) -> io::Result<Metadata> {
+    /// Gives the file its name, replacing what is there or, with [`PutMode::IfAbsent`], failing with `EEXIST`. The content
+    /// is on the disk by then if `durable`; a crash of the machine may otherwise leave an empty file.
+    pub(crate) fn commit(mut self, target: &Path, mode: PutMode, durable: bool) -> io::Result<Metadata> {
         // The kernel's own stamps are as coarse as its tick, and inode numbers are used again at once: without an exact
         // time two contents of the same length could have one entity tag.
         self.file.set_modified(SystemTime::now())?;
-        // A crash between a rename and the write-back of the data would leave an empty file in place of the old one.
-        self.file.sync_data()?;
+        if durable {
+            self.file.sync_data()?;
+        }
         match self.name.take() {
             None => self.link(target, mode)?,
             Some(name) => {
@@ -144,7 +147,7 @@ mod tests {
             ] {
                 let staged = make(directory.path()).unwrap();
                 staged.file().write_all(content.as_bytes()).unwrap();
-                let result = staged.commit(&target, mode);
+                let result = staged.commit(&target, mode, true);
                 assert_eq!(result.is_ok(), ok, "{content} {result:?}");
                 if let Err(error) = result {
                     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
@@ -163,7 +166,7 @@ mod tests {
         for make in [Staged::new, Staged::named] {
             drop(make(directory.path()).unwrap());
             assert_eq!(names(directory.path()), ["d"]);
-            let error = make(directory.path()).unwrap().commit(&directory.path().join("d"), PutMode::Overwrite);
+            let error = make(directory.path()).unwrap().commit(&directory.path().join("d"), PutMode::Overwrite, false);
             assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EISDIR));
             assert_eq!(names(directory.path()), ["d"]);
         }

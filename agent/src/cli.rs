@@ -1,0 +1,74 @@
+//! The command line of `batch-agent`.
+
+mod check;
+mod run;
+mod schema;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::console::{Console, LogFormat};
+use crate::exit;
+
+/// Runs batch jobs on this machine: fetches the package, mounts the inputs, runs the program, shows its output in
+/// object storage while it runs, uploads the results, and says how it ended.
+#[derive(Debug, Parser)]
+#[command(name = "batch-agent", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// How messages are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+
+    /// Say more; twice, say everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit status of `run`: the program's own with one instance (128+N for signal N), of a whole job 0 when everything has
+finished, else that of the first instance that failed. Failures of the agent's own: 64 usage, 65 bad job description or
+package, 66 input missing, 69 storage unavailable, 70 internal error, 71 mount, disk or operating system, 74 upload
+failed, 77 denied by storage, 78 bad settings. The outcome JSON on standard output says which it was.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a job, or one instance of it, in the foreground.
+    Run(Box<run::RunArguments>),
+    /// Say what a job would do and what is wrong with it. Touches nothing.
+    Check(check::CheckArguments),
+    /// Print the JSON Schema of the YAML job format.
+    Schema,
+    /// The process between the agent and a task. Started by the agent only.
+    #[command(hide = true)]
+    Shim {
+        /// What to do.
+        spec: PathBuf,
+    },
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    let status = match arguments.command {
+        // Before anything that could start a thread.
+        Command::Shim { spec } => return crate::shim::main(&spec),
+        Command::Run(run) => run::run(&run, Console::start(arguments.log_format, arguments.verbose)),
+        Command::Check(check) => check::check(&check),
+        Command::Schema => schema::print(),
+    };
+    status.unwrap_or_else(|failure| {
+        eprintln!("batch-agent: {}", failure.message);
+        ExitCode::from(failure.exit_status)
+    })
+}

@@ -1,0 +1,276 @@
+//! `batch-agent run`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use fuse_oss::{ByteSize, ServeSettings};
+use oss::transfer::TransferBudget;
+use oss::{Settings, Stores};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::console::Console;
+use crate::durable;
+use crate::exit;
+use crate::instance::{Context, MountPoints, Mounter, Place, StopSignal, Stopper};
+use crate::job::{self, JobDescription, names::JobId};
+use crate::node::Node;
+use crate::outcome::{Cause, Failure, JobOutcome, State};
+use crate::run::{Part, RunError};
+
+/// What `batch-agent run` can be told.
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// The job description: BatchCompute JSON, or YAML (see `batch-agent schema`).
+    job: PathBuf,
+
+    /// Run one instance of this task only, whatever it depends on.
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
+
+    /// Which instance of --task, from 0.
+    #[arg(long, value_name = "N", requires = "task", default_value_t = 0)]
+    instance: u32,
+
+    /// The id of this run: letters, digits, '.', '_' and '-', at most 64. Log objects are named after it. Made up and
+    /// printed when absent.
+    #[arg(long, value_name = "ID")]
+    job_id: Option<JobId>,
+
+    /// How many instances run at once; as many as there are processors when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    parallel: Option<u32>,
+
+    /// How long a program may take to end after SIGTERM before it is killed, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u64,
+
+    /// Write the outcome here as well as to standard output.
+    #[arg(long, value_name = "FILE")]
+    outcome: Option<PathBuf>,
+
+    /// The endpoint for oss:// (or for SCHEME://), over OSS_ENDPOINT and AWS_ENDPOINT_URL. May be given for each scheme.
+    #[arg(long, value_name = "[SCHEME=]URL")]
+    endpoint: Vec<String>,
+
+    /// The region for oss:// (or for SCHEME://), over OSS_REGION and AWS_REGION. May be given for each scheme.
+    #[arg(long, value_name = "[SCHEME=]REGION")]
+    region: Vec<String>,
+
+    /// How long storage may be silent in the middle of a request before the request is given up and tried again, in
+    /// seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    read_timeout: Option<u64>,
+
+    /// Where working directories, outputs and the object cache are: the largest and fastest disk.
+    /// [default: STATE/scratch]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+
+    /// Where the agent keeps what must survive a reboot.
+    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
+    state_dir: PathBuf,
+
+    /// Where sockets and mounts of tasks are.
+    #[arg(long, value_name = "DIR", default_value = Node::RUNTIME, env = "BATCH_AGENT_RUNTIME_DIR")]
+    runtime_dir: PathBuf,
+
+    /// How much the object cache may hold, such as 50GiB; a fifth of the scratch disk when absent.
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<ByteSize>,
+
+    /// How much memory mounted objects may take, such as 512MiB; a quarter of the machine's, at most 2 GiB, when absent.
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
+
+    /// The fuse-oss program. [default: the one beside this program, else the one on PATH]
+    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_FUSE_OSS")]
+    fuse_oss: Option<PathBuf>,
+
+    /// What the task is told as BATCH_COMPUTE_CLUSTER_ID.
+    #[arg(long, value_name = "ID")]
+    cluster_id: Option<String>,
+
+    /// What the task is told as BATCH_COMPUTE_WORKER_ID.
+    #[arg(long, value_name = "ID")]
+    worker_id: Option<String>,
+}
+
+/// Runs the job and prints its outcome.
+pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode, Failure> {
+    let (job, warnings) = read(&arguments.job)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::new(
+            Cause::Platform,
+            exit::DENIED,
+            "running a job mounts storage and needs root; try: sudo batch-agent run ...",
+        ));
+    }
+    let part = match &arguments.task {
+        Some(task) => Part::One { task: task.clone(), instance: arguments.instance },
+        None => Part::Whole { parallel: arguments.parallel.unwrap_or_else(processors) },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
+    let context = Arc::new(context(arguments, console)?);
+    if arguments.job_id.is_none() {
+        tracing::info!("this run's job id is {}", context.job);
+    }
+    let outcome = runtime.block_on(async {
+        let stop = listen()?;
+        crate::run::run(context, Arc::new(job), part, stop).await.map_err(|error| {
+            let exit_status = match error {
+                RunError::NoSuchTask { .. } | RunError::NoSuchInstance { .. } => exit::USAGE,
+                RunError::Unsupported { .. } => exit::BAD_DATA,
+                RunError::File(_) => exit::OS,
+            };
+            Failure::new(Cause::Platform, exit_status, error.to_string())
+        })
+    })?;
+    report(arguments, &outcome)?;
+    Ok(ExitCode::from(outcome.exit_status))
+}
+
+/// Reads a job description, for `run` and `check` alike.
+pub(super) fn read(path: &std::path::Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
+    job::read_file(path).map_err(|error| {
+        let exit_status = match error {
+            job::ReadError::File { .. } => exit::INPUT_MISSING,
+            job::ReadError::Invalid { .. } => exit::BAD_DATA,
+        };
+        Failure::new(Cause::User, exit_status, error.to_string())
+    })
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok()).unwrap_or(1)
+}
+
+fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failure> {
+    let settings = storage_settings(arguments)?;
+    let node = Node {
+        state: absolute(&arguments.state_dir)?,
+        runtime: absolute(&arguments.runtime_dir)?,
+        scratch: absolute(&arguments.scratch.clone().unwrap_or_else(|| arguments.state_dir.join("scratch")))?,
+    };
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::platform(format!("cannot find this program itself: {error}")))?;
+    let serve = ServeSettings {
+        cache_dir: node.object_cache(),
+        cache_size: arguments.cache_size,
+        memory_limit: arguments.memory_limit,
+        runtime_dir: node.runtime.join("fuse-oss"),
+        ..ServeSettings::new(fuse_oss(arguments, &program))
+    };
+    Ok(Context {
+        job: arguments.job_id.clone().unwrap_or_else(JobId::generate),
+        place: Place {
+            region: settings.oss.region.clone().or_else(|| settings.s3.region.clone()),
+            cluster: arguments.cluster_id.clone(),
+            worker: arguments.worker_id.clone(),
+        },
+        stores: Arc::new(Stores::new(settings)),
+        budget: TransferBudget::default(),
+        mounter: Mounter::new(serve),
+        mount_points: MountPoints::new(&node.state),
+        console,
+        program,
+        grace: Duration::from_secs(arguments.grace),
+        node,
+    })
+}
+
+fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Cause::User, exit::USAGE, format!("{}: {error}", path.display())))
+}
+
+/// The `fuse-oss` that belongs to this `batch-agent`: they are installed and built side by side.
+fn fuse_oss(arguments: &RunArguments, program: &std::path::Path) -> PathBuf {
+    const NAME: &str = "fuse-oss";
+    let beside = program.with_file_name(NAME);
+    match &arguments.fuse_oss {
+        Some(given) => given.clone(),
+        None if beside.exists() => beside,
+        None => PathBuf::from(NAME),
+    }
+}
+
+fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {
+    let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
+    let mut settings = Settings::from_env().map_err(|error| bad(error.to_string()))?;
+    for (option, values) in [("--endpoint", &arguments.endpoint), ("--region", &arguments.region)] {
+        for value in values {
+            let (scheme, value) = match value.split_once('=') {
+                Some((scheme @ ("oss" | "s3"), value)) => (scheme, value),
+                Some((other, _)) if !other.contains(['/', ':', '.']) => {
+                    return Err(bad(format!("{option} {value}: only oss and s3 have one, not {other:?}")));
+                }
+                _ => ("oss", value.as_str()),
+            };
+            let store = if scheme == "s3" { &mut settings.s3 } else { &mut settings.oss };
+            let field = if option == "--endpoint" { &mut store.endpoint } else { &mut store.region };
+            *field = Some(value.to_owned());
+        }
+    }
+    if let Some(seconds) = arguments.read_timeout {
+        for store in [&mut settings.oss, &mut settings.s3] {
+            store.timeouts.read = Duration::from_secs(seconds);
+        }
+    }
+    Ok(settings)
+}
+
+/// Turns SIGINT and SIGTERM into requests to stop: the first one is polite.
+fn listen() -> Result<StopSignal, Failure> {
+    let failed = |error| Failure::platform(format!("cannot listen to signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let (stopper, stop) = Stopper::new();
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+            tracing::warn!(
+                "{name}: stopping; outputs and logs are still uploaded (once more: kill the program at once)"
+            );
+            stopper.ask();
+        }
+    });
+    Ok(stop)
+}
+
+fn report(arguments: &RunArguments, outcome: &JobOutcome) -> Result<(), Failure> {
+    if let Some(path) = &arguments.outcome {
+        durable::replace_json(path, outcome).map_err(Failure::platform)?;
+    }
+    let is_terminal = std::io::stdout().is_terminal();
+    let text = if is_terminal { serde_json::to_string_pretty(outcome) } else { serde_json::to_string(outcome) };
+    print(&text.map_err(Failure::platform)?)?;
+    match outcome.state {
+        State::Finished => tracing::info!("job {} finished", outcome.job_id),
+        state => tracing::error!("job {}: {state:?}", outcome.job_id),
+    }
+    Ok(())
+}
+
+/// Prints a line on standard output; a reader that has gone away is no failure of ours.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::platform(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,124 @@
+//! Small files that must survive: replaced as a whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A file operation that failed, with the path it failed on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct FileError {
+    /// What was tried, as a verb: `write`, `create`.
+    pub action: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: turns an I/O error into one that names its file.
+    pub fn on<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self { action, path: path.to_owned(), source }
+    }
+}
+
+/// Replaces `path` by `content`, readable by the owner only: temporary file, fsync, rename, fsync of the directory.
+///
+/// # Errors
+/// When any step fails; the old file is then still whole, and no temporary file is left.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    // Named after the process: two agents never write one state file, but one may have died in the middle.
+    let temporary = directory.join(format!(
+        ".{}.{}.tmp",
+        path.file_name().unwrap_or_default().to_string_lossy(),
+        std::process::id()
+    ));
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        FileError { action: "write", path: path.to_owned(), source }
+    })
+}
+
+/// [`replace`] with a JSON document.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let content = serde_json::to_vec_pretty(value).map_err(|error| FileError {
+        action: "write",
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
+    replace(path, &content)
+}
+
+/// Reads a JSON document; `None` when there is no file, or one that is empty, torn or of another format: such a file is
+/// as good as lost, and a node must survive that. It is said in the log.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileError> {
+    let content = match fs::read(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FileError { action: "read", path: path.to_owned(), source: error }),
+    };
+    match serde_json::from_slice(&content) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "state file is damaged and ignored");
+            Ok(None)
+        }
+    }
+}
+
+/// Makes a directory and its parents, closed to everyone but root.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_directory(path: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::on("create", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_files_are_whole_private_and_leave_no_trace() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        replace_json(&path, &vec![1, 2]).unwrap();
+        replace_json(&path, &vec![3]).unwrap();
+        assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), Some(vec![3]));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn torn_and_missing_files_are_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), None);
+        for torn in ["", "[1, 2", "{}"] {
+            fs::write(&path, torn).unwrap();
+            assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), None, "{torn:?}");
+        }
+        assert!(read_json::<Vec<i32>>(directory.path()).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! One instance of a task: its attempts, one after the other, until one succeeds or no more are allowed.
+
+mod attempt;
+mod follow;
+mod inputs;
+mod mount_point;
+mod outputs;
+mod package;
+pub mod record;
+mod stop;
+pub mod view;
+mod workspace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use oss::Stores;
+use oss::transfer::TransferBudget;
+
+pub use inputs::Mounter;
+pub use mount_point::MountPoints;
+pub use stop::{StopSignal, Stopper, Urgency};
+pub use workspace::clean_up;
+
+use crate::console::Console;
+use crate::job::Task;
+use crate::job::names::{Attempt, JobId};
+use crate::node::Node;
+use crate::outcome::{Cause, InstanceOutcome, State};
+
+/// Everything an instance needs from around it. Shared by all instances of a run.
+#[derive(Debug)]
+pub struct Context {
+    /// Where things are kept.
+    pub node: Node,
+    /// The run of the job.
+    pub job: JobId,
+    /// Storage as the node reaches it.
+    pub stores: Arc<Stores>,
+    /// Bounds what all uploads and downloads together keep in memory.
+    pub budget: TransferBudget,
+    /// Mounts inputs.
+    pub mounter: Mounter,
+    /// Makes mount points.
+    pub mount_points: MountPoints,
+    /// What the user sees.
+    pub console: Console,
+    /// The agent's own binary, which is the shim as well.
+    pub program: PathBuf,
+    /// How long a program may take to end after SIGTERM.
+    pub grace: Duration,
+    /// What the task is told about where it runs.
+    pub place: Place,
+}
+
+/// Where a node is, as far as anyone has said.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// The region.
+    pub region: Option<String>,
+    /// The cluster it belongs to.
+    pub cluster: Option<String>,
+    /// Its own id.
+    pub worker: Option<String>,
+}
+
+/// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
+pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
+    let started = Timestamp::now();
+    let mut retries = 0;
+    loop {
+        let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
+        let may_retry = retries < task.max_retries;
+        let mut outcome = attempt::run(context, task, attempt, may_retry, stop.clone()).await;
+        outcome.retries = retries;
+        outcome.started = started;
+        let again = may_retry && outcome.state == State::Failed && outcome.cause != Some(Cause::Cancelled);
+        if !again || stop.is_asked() {
+            return outcome;
+        }
+        retries += 1;
+        tracing::warn!(
+            task = %format_args!("{}.{number}", task.name),
+            "{}; trying again ({retries} of {})",
+            outcome.message.as_deref().unwrap_or("it failed"),
+            task.max_retries
+        );
+    }
+}

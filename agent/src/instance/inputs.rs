@@ -1,0 +1,124 @@
+//! Mounting what a task reads: one `fuse-oss` mount per attempt that holds all of its inputs, side by side.
+//!
+//! Input number N is at `<mount>/N` when it is a directory, and at `<mount>/N/object` when it is one object: the names
+//! keys have in storage never become names here. The view (see [`view`](super::view)) then puts them where the task wants them.
+
+use std::path::{Path, PathBuf};
+
+use fuse_oss::client::Client;
+use fuse_oss::runtime::RuntimePaths;
+use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, MountRequest, ServeSettings, UnmountMode};
+
+use super::view::{InputView, Kind};
+use crate::exit;
+use crate::job::{Input, Task};
+use crate::outcome::{Cause, Failure};
+
+/// The name a single object has in its own directory.
+const OBJECT: &str = "object";
+
+/// Mounts and unmounts through the node's one `fuse-oss serve`.
+#[derive(Debug, Clone)]
+pub struct Mounter {
+    settings: ServeSettings,
+}
+
+impl Mounter {
+    /// A mounter that starts the server with these settings when it is needed first.
+    pub fn new(settings: ServeSettings) -> Self {
+        Self { settings }
+    }
+
+    /// Mounts the inputs of `task` at `target`, a directory that exists.
+    ///
+    /// # Errors
+    /// When one of them cannot be mounted; nothing is mounted then.
+    pub async fn mount(&self, task: &Task, target: &Path, stores: oss::Settings) -> Result<Vec<InputView>, Failure> {
+        if task.inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = task.inputs.iter().enumerate();
+        let request = MountRequest {
+            target: target.to_owned(),
+            entries: entries
+                .map(|(n, input)| MountEntry { at: place(n, input), location: input.source.clone() })
+                .collect(),
+            // The task may run as somebody else.
+            options: MountOptions { allow_other: true, ..MountOptions::default() },
+            stores,
+        };
+        let settings = self.settings.clone();
+        blocking(move || Client::connect_or_start(&settings)?.mount(&request).map(drop)).await?.map_err(failure)?;
+        Ok(task.inputs.iter().enumerate().map(|(n, input)| view_of(n, input, target)).collect())
+    }
+
+    /// Unmounts what [`Mounter::mount`] has mounted; something that is not mounted is a success.
+    ///
+    /// # Errors
+    /// When it stays mounted.
+    pub async fn unmount(&self, target: &Path) -> Result<(), Failure> {
+        if !is_mount_point(target) {
+            return Ok(());
+        }
+        let (settings, target) = (self.settings.clone(), target.to_owned());
+        blocking(move || unmount(&settings, &target)).await?
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(Failure::platform)
+}
+
+fn unmount(settings: &ServeSettings, target: &Path) -> Result<(), Failure> {
+    let asked = RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)
+        .and_then(|paths| Client::connect(&paths.socket))
+        .and_then(|client| client.map_or(Ok(()), |mut client| client.unmount(target, UnmountMode::Lazy)));
+    if let Err(error) = asked {
+        tracing::debug!(%error, target = %target.display(), "the server did not unmount it; detaching it");
+    }
+    if is_mount_point(target) {
+        nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).map_err(|errno| {
+            Failure::platform(format!(
+                "cannot unmount {}: {errno}; run: umount -l {}",
+                target.display(),
+                target.display()
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether something is mounted exactly at `path`: by the mount table, because touching a dead mount can hang.
+fn is_mount_point(path: &Path) -> bool {
+    let Some(path) = path.to_str() else { return false };
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(4) == Some(path))
+}
+
+fn kind(input: &Input) -> Kind {
+    if input.source.is_directory() { Kind::Directory } else { Kind::File }
+}
+
+fn place(number: usize, input: &Input) -> String {
+    match kind(input) {
+        Kind::Directory => number.to_string(),
+        Kind::File => format!("{number}/{OBJECT}"),
+    }
+}
+
+fn view_of(number: usize, input: &Input, mount: &Path) -> InputView {
+    let source: PathBuf = mount.join(place(number, input));
+    InputView { source, target: input.target.clone(), kind: kind(input), writable: input.writable }
+}
+
+/// What a failed mount means for the task.
+fn failure(error: MountError) -> Failure {
+    let (cause, exit_status) = match error.kind {
+        ErrorKind::NotFound | ErrorKind::NoSuchBucket | ErrorKind::Archived => (Cause::User, exit::INPUT_MISSING),
+        ErrorKind::Denied | ErrorKind::BadCredentials => (Cause::Storage, exit::DENIED),
+        ErrorKind::Unavailable => (Cause::Storage, exit::STORAGE_UNAVAILABLE),
+        ErrorKind::WrongRegion | ErrorKind::Invalid => (Cause::User, exit::BAD_SETTINGS),
+        _ => (Cause::Mount, exit::OS),
+    };
+    Failure::new(cause, exit_status, format!("input: {}", error.message))
+}

@@ -1,0 +1,231 @@
+//! Bringing a task's outputs home: directories and single files, many at once, verified.
+//!
+//! Nothing here trusts what the task has left (see [`found`]). A file that cannot be sent is named and does not keep
+//! the others from going up.
+
+mod found;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use oss::transfer::{TransferBudget, UploadOptions, upload};
+use oss::{Key, Location, PutMode, Store, Stores};
+use serde::Serialize;
+
+use crate::console::{Bar, Console};
+use crate::exit;
+use crate::job::Output;
+use crate::outcome::{Cause, Failure, Uploaded};
+
+/// How many files are on their way at once. Parts of large ones share the transfer budget beyond that.
+const PARALLEL_FILES: usize = 16;
+
+/// A file that has arrived, as the manifest lists it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Arrived {
+    /// Where it was, as the task knew it.
+    pub path: PathBuf,
+    /// Where it is.
+    pub location: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// CRC-64/XZ of its content, in hexadecimal.
+    pub crc64: String,
+    /// Its permission bits.
+    pub mode: u32,
+    /// When it was last changed.
+    pub modified: Option<Timestamp>,
+}
+
+/// What became of a task's outputs.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// What has arrived.
+    pub arrived: Vec<Arrived>,
+    /// What was left out on purpose, with the reasons.
+    pub skipped: Vec<String>,
+    /// What has not arrived, with the reasons.
+    pub failed: Vec<Failure>,
+}
+
+impl Delivery {
+    /// The figures for the outcome.
+    pub fn summary(&self) -> Uploaded {
+        Uploaded {
+            files: self.arrived.len() as u64,
+            bytes: self.arrived.iter().map(|file| file.size).sum(),
+            failed: self.failed.iter().map(|failure| failure.message.clone()).collect(),
+        }
+    }
+}
+
+/// One file on its way.
+struct Job {
+    store: Arc<dyn Store>,
+    target: Location,
+    seen_as: PathBuf,
+    size: u64,
+    open: Open,
+}
+
+enum Open {
+    /// Below an output directory.
+    Beneath(Arc<std::os::fd::OwnedFd>, PathBuf),
+    /// The marker of a directory that is empty.
+    Nothing,
+}
+
+/// Sends what `outputs` name; each is found by the host at the path beside it.
+pub async fn deliver(
+    outputs: &[(Output, PathBuf)],
+    stores: &Stores,
+    budget: &TransferBudget,
+    console: &Console,
+    label: &str,
+) -> Delivery {
+    let mut delivery = Delivery::default();
+    let mut jobs = Vec::new();
+    for (output, path) in outputs {
+        let store = match stores.open(&output.target) {
+            Ok(store) => store,
+            Err(error) => {
+                delivery.failed.push(Failure::writing(&format!("output {}", output.source.display()), &error));
+                continue;
+            }
+        };
+        if output.is_directory() {
+            let (path, seen_as) = (path.clone(), output.source.clone());
+            let walked = tokio::task::spawn_blocking(move || walk(&path, &seen_as)).await;
+            match walked {
+                Ok(Ok((directory, found))) => {
+                    plan_directory(output, &store, directory, found, &mut jobs, &mut delivery)
+                }
+                Ok(Err(failure)) => delivery.failed.push(failure),
+                Err(error) => delivery.failed.push(Failure::platform(error)),
+            }
+        } else {
+            match plan_file(output, path, &store) {
+                Ok(job) => jobs.push(job),
+                Err(failure) => delivery.failed.push(failure),
+            }
+        }
+    }
+    let bar = console.bar(label.to_owned(), jobs.iter().map(|job| job.size).sum());
+    let results = futures_util::stream::iter(jobs)
+        .map(|job| send(job, budget.clone(), bar.clone()))
+        .buffer_unordered(PARALLEL_FILES)
+        .collect::<Vec<_>>()
+        .await;
+    bar.finish();
+    for result in results {
+        match result {
+            Ok(Some(arrived)) => delivery.arrived.push(arrived),
+            Ok(None) => {}
+            Err(failure) => delivery.failed.push(failure),
+        }
+    }
+    delivery.arrived.sort_by(|a, b| a.path.cmp(&b.path));
+    delivery
+}
+
+fn missing(what: &Path) -> Failure {
+    Failure::new(
+        Cause::User,
+        exit::UPLOAD_FAILED,
+        format!("output {}: the program has not written it; correct the mapping or the program", what.display()),
+    )
+}
+
+fn unreadable(what: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(Cause::User, exit::UPLOAD_FAILED, format!("output {}: cannot be read: {error}", what.display()))
+}
+
+fn could_not_open(what: &Path, error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::NotFound { missing(what) } else { unreadable(what, error) }
+}
+
+fn walk(path: &Path, seen_as: &Path) -> Result<(std::os::fd::OwnedFd, found::Found), Failure> {
+    let directory = found::open_directory(path).map_err(|error| could_not_open(seen_as, &error))?;
+    Ok((directory, found::walk(path, seen_as)))
+}
+
+fn plan_directory(
+    output: &Output,
+    store: &Arc<dyn Store>,
+    directory: std::os::fd::OwnedFd,
+    found: found::Found,
+    jobs: &mut Vec<Job>,
+    delivery: &mut Delivery,
+) {
+    let directory = Arc::new(directory);
+    for entry in found.files {
+        jobs.push(Job {
+            store: Arc::clone(store),
+            target: output.target.join(&entry.name),
+            seen_as: output.source.join(&entry.name),
+            size: entry.size,
+            open: Open::Beneath(Arc::clone(&directory), entry.path),
+        });
+    }
+    for name in found.empty_directories {
+        jobs.push(Job {
+            store: Arc::clone(store),
+            target: output.target.join(&name),
+            seen_as: output.source.join(&name),
+            size: 0,
+            open: Open::Nothing,
+        });
+    }
+    delivery.skipped.extend(found.skipped);
+    let problem = |text| Failure::new(Cause::User, exit::UPLOAD_FAILED, format!("output {text}"));
+    delivery.failed.extend(found.problems.into_iter().map(problem));
+}
+
+fn plan_file(output: &Output, path: &Path, store: &Arc<dyn Store>) -> Result<Job, Failure> {
+    let failed = |error: std::io::Error| could_not_open(&output.source, &error);
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(|| missing(&output.source))?;
+    let directory = found::open_directory(parent).map_err(failed)?;
+    let file = found::open_beneath(&directory, Path::new(name)).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    Ok(Job {
+        store: Arc::clone(store),
+        target: output.target.clone(),
+        seen_as: output.source.clone(),
+        size,
+        open: Open::Beneath(Arc::new(directory), PathBuf::from(name)),
+    })
+}
+
+async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<Arrived>, Failure> {
+    let what = format!("output {} to {}", job.seen_as.display(), job.target.escaped());
+    let (directory, path) = match job.open {
+        Open::Nothing => {
+            let key: Key = job.target.key().clone();
+            let sent = job.store.put(&key, bytes::Bytes::new(), PutMode::Overwrite).await;
+            return sent.map(|_| None).map_err(|error| Failure::writing(&what, &error));
+        }
+        Open::Beneath(directory, path) => (directory, path),
+    };
+    let open = tokio::task::spawn_blocking(move || -> std::io::Result<(File, std::fs::Metadata)> {
+        let file = found::open_beneath(&*directory, &path)?;
+        let metadata = file.metadata()?;
+        Ok((file, metadata))
+    });
+    let opened = open.await.map_err(Failure::platform)?;
+    let (file, metadata) = opened.map_err(|error| could_not_open(&job.seen_as, &error))?;
+    let options =
+        UploadOptions { progress: Some(Arc::new(move |bytes| bar.advance(bytes))), ..UploadOptions::default() };
+    let sent = upload(&job.store, job.target.key(), file, metadata.len(), &options, &budget).await;
+    let sent = sent.map_err(|error| Failure::writing(&what, &error))?;
+    Ok(Some(Arrived {
+        path: job.seen_as,
+        location: job.target.to_string(),
+        size: sent.size,
+        crc64: format!("{:016x}", sent.crc64),
+        mode: std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777,
+        modified: metadata.modified().ok().and_then(|time| Timestamp::try_from(time).ok()),
+    }))
+}

@@ -1,0 +1,160 @@
+//! What the agent writes down about an attempt before it makes anything, so that whoever comes after a crash can undo it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, FileError};
+use crate::node::Node;
+use crate::shim::ProcessId;
+
+/// One attempt that has not been cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The format's version.
+    pub version: u32,
+    /// `job.task.instance`, with the attempt after the first.
+    pub id: String,
+    /// The agent that looks after it.
+    pub agent: ProcessId,
+    /// The shim, once there is one.
+    pub shim: Option<ProcessId>,
+    /// Its directory on the scratch disk.
+    pub scratch: PathBuf,
+    /// Its runtime directory, with its mounts.
+    pub runtime: PathBuf,
+}
+
+/// The version of [`Record`].
+pub const VERSION: u32 = 1;
+
+/// The longest an attempt's id is as a file name; longer ones are cut and told apart by a checksum.
+const MAX_NAME: usize = 180;
+
+/// The file name for an attempt's id.
+pub fn file_name(id: &str) -> String {
+    if id.len() <= MAX_NAME {
+        return id.to_owned();
+    }
+    let mut end = MAX_NAME - 17;
+    while !id.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{:016x}", &id[..end], oss::crc::crc64(id.as_bytes()))
+}
+
+impl Record {
+    /// A record for a new attempt, not yet written.
+    ///
+    /// # Errors
+    /// When the agent cannot read its own identity from /proc.
+    pub fn new(id: &str, node: &Node) -> Result<Self, FileError> {
+        let agent = i32::try_from(std::process::id()).ok().and_then(ProcessId::of).ok_or_else(|| FileError {
+            action: "read",
+            path: "/proc/self/stat".into(),
+            source: io::Error::other("no start time there; is /proc mounted?"),
+        })?;
+        let name = file_name(id);
+        Ok(Self {
+            version: VERSION,
+            id: id.to_owned(),
+            agent,
+            shim: None,
+            scratch: node.tasks_scratch().join(&name),
+            runtime: node.tasks_runtime().join(&name),
+        })
+    }
+
+    /// Where the attempt's inputs are mounted.
+    pub fn inputs(&self) -> PathBuf {
+        self.runtime.join("inputs")
+    }
+
+    /// Where the shim writes how it ended.
+    pub fn exit_record(&self, node: &Node) -> PathBuf {
+        node.records().join(format!("{}.exit", file_name(&self.id)))
+    }
+
+    fn path(&self, node: &Node) -> PathBuf {
+        node.records().join(format!("{}.json", file_name(&self.id)))
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self, node: &Node) -> Result<(), FileError> {
+        durable::replace_json(&self.path(node), self)
+    }
+
+    /// Removes the record, and the exit record with it. The last thing that is done for an attempt.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub fn remove(&self, node: &Node) -> Result<(), FileError> {
+        for path in [self.exit_record(node), self.path(node)] {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(FileError { action: "remove", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All records there are.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn all(node: &Node) -> Result<Vec<Self>, FileError> {
+        let directory = node.records();
+        let failed = |source| FileError { action: "read", path: directory.clone(), source };
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "json") && !is_hidden(&path) {
+                records.extend(durable::read_json::<Self>(&path)?);
+            }
+        }
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(records)
+    }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_until_they_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node {
+            state: root.path().join("state"),
+            runtime: root.path().join("run"),
+            scratch: root.path().join("scratch"),
+        };
+        node.prepare().unwrap();
+        let record = Record::new("job.task.0", &node).unwrap();
+        record.save(&node).unwrap();
+        fs::write(record.exit_record(&node), "{}").unwrap();
+        assert_eq!(Record::all(&node).unwrap(), std::slice::from_ref(&record));
+        assert!(record.agent.is_alive());
+        record.remove(&node).unwrap();
+        assert_eq!(Record::all(&node).unwrap(), []);
+        assert_eq!(fs::read_dir(node.records()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn long_ids_make_short_distinct_names() {
+        let (a, b) = ("x".repeat(300), format!("{}y", "x".repeat(299)));
+        assert!(file_name(&a).len() <= MAX_NAME && file_name(&a) != file_name(&b));
+        assert_eq!(file_name("job.t.0"), "job.t.0");
+    }
+}

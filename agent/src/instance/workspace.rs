@@ -1,0 +1,134 @@
+//! The places an attempt lives in, and how they are taken away again: by the agent that made them, or by the next one
+//! when that was killed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::inputs::Mounter;
+use super::mount_point::MountPoints;
+use super::record::Record;
+use crate::durable::{self, FileError};
+use crate::node::Node;
+use crate::shim::kill_descendants;
+
+/// How long the processes of a dead run may take to disappear.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The directories of one attempt. The record of them is written before they are.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    pub(super) record: Record,
+}
+
+impl Workspace {
+    /// Makes the directories of a new attempt.
+    pub(super) fn create(id: &str, node: &Node) -> Result<Self, FileError> {
+        let record = Record::new(id, node)?;
+        if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == id && other.agent.is_alive()) {
+            return Err(FileError {
+                action: "begin",
+                path: id.into(),
+                source: io::Error::other(format!(
+                    "process {} is running it already; wait for it, or use another --job-id",
+                    other.agent.pid
+                )),
+            });
+        }
+        record.save(node)?;
+        let workspace = Self { record };
+        for path in [workspace.workdir(), workspace.logs(), workspace.record.inputs(), workspace.views()] {
+            durable::private_directory(&path)?;
+        }
+        // The one directory a task of another user has to be able to enter.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(workspace.workdir(), open).map_err(FileError::on("open up", &workspace.workdir()))?;
+        Ok(workspace)
+    }
+
+    /// The working directory.
+    pub(super) fn workdir(&self) -> PathBuf {
+        self.record.scratch.join("work")
+    }
+
+    /// The log files.
+    pub(super) fn logs(&self) -> PathBuf {
+        self.record.scratch.join("logs")
+    }
+
+    /// Layers, uppers and outputs.
+    pub(super) fn views(&self) -> PathBuf {
+        self.record.scratch.join("views")
+    }
+
+    /// The package on its way into the working directory.
+    pub(super) fn package(&self) -> PathBuf {
+        self.record.scratch.join("package")
+    }
+
+    /// The shim's specification.
+    pub(super) fn shim_spec(&self) -> PathBuf {
+        self.record.runtime.join("shim.json")
+    }
+
+    /// For mounts that exist only while the view is built.
+    pub(super) fn hold(&self) -> PathBuf {
+        self.record.runtime.join("hold")
+    }
+}
+
+/// Undoes everything an attempt has made: its processes, mounts, mount points and directories, and last its record.
+///
+/// # Errors
+/// The first thing that could not be undone. The record is kept then, so that it is tried again by the next run.
+pub async fn clean_up(
+    record: &Record,
+    node: &Node,
+    mounter: &Mounter,
+    mount_points: &MountPoints,
+) -> Result<(), String> {
+    if let Some(shim) = record.shim.clone().filter(crate::shim::ProcessId::is_alive) {
+        let killed = tokio::task::spawn_blocking(move || end_shim(&shim)).await.map_err(|error| error.to_string())?;
+        killed.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
+    }
+    mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
+    let (record, node, mount_points) = (record.clone(), node.clone(), mount_points.clone());
+    let files = move || -> Result<(), FileError> {
+        mount_points.release(&record.id)?;
+        for directory in [&record.runtime, &record.scratch] {
+            remove_tree(directory)?;
+        }
+        record.remove(&node)
+    };
+    tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Kills a shim that nobody waits for, with everything below it. First what is below: while the shim lives it is their
+/// parent, so none can get away.
+fn end_shim(shim: &crate::shim::ProcessId) -> Result<(), usize> {
+    let below = kill_descendants(shim.pid, KILL_DEADLINE, || ());
+    let pid = nix::unistd::Pid::from_raw(shim.pid);
+    let end = std::time::Instant::now() + KILL_DEADLINE;
+    while shim.is_alive() && std::time::Instant::now() < end {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    below.map(drop)
+}
+
+/// Removes a directory tree that lies on one file system. Something mounted inside of it is a reason to stop, and never
+/// to remove what is in there.
+fn remove_tree(directory: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError { action: "remove", path: directory.to_owned(), source };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
+    let inside =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).find(|at| Path::new(at).starts_with(directory));
+    if let Some(at) = inside {
+        return Err(failed(io::Error::other(format!("{at} is still mounted"))));
+    }
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}

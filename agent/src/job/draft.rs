@@ -1,0 +1,91 @@
+//! A description that has been read but not judged: what both formats are turned into before it is checked.
+//!
+//! Every value carries its [`Place`], so that the rules, which are the same for both formats, can
+//! name what they object to in the author's own terms.
+
+use oss::StoreSettings;
+
+use super::finding::{At, Place};
+
+/// A job as it was written.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    /// What its author calls it.
+    pub name: Option<At<String>>,
+    /// Where the tasks are.
+    pub tasks_place: Place,
+    /// The tasks, in the author's order.
+    pub tasks: Vec<DraftTask>,
+    /// Which task waits for which.
+    pub edges: Vec<Edge>,
+    /// Whether the first failed instance ends the job.
+    pub stop_on_failure: bool,
+    /// Whether a directory whose local path lacks the trailing slash deserves a warning: it does in BatchCompute's
+    /// format, where slashes on both sides say what is meant; in ours the location alone says it.
+    pub slashes_agree: bool,
+}
+
+/// `after` starts when `before` has finished.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    /// Where that was written.
+    pub place: Place,
+    /// The task that goes first.
+    pub before: String,
+    /// The task that waits.
+    pub after: String,
+}
+
+/// A task as it was written.
+#[derive(Debug, Default)]
+pub(crate) struct DraftTask {
+    pub place: Place,
+    pub name: String,
+    pub command: Option<At<DraftCommand>>,
+    pub package: Option<At<String>>,
+    pub environment: Vec<At<(String, String)>>,
+    pub container: Option<DraftContainer>,
+    pub inputs: Vec<DraftInput>,
+    pub outputs: Vec<DraftOutput>,
+    pub logs: Vec<DraftOutput>,
+    pub stdout: Option<At<String>>,
+    pub stderr: Option<At<String>>,
+    pub instances: Option<At<i64>>,
+    pub retries: Option<At<i64>>,
+    /// In seconds.
+    pub timeout: Option<At<i64>>,
+    pub input_store: Option<StoreSettings>,
+}
+
+/// A program and its arguments.
+#[derive(Debug)]
+pub(crate) enum DraftCommand {
+    /// To be split into words.
+    Line(String),
+    /// Words already.
+    Words(Vec<String>),
+}
+
+/// An image and where it comes from.
+#[derive(Debug)]
+pub(crate) struct DraftContainer {
+    pub image: At<String>,
+    pub registry: Option<At<String>>,
+}
+
+/// Something remote that appears at a local path.
+#[derive(Debug)]
+pub(crate) struct DraftInput {
+    pub source: At<String>,
+    pub target: At<String>,
+    /// Absent when the author did not say.
+    pub writable: Option<bool>,
+    pub locale: Option<String>,
+}
+
+/// A local path whose content goes somewhere.
+#[derive(Debug)]
+pub(crate) struct DraftOutput {
+    pub source: At<String>,
+    pub target: At<String>,
+}

@@ -1,0 +1,155 @@
+//! The environment a task starts with.
+//!
+//! It is put together from nothing: what BatchCompute promises, then what the job's author set. The agent's own environment
+//! holds credentials and settings and none of it gets in.
+//!
+//! Who wins, when both name a variable:
+//! - The variables that say *which instance this is* ([`OWN`]) are ours, always. Authors copy environments from one job
+//!   to the next, and an instance that believes to be another one processes the wrong data and reports success.
+//! - What we do not know (a region on a machine outside any cloud) is not set, and the author's value stays.
+//! - Everything else (`PATH`, `HOME`, `USER`, ...) is a default, and the author's value wins.
+
+use std::collections::BTreeMap;
+
+/// The variables an author cannot change. The three last are the names that older programs read.
+pub const OWN: &[&str] = &[
+    "BATCH_COMPUTE_DAG_JOB_ID",
+    "BATCH_COMPUTE_DAG_TASK_ID",
+    "BATCH_COMPUTE_DAG_INSTANCE_ID",
+    "BATCH_COMPUTE_DAG_INSTANCE_COUNT",
+    "BATCH_COMPUTE_OSS_HOST",
+    "BATCH_COMPUTE_REGION",
+    "BATCH_COMPUTE_CLUSTER_ID",
+    "BATCH_COMPUTE_WORKER_ID",
+    "BATCH_COMPUTE_JOB_ID",
+    "BATCH_COMPUTE_TASK_ID",
+    "BATCH_COMPUTE_INSTANCE_ID",
+];
+
+/// `PATH` of a root login on Debian and its relatives (`ENV_SUPATH` of login.defs).
+const LOGIN_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `PATH` in a container, as the guide gives it: without `/usr/local`.
+const CONTAINER_PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
+
+/// What the environment says about an instance and where it runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts<'a> {
+    /// The job's id.
+    pub job: &'a str,
+    /// The task's name.
+    pub task: &'a str,
+    /// The instance, from 0.
+    pub instance: u32,
+    /// How many instances the task has.
+    pub instances: u32,
+    /// The region, such as `cn-hangzhou`.
+    pub region: Option<&'a str>,
+    /// The endpoint of OSS, such as `http://oss-cn-hangzhou-internal.aliyuncs.com`.
+    pub oss_host: Option<&'a str>,
+    /// The cluster's id. A container is not told.
+    pub cluster: Option<&'a str>,
+    /// The node's id. A container is not told.
+    pub worker: Option<&'a str>,
+    /// The working directory.
+    pub working_directory: &'a str,
+    /// Whether it runs in a container and not on the machine itself.
+    pub container: bool,
+}
+
+/// The whole environment of an instance, merged with the author's variables.
+pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
+    set("HOME", "/root");
+    set("LOGNAME", "root");
+    set("PATH", if facts.container { CONTAINER_PATH } else { LOGIN_PATH });
+    set("PWD", facts.working_directory);
+    set("SHELL", "/bin/bash");
+    set("USER", "root");
+
+    all.extend(author.iter().map(|(name, value)| (name.clone(), value.clone())));
+
+    let instance = facts.instance.to_string();
+    let instances = facts.instances.to_string();
+    let (cluster, worker) = if facts.container { (None, None) } else { (facts.cluster, facts.worker) };
+    for (name, value) in [
+        ("BATCH_COMPUTE_DAG_JOB_ID", Some(facts.job)),
+        ("BATCH_COMPUTE_DAG_TASK_ID", Some(facts.task)),
+        ("BATCH_COMPUTE_DAG_INSTANCE_ID", Some(instance.as_str())),
+        ("BATCH_COMPUTE_DAG_INSTANCE_COUNT", Some(instances.as_str())),
+        ("BATCH_COMPUTE_OSS_HOST", facts.oss_host),
+        ("BATCH_COMPUTE_REGION", facts.region),
+        ("BATCH_COMPUTE_CLUSTER_ID", cluster),
+        ("BATCH_COMPUTE_WORKER_ID", worker),
+        ("BATCH_COMPUTE_JOB_ID", Some(facts.job)),
+        ("BATCH_COMPUTE_TASK_ID", Some(facts.task)),
+        ("BATCH_COMPUTE_INSTANCE_ID", Some(instance.as_str())),
+    ] {
+        if let Some(value) = value {
+            all.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts<'_> = Facts {
+        job: "job-1",
+        task: "count",
+        instance: 2,
+        instances: 3,
+        region: Some("cn-hangzhou"),
+        oss_host: Some("http://oss-cn-hangzhou-internal.aliyuncs.com"),
+        cluster: Some("cls-1"),
+        worker: Some("i-1"),
+        working_directory: "/batchcompute/workdir",
+        container: false,
+    };
+
+    fn author(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_machine_gets_all_variables_and_a_container_those_of_the_guide() {
+        let machine = build(&FACTS, &BTreeMap::new());
+        let expected = author(&[
+            ("BATCH_COMPUTE_CLUSTER_ID", "cls-1"),
+            ("BATCH_COMPUTE_DAG_INSTANCE_COUNT", "3"),
+            ("BATCH_COMPUTE_DAG_INSTANCE_ID", "2"),
+            ("BATCH_COMPUTE_DAG_JOB_ID", "job-1"),
+            ("BATCH_COMPUTE_DAG_TASK_ID", "count"),
+            ("BATCH_COMPUTE_INSTANCE_ID", "2"),
+            ("BATCH_COMPUTE_JOB_ID", "job-1"),
+            ("BATCH_COMPUTE_OSS_HOST", "http://oss-cn-hangzhou-internal.aliyuncs.com"),
+            ("BATCH_COMPUTE_REGION", "cn-hangzhou"),
+            ("BATCH_COMPUTE_TASK_ID", "count"),
+            ("BATCH_COMPUTE_WORKER_ID", "i-1"),
+            ("HOME", "/root"),
+            ("LOGNAME", "root"),
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("PWD", "/batchcompute/workdir"),
+            ("SHELL", "/bin/bash"),
+            ("USER", "root"),
+        ]);
+        assert_eq!(machine, expected);
+        let container = build(&Facts { container: true, ..FACTS }, &BTreeMap::new());
+        assert_eq!(container["PATH"], "/sbin:/usr/sbin:/bin:/usr/bin");
+        assert!(!container.contains_key("BATCH_COMPUTE_CLUSTER_ID"));
+        assert!(!container.contains_key("BATCH_COMPUTE_WORKER_ID"));
+    }
+
+    #[test]
+    fn the_author_decides_all_but_who_the_instance_is() {
+        let all: Vec<_> = OWN.iter().map(|name| (*name, "mine")).chain([("PATH", "/opt/bin"), ("x", "y")]).collect();
+        let merged = build(&FACTS, &author(&all));
+        assert!(OWN.iter().all(|name| merged[*name] != "mine"));
+        assert_eq!((merged["PATH"].as_str(), merged["x"].as_str()), ("/opt/bin", "y"));
+        let unknown = build(&Facts { region: None, ..FACTS }, &author(&[("BATCH_COMPUTE_REGION", "mine")]));
+        assert_eq!(unknown["BATCH_COMPUTE_REGION"], "mine");
+    }
+}

@@ -1,0 +1,87 @@
+//! The shim: one small process per attempt, between the agent and the task.
+//!
+//! It is a mode of the agent's own binary. It holds the task's mount namespace, starts the program, outlives the agent,
+//! and writes down how the program ended. It knows nothing of object storage: it reads one file that says what to
+//! do ([`Spec`]) and writes one that says what happened ([`ExitRecord`]).
+//!
+//! It has one thread and no async runtime, because it becomes the reaper of everything the task leaves behind, and
+//! because a new mount namespace is a property of a thread.
+
+mod control;
+mod descendants;
+mod namespace;
+mod program;
+mod record;
+mod spec;
+mod supervise;
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use control::{Shim, ShimError, StopMode};
+pub use descendants::{ProcessId, kill_descendants};
+pub use record::{ExitRecord, StartFailure, Stopped, Usage};
+pub use spec::{Spec, VERSION as SPEC_VERSION};
+
+use crate::durable;
+
+/// What the shim tells the agent on its standard output, once, as a line of JSON.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Hello {
+    /// The namespace stands and the program has been started (or could not be, which the exit record says).
+    Started,
+    /// The task's view could not be built.
+    Failed(String),
+}
+
+/// Runs the shim described by the file at `spec`: what `batch-agent shim` does.
+///
+/// Must be called before any thread is started.
+pub fn main(spec: &Path) -> ExitCode {
+    match run(spec) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            say(&Hello::Failed(message));
+            ExitCode::from(crate::exit::OS)
+        }
+    }
+}
+
+fn run(spec: &Path) -> Result<(), String> {
+    let spec: Spec = durable::read_json(spec)
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| format!("{} is missing or damaged", spec.display()))?;
+    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the task but through us.
+    nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
+    let signals = supervise::Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+    nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
+    namespace::enter(&spec)?;
+
+    let started = record::Clock::now();
+    let record = match program::start(&spec) {
+        Ok(child) => {
+            say(&Hello::Started);
+            supervise::supervise(child, &spec, &signals, started)
+        }
+        Err(failure) => {
+            say(&Hello::Started);
+            ExitRecord::not_started(failure, started)
+        }
+    };
+    durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string())
+}
+
+/// Writes the one line and lets go of the pipe, so that the agent's read ends.
+fn say(hello: &Hello) {
+    if let Ok(mut line) = serde_json::to_vec(hello) {
+        line.push(b'\n');
+        let mut stdout = std::io::stdout();
+        let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
+        if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+            let _ = nix::unistd::dup2_stdout(null.as_fd());
+        }
+    }
+}

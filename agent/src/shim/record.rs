@@ -1,0 +1,104 @@
+//! How an attempt ended, as the shim saw it.
+
+use std::time::{Instant, SystemTime};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Why a program could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFailure {
+    /// The status a shell would give: 127 when the program was not found, 126 when it cannot be executed.
+    pub exit_code: i32,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+/// Who ended the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stopped {
+    /// It ran longer than its time limit.
+    Timeout,
+    /// The agent asked for it.
+    Request,
+}
+
+/// What the program used, its reaped children included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time in user mode, in milliseconds.
+    pub user_ms: u64,
+    /// CPU time in the kernel, in milliseconds.
+    pub system_ms: u64,
+    /// The largest resident set of any one process, in bytes.
+    pub max_resident_bytes: u64,
+}
+
+/// The exit record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The format's version.
+    pub version: u32,
+    /// When the program was started.
+    pub started: Timestamp,
+    /// When it had ended.
+    pub ended: Timestamp,
+    /// How long it ran by the monotonic clock, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Its exit code, when it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that killed it, when one did.
+    pub signal: Option<i32>,
+    /// Who ended it, when it did not end by itself.
+    pub stopped: Option<Stopped>,
+    /// Set when it never ran.
+    pub start_failure: Option<StartFailure>,
+    /// What it used.
+    pub usage: Usage,
+    /// How many processes it had left behind, which were killed.
+    pub left_behind: u32,
+}
+
+/// The version of [`ExitRecord`].
+const VERSION: u32 = 1;
+
+/// A moment on both clocks: one to show, one to measure with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    wall: SystemTime,
+    pub(super) monotonic: Instant,
+}
+
+impl Clock {
+    pub(super) fn now() -> Self {
+        Self { wall: SystemTime::now(), monotonic: Instant::now() }
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    // Outside of jiff's years -9999 to 9999 the clock is broken anyway.
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+impl ExitRecord {
+    pub(super) fn not_started(failure: StartFailure, started: Clock) -> Self {
+        Self { start_failure: Some(failure), ..Self::ended(started) }
+    }
+
+    pub(super) fn ended(started: Clock) -> Self {
+        let ended = Clock::now();
+        Self {
+            version: VERSION,
+            started: timestamp(started.wall),
+            ended: timestamp(ended.wall),
+            elapsed_ms: u64::try_from((ended.monotonic - started.monotonic).as_millis()).unwrap_or(u64::MAX),
+            exit_code: None,
+            signal: None,
+            stopped: None,
+            start_failure: None,
+            usage: Usage::default(),
+            left_behind: 0,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! What the agent asks of a shim.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::instance::view::Step;
+
+/// Everything the shim needs, in one file that only root can read: the environment may hold the author's secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    /// The format's version.
+    pub version: u32,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Its whole environment.
+    pub environment: BTreeMap<String, String>,
+    /// Its working directory, as it sees it.
+    pub workdir: PathBuf,
+    /// Receives its standard output; appended to.
+    pub stdout: PathBuf,
+    /// Receives its standard error; appended to.
+    pub stderr: PathBuf,
+    /// How its view is built.
+    pub steps: Vec<Step>,
+    /// A directory for mounts that are needed only while the view is built.
+    pub hold: PathBuf,
+    /// Receives the [`ExitRecord`](super::ExitRecord).
+    pub exit_record: PathBuf,
+    /// How long the program may run, in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// How long it may take to end after SIGTERM, in milliseconds.
+    pub grace_ms: u64,
+}
+
+/// The version of [`Spec`].
+pub const VERSION: u32 = 1;

@@ -1,0 +1,26 @@
+//! Taking away what a killed agent has left: at the start of every run, before anything new is made.
+
+use crate::durable::FileError;
+use crate::instance::record::Record;
+use crate::instance::{MountPoints, Mounter, clean_up};
+use crate::node::Node;
+
+/// Cleans up after every attempt whose agent is gone. What cannot be cleaned up is said, and tried again next time.
+///
+/// # Errors
+/// When the records cannot be read.
+pub async fn sweep(node: &Node, mounter: &Mounter, mount_points: &MountPoints) -> Result<(), FileError> {
+    for record in Record::all(node)? {
+        if record.agent.is_alive() {
+            continue;
+        }
+        match clean_up(&record, node, mounter, mount_points).await {
+            Ok(()) => tracing::warn!(
+                attempt = record.id,
+                "the agent that ran this attempt was killed; its processes, mounts and files have been removed"
+            ),
+            Err(error) => tracing::error!(attempt = record.id, error, "what a killed agent has left cannot be removed"),
+        }
+    }
+    Ok(())
+}

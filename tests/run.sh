@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# The test command. Installs what it needs (Debian packages, a Python environment in .test-env, cargo-deny), then runs
+# every check, and prints what each step took.
+#
+#   tests/run.sh          everything that has to hold before a change lands
+#   tests/run.sh setup    only the installing
+#   tests/run.sh soak     what takes longer: the tests marked as soak, with their full counts
+#
+# Needs root for the real mounts, namespaces and loop devices of the tests; as another user it uses sudo.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_INCREMENTAL=0
+readonly ENV_DIR="$PWD/.test-env"
+readonly DENY_VERSION=0.20.2
+SUDO=""
+if [ "$(id -u)" != 0 ]; then
+    SUDO="sudo"
+    # Test programs run as root, the compiler does not.
+    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
+fi
+
+timings=()
+step() { # step NAME COMMAND...: runs the command and takes its time; stops everything when it fails
+    local name=$1 start=$SECONDS
+    shift
+    printf '\n==> %s\n' "$name"
+    if ! "$@"; then
+        printf '\nFAILED: %s (after %d s)\n' "$name" $((SECONDS - start)) >&2
+        exit 1
+    fi
+    timings+=("$(printf '%5d s  %s' $((SECONDS - start)) "$name")")
+}
+
+# The programs the tests use, each with the package that has it.
+debian_packages() {
+    local need=() entry
+    for entry in cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount \
+        unshare:util-linux ps:procps python3:python3 curl:curl; do
+        command -v "${entry%%:*}" >/dev/null || PATH="$PATH:/sbin:/usr/sbin" command -v "${entry%%:*}" >/dev/null || need+=("${entry#*:}")
+    done
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
+    [ ${#need[@]} = 0 ] && return 0
+    $SUDO apt-get update -qq
+    $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}"
+}
+
+# SDKs that check our protocol double, and an S3 server that is not ours. Made anew when the list changes.
+python_environment() {
+    local stamp="$ENV_DIR/requirements.txt"
+    cmp -s tests/requirements.txt "$stamp" && return 0
+    rm -rf "$ENV_DIR/bin" "$ENV_DIR/lib" "$ENV_DIR/include"
+    python3 -m venv "$ENV_DIR"
+    "$ENV_DIR/bin/pip" install -q --disable-pip-version-check -r tests/requirements.txt
+    cp tests/requirements.txt "$stamp"
+}
+
+# Built without optimisation: it runs for a second and would take minutes to compile.
+cargo_deny() {
+    [ "$("$ENV_DIR/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $DENY_VERSION" ] && return 0
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$PWD/target/cargo-deny" cargo install --quiet --debug --locked --force \
+        --no-default-features --root "$ENV_DIR" "cargo-deny@$DENY_VERSION"
+    rm -rf target/cargo-deny
+}
+
+dependencies() {
+    "$ENV_DIR/bin/cargo-deny" --log-level error check licenses sources bans || return 1
+    # The advisory database is a git repository on the internet, which not every machine reaches.
+    if timeout 60 "$ENV_DIR/bin/cargo-deny" --log-level error fetch db >/dev/null 2>&1; then
+        "$ENV_DIR/bin/cargo-deny" --log-level error check --disable-fetch advisories
+    else
+        echo "SKIPPED: advisories (the advisory database cannot be reached from this machine)"
+    fi
+}
+
+setup() {
+    mkdir -p "$ENV_DIR"
+    step "packages" debian_packages
+    step "Python environment" python_environment
+}
+
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
+
+# What an aborted test run may have left; the tests themselves clean up after themselves.
+nothing_left() {
+    local left
+    left=$(grep -E '(fuse\.)?fuse-oss|/batch-agent' /proc/self/mountinfo || true)
+    left+=$(pgrep -fa '(^|/)(fuse-oss serve|batch-agent shim)' || true)
+    [ -z "$left" ] && return 0
+    printf 'left behind by the tests:\n%s\n' "$left" >&2
+    return 1
+}
+
+export TEST_PYTHON="$ENV_DIR/bin/python"
+case "${1:-test}" in
+setup) setup ;;
+test)
+    setup
+    step "format" cargo fmt --all --check
+    step "build" cargo build --quiet --locked --workspace --all-targets
+    step "tests" cargo test --quiet --locked --workspace
+    step "nothing left behind" nothing_left
+    step "the example" bash examples/log-count/demo.sh
+    step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+    step "documentation" documentation
+    step "cargo-deny" cargo_deny
+    step "licences and sources" dependencies
+    ;;
+soak)
+    setup
+    step "build" cargo build --quiet --locked --release --workspace --bins
+    SOAK=1 step "soak tests" cargo test --locked --workspace -- --include-ignored --nocapture soak
+    step "nothing left behind" nothing_left
+    ;;
+*)
+    echo "unknown step $1; see the top of tests/run.sh" >&2
+    exit 64
+    ;;
+esac
+printf '\nWhat each step took:\n'
+printf '%s\n' "${timings[@]}"
+printf '%5d s  in all\n' "$SECONDS"
