@@ -48,9 +48,7 @@ fn a_bucket_with_odd_keys_shows_everything_that_can_be_shown() {
         let double = start();
         for key in [
             "plain",
-            "dir/",
             "dir/a",
-            "markers/deep/",
             "x",
             "x/y",
             "x-1",
@@ -68,9 +66,11 @@ fn a_bucket_with_odd_keys_shows_everything_that_can_be_shown() {
             "per%20cent+plus&amp;",
             &long,
         ] {
-            double.put(BUCKET, key, format!("content of {key}"));
+            double.put(BUCKET, key, format!("content of {key}").into_bytes());
         }
-        double.put(BUCKET, "empty", "");
+        for marker in ["empty", "dir/", "markers/deep/"] {
+            double.put(BUCKET, marker, "");
+        }
         let sandbox = Sandbox::new();
         mount(&sandbox, &double, &format!("{scheme}://{BUCKET}/"), &[]).succeeded();
         let mnt = sandbox.mnt();
@@ -114,7 +114,7 @@ fn a_bucket_with_odd_keys_shows_everything_that_can_be_shown() {
         assert_eq!(fs::read(mnt.join("empty")).unwrap(), b"");
         let log = sandbox.log();
         assert_eq!(log.matches("keys that a file system cannot show").count(), 1, "{log}");
-        assert_eq!(sandbox.status()["mounts"][0]["hidden"], 9, "{}", sandbox.status());
+        assert_eq!(sandbox.status()["mounts"][0]["hidden"], 8, "{}", sandbox.status());
         sandbox.umount();
     }
 }
@@ -200,7 +200,7 @@ fn trouble_on_the_way_changes_no_byte() {
         double.put(BUCKET, &format!("file-{number}"), bytes.clone());
     }
     for number in 0..60 {
-        double.put(BUCKET, &format!("small/{number}"), format!("small {number}"));
+        double.put(BUCKET, &format!("small/{number}"), format!("small {number}").into_bytes());
     }
     for (fault, times) in [
         (Fault::InternalError, 4),
@@ -284,6 +284,7 @@ fn a_replaced_object_is_never_mixed_with_the_old_one() {
             assert_eq!(buffer, [1; 4096]);
         }
     }
+    drop(file);
     sandbox.umount();
     mount(&sandbox, &double, &format!("s3://{BUCKET}/"), &[]).succeeded();
     assert!(fs::read(sandbox.mnt().join("file")).unwrap() == vec![2; 60 << 20]);
@@ -310,7 +311,7 @@ fn one_file_of_a_large_directory_does_not_list_it() {
 fn one_mount_shows_several_places_through_the_library() {
     let double = start();
     for key in ["a/one", "a/sub/two", "b/genome.fa"] {
-        double.put(BUCKET, key, format!("content of {key}"));
+        double.put(BUCKET, key, format!("content of {key}").into_bytes());
     }
     let sandbox = Sandbox::new();
     fs::write(sandbox.source().join("local"), "from a file").unwrap();
