@@ -57,6 +57,8 @@ pub struct Blocks {
     budget_kib: u32,
     disk: Option<Disk>,
     objects: Mutex<Objects>,
+    /// How often an object as a whole was found to be wrong; empty on a good day.
+    wrong: Mutex<HashMap<ObjectId, u64>>,
     fetched: AtomicU64,
     corrupt: AtomicU64,
     disk_trouble: AtomicU64,
@@ -82,6 +84,7 @@ impl Blocks {
             budget_kib,
             disk,
             objects: Mutex::new(Objects { open: HashMap::new(), warm }),
+            wrong: Mutex::default(),
             fetched: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             disk_trouble: AtomicU64::new(0),
@@ -139,6 +142,12 @@ impl Blocks {
     /// Blocks or objects that were found to be wrong so far.
     pub fn corrupt(&self) -> u64 {
         self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// How often this object was found to be wrong as a whole. When that has changed since a file was opened before, the kernel's
+    /// pages of it are not to be trusted.
+    pub fn times_wrong(&self, object: ObjectId) -> u64 {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get(&object).copied().unwrap_or(0)
     }
 
     /// The most blocks that reading ahead may be in front of one reader.
@@ -256,6 +265,7 @@ impl Blocks {
                     "the checksum of the whole object is not the one its store keeps: bytes were changed on the way or in the \
                      store. All its blocks are dropped and fetched again; what was read before may have been wrong"
                 );
+                *self.wrong.lock().unwrap_or_else(PoisonError::into_inner).entry(object.id).or_default() += 1;
                 self.memory.forget(object.id, object.blocks());
                 object.clear();
                 disk.removed(object.id);

@@ -119,11 +119,17 @@ impl Inner {
         Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
     }
 
-    fn opened(&self, object: Arc<Object>, reply: ReplyOpen) {
+    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
+        let mut flags = FopenFlags::FOPEN_NOFLUSH;
+        // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
+        let times_wrong = self.blocks.times_wrong(object.id);
+        if file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
         self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
-        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        reply.opened(FileHandle(handle), flags);
     }
 
     /// Answers a directory request from names that are known.
@@ -225,7 +231,7 @@ impl Filesystem for Mounted {
         // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
         if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
-            return self.inner.opened(object, reply);
+            return self.inner.opened(file, object, reply);
         }
         if file.archived {
             warn!(
@@ -237,12 +243,13 @@ impl Filesystem for Mounted {
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
             match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => {
-                    if let Some(file) = node.file() {
+                Ok(_) => match node.file() {
+                    Some(file) => {
                         file.proved.store(true, Ordering::Relaxed);
+                        inner.opened(file, object, reply);
                     }
-                    inner.opened(object, reply);
-                }
+                    None => reply.error(Errno::EISDIR),
+                },
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
                     reply.error(Errno::from_i32(fault.errno_at_open()));
