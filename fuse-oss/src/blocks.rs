@@ -18,7 +18,7 @@ pub mod memory;
 pub mod object;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, error, warn};
 
 use crate::fault::Fault;
+use crate::log_limit::LogLimit;
 use disk::Disk;
 use index::{BLOCK, block_len};
 use memory::{BlockId, Claim, Memory, Outcome};
@@ -38,6 +39,9 @@ use object::{Loaded, Object, ObjectId, Whole};
 
 /// The most blocks one request asks for.
 pub const MAX_RUN: u32 = 8;
+
+/// The most blocks that are fetched ahead of one reader.
+const MAX_AHEAD: u32 = 32;
 
 /// Objects whose index stays in memory after the last reader closed them.
 const WARM_OBJECTS: usize = 256;
@@ -62,6 +66,8 @@ pub struct Blocks {
     fetched: AtomicU64,
     corrupt: AtomicU64,
     disk_trouble: AtomicU64,
+    readers: AtomicUsize,
+    log_limit: LogLimit,
 }
 
 #[derive(Debug)]
@@ -88,6 +94,8 @@ impl Blocks {
             fetched: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             disk_trouble: AtomicU64::new(0),
+            readers: AtomicUsize::new(0),
+            log_limit: LogLimit::default(),
         }
     }
 
@@ -150,9 +158,20 @@ impl Blocks {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get(&object).copied().unwrap_or(0)
     }
 
-    /// The most blocks that reading ahead may be in front of one reader.
+    /// One more open file, or with `false` one fewer: they share the memory for reading ahead.
+    pub fn count_reader(&self, opened: bool) {
+        if opened {
+            self.readers.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.readers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The most blocks that reading ahead may be in front of one reader: its share of a quarter of the memory, so that what was
+    /// fetched in advance is still there when its reader comes; none at all when very many files are open.
     pub fn max_ahead(&self) -> u32 {
-        (self.budget_kib / 4 / u32::try_from(BLOCK / 1024).expect("1024 fits")).clamp(1, 32)
+        let readers = u32::try_from(self.readers.load(Ordering::Relaxed).max(1)).unwrap_or(u32::MAX);
+        (self.budget_kib / 2 / u32::try_from(BLOCK / 1024).expect("1024 fits") / readers).min(MAX_AHEAD)
     }
 
     /// Counts what the disk holds from earlier; for a thread of its own.
@@ -436,8 +455,10 @@ impl Flight {
             if self.object.set_replaced() {
                 warn!(object = self.object.name(), %fault, "no longer what was mounted; reads of it fail (ESTALE) until it is mounted again");
             }
-        } else if self.object.may_complain(unix_seconds()) {
-            warn!(object = self.object.name(), block = self.next, %fault, "cannot be read");
+        } else if self.object.may_complain(unix_seconds())
+            && let Some(left_out) = self.blocks.log_limit.allow(Instant::now())
+        {
+            warn!(object = self.object.name(), block = self.next, %fault, left_out, "cannot be read");
         }
         while self.next < self.end {
             let id = (self.object.id, self.next);

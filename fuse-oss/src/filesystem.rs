@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -22,6 +22,8 @@ use tracing::{debug, warn};
 
 use crate::blocks::Blocks;
 use crate::blocks::object::Object;
+use crate::fault::Fault;
+use crate::log_limit::LogLimit;
 use crate::namespace::{Body, File, Known, Namespace, Node};
 use crate::options::MountOptions;
 use crate::reader::Reader;
@@ -53,6 +55,7 @@ pub struct Inner {
     readers: RwLock<HashMap<u64, Arc<Reader>>>,
     next_handle: AtomicU64,
     salt: u64,
+    log_limit: LogLimit,
 }
 
 impl Mounted {
@@ -62,7 +65,8 @@ impl Mounted {
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
         let readers = RwLock::default();
         let next_handle = AtomicU64::new(1);
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt });
+        let log_limit = LogLimit::default();
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -154,6 +158,13 @@ impl Inner {
         }
     }
 
+    /// Says what went wrong, unless too much has been said already.
+    fn report(&self, name: &str, fault: &Fault, what: &str) {
+        if let Some(left_out) = self.log_limit.allow(Instant::now()) {
+            warn!(name = %name.escape_debug(), %fault, left_out, "{what}");
+        }
+    }
+
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
@@ -164,7 +175,7 @@ impl Inner {
     async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
         let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
         self.namespace.list_to(node, from).await.map_err(|fault| {
-            warn!(directory = %node.name.escape_debug(), %fault, "cannot be listed");
+            self.report(&node.name, &fault, "cannot be listed");
             Errno::from_i32(fault.errno_at_open())
         })
     }
@@ -205,7 +216,7 @@ impl Filesystem for Mounted {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
                         Ok(None) => missing(&inner, reply),
                         Err(fault) => {
-                            warn!(name = %name.escape_debug(), %fault, "cannot be looked up");
+                            inner.report(&name, &fault, "cannot be looked up");
                             reply.error(Errno::from_i32(fault.errno_at_open()));
                         }
                     }
@@ -234,10 +245,13 @@ impl Filesystem for Mounted {
             return self.inner.opened(file, object, reply);
         }
         if file.archived {
-            warn!(
-                object = object.name(),
-                "the object is in an archive tier: restore it first (ossutil restore, aws s3api restore-object), which can take hours"
-            );
+            if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
+                warn!(
+                    object = object.name(),
+                    left_out,
+                    "the object is in an archive tier: restore it first (ossutil restore, aws s3api restore-object), which can take hours"
+                );
+            }
             return reply.error(Errno::EIO);
         }
         let inner = Arc::clone(&self.inner);
