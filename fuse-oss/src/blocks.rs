@@ -221,8 +221,7 @@ impl Blocks {
     }
 
     fn spawn(self: &Arc<Self>, object: &Arc<Object>, first: u32, count: u32, permit: Option<OwnedSemaphorePermit>) {
-        let flight =
-            Flight { blocks: Arc::clone(self), object: Arc::clone(object), next: first, end: first + count };
+        let flight = Flight { blocks: Arc::clone(self), object: Arc::clone(object), next: first, end: first + count };
         self.runtime.spawn(flight.run(permit));
     }
 
@@ -361,7 +360,8 @@ impl Flight {
         // Asked for as a whole, the store's client verifies the checksum of a small object itself.
         let range = (start > 0 || end < object.size).then_some(start..end);
         let options = GetOptions { range, if_match: object.etag.clone() };
-        let response = object.origin.store.get(&object.key, options).await.map_err(|error| Broken::Final(error.into()))?;
+        let response =
+            object.origin.store.get(&object.key, options).await.map_err(|error| Broken::Final(error.into()))?;
         let meta = &response.meta;
         let same_etag = object.etag.is_none() || meta.etag.is_none() || meta.etag == object.etag;
         // Without a version the time has to do; listings and answers may round it differently, to a second.

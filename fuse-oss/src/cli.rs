@@ -83,10 +83,8 @@ pub fn log_to_stderr(log: &LogArguments) {
 /// The request that the command line makes.
 fn request(arguments: &MountArguments) -> Result<MountRequest, MountError> {
     let fstab = fstab::apply(arguments)?;
-    let location: oss::Location = fstab
-        .location
-        .parse()
-        .map_err(|error: oss::LocationError| MountError::new(ErrorKind::Usage, error))?;
+    let location: oss::Location =
+        fstab.location.parse().map_err(|error: oss::LocationError| MountError::new(ErrorKind::Usage, error))?;
     Ok(MountRequest {
         target: fstab.directory.clone(),
         stores: fstab.stores(location.scheme())?,

@@ -100,7 +100,9 @@ impl Client {
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
                     io::ErrorKind::PermissionDenied => Err(MountError::new(
                         ErrorKind::Denied,
-                        format_args!("cannot reach the server at {shown}: {error}; run as the user who started it, or as root"),
+                        format_args!(
+                            "cannot reach the server at {shown}: {error}; run as the user who started it, or as root"
+                        ),
                     )),
                     _ => Err(MountError::new(
                         ErrorKind::NoServer,
@@ -140,7 +142,9 @@ impl Client {
                 // Somebody else started one in the same moment, or the last one is about to end: look again.
                 Err(error) if error.kind == ErrorKind::CacheInUse && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(100));
-                    if let Some(client) = Self::connect(&RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)?.socket)? {
+                    if let Some(client) =
+                        Self::connect(&RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)?.socket)?
+                    {
                         return Ok(client);
                     }
                     if socket_elsewhere(&error, &paths.socket) {
@@ -152,7 +156,11 @@ impl Client {
             if Instant::now() >= deadline {
                 return Err(MountError::new(
                     ErrorKind::NoServer,
-                    format_args!("the server for {} does not answer; its log is {}", settings.cache_dir.display(), paths.log.display()),
+                    format_args!(
+                        "the server for {} does not answer; its log is {}",
+                        settings.cache_dir.display(),
+                        paths.log.display()
+                    ),
                 ));
             }
         }
@@ -170,7 +178,10 @@ impl Client {
     pub fn mount(&mut self, request: &MountRequest) -> Result<MountReply, ClientError> {
         let store = request.stores.oss.timeouts.total.max(request.stores.s3.timeouts.total);
         let target = std::path::absolute(&request.target).map_err(|error| {
-            MountError::new(ErrorKind::TargetMissing, format_args!("cannot mount on {}: {error}", request.target.display()))
+            MountError::new(
+                ErrorKind::TargetMissing,
+                format_args!("cannot mount on {}: {error}", request.target.display()),
+            )
         })?;
         let request = MountRequest { target, ..request.clone() };
         match self.ask(&Request::Mount(Box::new((&request).into())), store.saturating_add(MOUNT_MARGIN))? {
@@ -207,9 +218,15 @@ impl Client {
         let deadline = Instant::now() + limit;
         let server = self.server;
         let gone = |error: &dyn std::fmt::Display| {
-            MountError::new(ErrorKind::NoServer, format_args!("the fuse-oss server (process {server}) went away: {error}"))
+            MountError::new(
+                ErrorKind::NoServer,
+                format_args!("the fuse-oss server (process {server}) went away: {error}"),
+            )
         };
-        self.stream.set_write_timeout(Some(limit)).and_then(|()| self.stream.write_all(&line)).map_err(|error| gone(&error))?;
+        self.stream
+            .set_write_timeout(Some(limit))
+            .and_then(|()| self.stream.write_all(&line))
+            .map_err(|error| gone(&error))?;
         let mut answer = Vec::new();
         let mut reader = BufReader::new(&self.stream);
         loop {
@@ -224,7 +241,10 @@ impl Client {
                     if Instant::now() >= deadline {
                         return Err(MountError::new(
                             ErrorKind::NoServer,
-                            format_args!("the fuse-oss server (process {server}) has not answered for {} s", limit.as_secs()),
+                            format_args!(
+                                "the fuse-oss server (process {server}) has not answered for {} s",
+                                limit.as_secs()
+                            ),
                         ));
                     }
                 }
@@ -280,7 +300,8 @@ fn start(settings: &ServeSettings, deadline: Instant) -> Result<(), MountError> 
     let mut child = command.spawn().map_err(|error| {
         no_server(format!("cannot start a server with {binary}: {error}; check where the fuse-oss program is"))
     })?;
-    let status = wait(&mut child, deadline).map_err(|error| no_server(format!("{binary} serve does not start: {error}")))?;
+    let status =
+        wait(&mut child, deadline).map_err(|error| no_server(format!("{binary} serve does not start: {error}")))?;
     if status.success() {
         return Ok(());
     }
@@ -289,7 +310,8 @@ fn start(settings: &ServeSettings, deadline: Instant) -> Result<(), MountError> 
         // It has exited; what it said is in the pipe.
         let _ = stdout.take(1 << 16).read_to_string(&mut said);
     }
-    Err(serde_json::from_str(said.trim()).unwrap_or_else(|_| no_server(format!("{binary} serve ended at once ({status})"))))
+    Err(serde_json::from_str(said.trim())
+        .unwrap_or_else(|_| no_server(format!("{binary} serve ended at once ({status})"))))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, MountError> {
@@ -305,7 +327,10 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<std::process::ExitSt
         if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not ready after {} s", START_LIMIT.as_secs())));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("not ready after {} s", START_LIMIT.as_secs()),
+            ));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -104,8 +104,7 @@ impl MountError {
     /// A failure with its line for people.
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        let message =
-            if message.contains(char::is_control) { message.escape_debug().to_string() } else { message };
+        let message = if message.contains(char::is_control) { message.escape_debug().to_string() } else { message };
         Self { kind, message }
     }
 

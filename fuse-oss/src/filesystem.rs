@@ -327,9 +327,8 @@ impl Filesystem for Mounted {
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
         let inner = Arc::clone(&self.inner);
         if inner.can_fill(&node, offset) {
-            inner.fill(&node, offset, |attr, next, name| {
-                reply.add(attr.ino, next, name, &FOREVER, attr, Generation(0))
-            });
+            inner
+                .fill(&node, offset, |attr, next, name| reply.add(attr.ino, next, name, &FOREVER, attr, Generation(0)));
             return reply.ok();
         }
         self.runtime.spawn(async move {

@@ -110,9 +110,8 @@ impl Target {
         let missing = |cause: &dyn std::fmt::Display, remedy: &str| {
             MountError::new(ErrorKind::TargetMissing, format_args!("cannot mount on {shown}: {cause}; {remedy}"))
         };
-        let busy = |cause: String| {
-            MountError::new(ErrorKind::TargetBusy, format_args!("cannot mount on {shown}: {cause}"))
-        };
+        let busy =
+            |cause: String| MountError::new(ErrorKind::TargetBusy, format_args!("cannot mount on {shown}: {cause}"));
         let real = path.canonicalize().map_err(|error| match error.raw_os_error() {
             Some(libc::ENOTCONN) => busy(
                 "a FUSE mount whose process has died is still there; remove it with: umount -l DIRECTORY".to_owned(),
@@ -189,7 +188,8 @@ pub fn unmount(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
         Ok(()) => Ok(()),
         Err(Errno::EBUSY) => {
             let users = users(path);
-            let by = if users.is_empty() { "by a process that /proc does not show".to_owned() } else { users.join(", ") };
+            let by =
+                if users.is_empty() { "by a process that /proc does not show".to_owned() } else { users.join(", ") };
             Err(MountError::new(
                 ErrorKind::TargetBusy,
                 format_args!(
@@ -198,10 +198,9 @@ pub fn unmount(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
                 ),
             ))
         }
-        Err(Errno::EINVAL) => Err(MountError::new(
-            ErrorKind::NotMounted,
-            format_args!("nothing is mounted on {}", path.display()),
-        )),
+        Err(Errno::EINVAL) => {
+            Err(MountError::new(ErrorKind::NotMounted, format_args!("nothing is mounted on {}", path.display())))
+        }
         Err(errno) => Err(MountError::new(
             ErrorKind::System,
             format_args!("cannot unmount {}: {}; unmounting needs root", path.display(), errno.desc()),
@@ -240,8 +239,9 @@ fn how_used(process: &Path, path: &Path, mount: Option<u64>) -> Option<String> {
     for descriptor in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
         let info = process.join("fdinfo").join(descriptor.file_name());
         let by_mount = mount.is_some()
-            && fs::read_to_string(info)
-                .is_ok_and(|info| info.lines().filter_map(|line| line.strip_prefix("mnt_id:")).any(|id| id.trim().parse().ok() == mount));
+            && fs::read_to_string(info).is_ok_and(|info| {
+                info.lines().filter_map(|line| line.strip_prefix("mnt_id:")).any(|id| id.trim().parse().ok() == mount)
+            });
         if by_mount || inside(&descriptor.path()) {
             let open = fs::read_link(descriptor.path()).unwrap_or_default();
             return Some(format!("has {} open", open.display().to_string().escape_debug()));
@@ -281,7 +281,9 @@ mod tests {
     #[test]
     fn targets_are_looked_at_before_they_are_mounted_on() {
         let dir = tempfile::tempdir().unwrap();
-        let check = |path: &Path, nonempty| Target::check(path, nonempty).map(drop).map_err(|error| (error.kind, error.message));
+        let check = |path: &Path, nonempty| {
+            Target::check(path, nonempty).map(drop).map_err(|error| (error.kind, error.message))
+        };
         check(dir.path(), false).unwrap();
         let (kind, message) = check(&dir.path().join("none"), false).unwrap_err();
         assert!(kind == ErrorKind::TargetMissing && message.contains("mkdir -p"), "{message}");

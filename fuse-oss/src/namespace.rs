@@ -204,7 +204,9 @@ impl Namespace {
         let whole = matches!(entries.as_slice(), [(at, _)] if at.is_empty());
         let mut entries = entries;
         let (root, first) = match entries.pop_if(|_| whole) {
-            Some((_, Source::Directory { origin, prefix, first })) => (Directory::new(Some(origin), prefix), Some(first)),
+            Some((_, Source::Directory { origin, prefix, first })) => {
+                (Directory::new(Some(origin), prefix), Some(first))
+            }
             Some((_, Source::Object { .. })) => {
                 return Err(Fault::Internal("an object cannot be the root of a mount".to_owned()));
             }
@@ -369,7 +371,9 @@ impl Namespace {
         let page = origin.store.list(request).await?;
         if page.continuation.is_some() && page.continuation == asked {
             // A server that answers every page with the same token would keep us here for ever.
-            return Err(Fault::Internal("the store's listing does not advance (same continuation token twice)".to_owned()));
+            return Err(Fault::Internal(
+                "the store's listing does not advance (same continuation token twice)".to_owned(),
+            ));
         }
         self.absorb(node, directory, page)
     }
@@ -486,8 +490,7 @@ fn file(origin: Arc<Origin>, key: Option<Box<str>>, meta: ObjectMeta) -> File {
 /// Asks the store for one name: is there anything below it, or an object of that key?
 async fn probe(origin: &Origin, prefix: &str, name: &str) -> Result<Option<Found>, Fault> {
     let key = format!("{prefix}{name}");
-    let below =
-        ListRequest { prefix: format!("{key}/"), delimiter: false, continuation: None, max_keys: Some(1) };
+    let below = ListRequest { prefix: format!("{key}/"), delimiter: false, continuation: None, max_keys: Some(1) };
     let key = Key::new(key);
     let (below, object) = tokio::join!(origin.store.list(below), origin.store.head(&key));
     let below = below?;

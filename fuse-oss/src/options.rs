@@ -39,7 +39,15 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { file_mode: 0o555, dir_mode: 0o555, uid: None, gid: None, allow_other: false, exec: true, nonempty: false }
+        Self {
+            file_mode: 0o555,
+            dir_mode: 0o555,
+            uid: None,
+            gid: None,
+            allow_other: false,
+            exec: true,
+            nonempty: false,
+        }
     }
 }
 

@@ -45,23 +45,29 @@ pub fn private_dir(path: &Path, what: &str) -> Result<PathBuf, MountError> {
             format_args!("cannot make the {what} {shown}: {error}; choose another or run as root"),
         )
     })?;
-    let real = path.canonicalize().map_err(|error| {
-        MountError::new(ErrorKind::System, format_args!("cannot use the {what} {shown}: {error}"))
-    })?;
+    let real = path
+        .canonicalize()
+        .map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot use the {what} {shown}: {error}")))?;
     let meta = fs::metadata(&real)
         .map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot use the {what} {shown}: {error}")))?;
     let me = nix::unistd::geteuid();
     if meta.uid() != me.as_raw() {
         return Err(MountError::new(
             ErrorKind::Invalid,
-            format_args!("the {what} {shown} belongs to user {} and not to {me}; choose a directory of your own", meta.uid()),
+            format_args!(
+                "the {what} {shown} belongs to user {} and not to {me}; choose a directory of your own",
+                meta.uid()
+            ),
         ));
     }
     // Readable by others is all right: what we put there we make readable to ourselves only.
     if meta.mode() & 0o022 != 0 {
         return Err(MountError::new(
             ErrorKind::Invalid,
-            format_args!("others may write in the {what} {shown} (mode {:o}); chmod go-w it or choose another", meta.mode() & 0o7777),
+            format_args!(
+                "others may write in the {what} {shown} (mode {:o}); chmod go-w it or choose another",
+                meta.mode() & 0o7777
+            ),
         ));
     }
     Ok(real)
@@ -132,7 +138,10 @@ impl CacheLock {
             Ok(mut file) => {
                 let owner = LockOwner { pid: std::process::id(), socket: paths.socket.clone() };
                 let text = serde_json::to_vec(&owner).map_err(|error| system(&error))?;
-                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text)).map_err(|error| system(&error))?;
+                file.set_len(0)
+                    .and_then(|()| file.rewind())
+                    .and_then(|()| file.write_all(&text))
+                    .map_err(|error| system(&error))?;
                 Ok(Self { _file: file })
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {

@@ -175,8 +175,7 @@ impl Server {
     /// # Errors
     /// [`ErrorKind::System`] when signals cannot be received.
     pub async fn run(self: &Arc<Self>, listener: UnixListener, idle_exit: Option<Duration>) -> Result<(), MountError> {
-        let no_signals =
-            |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
+        let no_signals = |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
         let mut idle_since = None;
@@ -224,8 +223,13 @@ impl Server {
     /// access on, because nobody will be there to answer.
     pub async fn shut_down(self: &Arc<Self>) {
         let _ = std::fs::remove_file(&self.paths.socket);
-        let targets: Vec<PathBuf> =
-            self.table().sessions.values().filter(|active| !active.detached).map(|active| active.target.clone()).collect();
+        let targets: Vec<PathBuf> = self
+            .table()
+            .sessions
+            .values()
+            .filter(|active| !active.detached)
+            .map(|active| active.target.clone())
+            .collect();
         for target in targets {
             let path = target.clone();
             let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
@@ -321,9 +325,8 @@ fn default_memory() -> ByteSize {
 /// Every open object has two files in the cache; the usual limit of 1024 descriptors is for programs that use select(2).
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
-    });
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(errno) = raised {
         warn!(error = errno.desc(), "cannot raise the limit of open files");
     }
@@ -335,7 +338,11 @@ pub fn human(bytes: u64) -> String {
     let mut rest = 0;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if value < 1024 || unit == "TiB" {
-            return if rest >= 103 && value < 10 { format!("{value}.{} {unit}", rest * 10 / 1024) } else { format!("{value} {unit}") };
+            return if rest >= 103 && value < 10 {
+                format!("{value}.{} {unit}", rest * 10 / 1024)
+            } else {
+                format!("{value} {unit}")
+            };
         }
         rest = value % 1024;
         value /= 1024;

@@ -17,7 +17,9 @@ pub struct ByteSize(u64);
 
 /// Why a text is not a [`ByteSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a size: write a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)")]
+#[error(
+    "{text:?} is not a size: write a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
+)]
 pub struct ByteSizeError {
     text: String,
 }

@@ -81,14 +81,16 @@ impl Transport {
             data.push_str(",allow_other");
         }
         let path = target.path();
-        nix::mount::mount(Some(source), &target.held(), Some(FS_TYPE), flags, Some(data.as_str())).map_err(|errno| {
-            let (kind, remedy) = match errno {
-                Errno::EPERM | Errno::EACCES => (ErrorKind::System, "mounting needs root (CAP_SYS_ADMIN)"),
-                Errno::ENODEV => (ErrorKind::NoFuseDevice, "this kernel has no FUSE: modprobe fuse"),
-                _ => (ErrorKind::System, "see the kernel's log (dmesg)"),
-            };
-            MountError::new(kind, format_args!("cannot mount on {}: {}; {remedy}", path.display(), errno.desc()))
-        })?;
+        nix::mount::mount(Some(source), &target.held(), Some(FS_TYPE), flags, Some(data.as_str())).map_err(
+            |errno| {
+                let (kind, remedy) = match errno {
+                    Errno::EPERM | Errno::EACCES => (ErrorKind::System, "mounting needs root (CAP_SYS_ADMIN)"),
+                    Errno::ENODEV => (ErrorKind::NoFuseDevice, "this kernel has no FUSE: modprobe fuse"),
+                    _ => (ErrorKind::System, "see the kernel's log (dmesg)"),
+                };
+                MountError::new(kind, format_args!("cannot mount on {}: {}; {remedy}", path.display(), errno.desc()))
+            },
+        )?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(threads());
         // Cloned descriptors would help a little and make it impossible to hand a live mount to another process.

@@ -162,8 +162,9 @@ async fn prepare_and_run(
         }
         inputs = ready => inputs?,
     };
-    let Planned { spec, sources, mount_points } = plan(context, task, attempt, workspace, &inputs)?;
-    context.mount_points.acquire(&workspace.record.id, &mount_points).map_err(Failure::platform)?;
+    let (spec, sources) = context
+        .mount_points
+        .acquire(&workspace.record.id, |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made }))?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
     let mut shim = Shim::start(&context.program, &workspace.shim_spec(), &spec)
@@ -228,12 +229,8 @@ fn input_stores(context: &Context, task: &Task) -> oss::Settings {
     settings
 }
 
-/// What the shim is to do, where its results will be found, and what has to be made on the host first.
-struct Planned {
-    spec: Spec,
-    sources: Sources,
-    mount_points: Vec<(PathBuf, Kind)>,
-}
+/// What the shim is to do and where its results will be found; then what has to be made on the host first.
+type Planned = ((Spec, Sources), Vec<(PathBuf, Kind)>);
 
 /// Plans the task's view and makes what it needs on the scratch disk.
 fn plan(
@@ -242,6 +239,7 @@ fn plan(
     attempt: Attempt<'_>,
     workspace: &Workspace,
     inputs: &[InputView],
+    host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
     let logs: Vec<Output> =
@@ -251,8 +249,8 @@ fn plan(
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
     let request =
         view::Request { scratch: &scratch, workdir: (&workdir, Path::new(WORKDIR)), inputs, outputs: &wanted };
-    let view = view::plan(&request, &ThisHost)
-        .map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
+    let view =
+        view::plan(&request, host).map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
     for directory in &view.directories {
         std::fs::create_dir(directory)
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
@@ -289,7 +287,7 @@ fn plan(
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
     };
-    Ok(Planned { spec, sources, mount_points: view.mount_points })
+    Ok(((spec, sources), view.mount_points))
 }
 
 /// The command line for people, quoted where it has to be.
@@ -327,7 +325,7 @@ impl Logs {
             let path = workspace.logs().join(file);
             let opened = create_log(&path)
                 .map_err(|error| Failure::platform(format!("cannot make {}: {error}", path.display())))?;
-            Ok((Follower::start(path, store, target), opened))
+            Ok::<_, Failure>((Follower::start(path, store, target), opened))
         };
         let (stdout, _) = begin(&task.stdout, attempt.stdout(), "stdout")?;
         let (stderr, stderr_file) = begin(&task.stderr, attempt.stderr(), "stderr")?;

@@ -17,6 +17,7 @@
 //!
 //! Each output is answered with the path at which the *host* finds it once the namespace is gone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -360,10 +361,7 @@ impl Planner<'_> {
     fn output(&mut self, target: &Path, kind: Kind) -> Result<PathBuf, ViewError> {
         if self.cover(target).is_none() {
             match kind {
-                Kind::Directory => {
-                    let layer = self.new_directory("output");
-                    self.layer(target, &layer)?;
-                }
+                Kind::Directory => self.make_room_for_directory(target)?,
                 Kind::File => self.make_room_for_file(target)?,
             }
         }
@@ -382,6 +380,20 @@ impl Planner<'_> {
         Ok(behind)
     }
 
+    /// An output directory is a layer of its own, fresh whatever the host has there; where its parents are missing, too, it
+    /// lies in theirs.
+    fn make_room_for_directory(&mut self, target: &Path) -> Result<(), ViewError> {
+        let first_missing = match self.host.kind(target) {
+            Some(_) => target.to_owned(),
+            None => self.first_missing(target)?,
+        };
+        if first_missing != target {
+            return self.open_up(&first_missing, target);
+        }
+        let layer = self.new_directory("output");
+        self.layer(target, &layer)
+    }
+
     fn make_room_for_file(&mut self, target: &Path) -> Result<(), ViewError> {
         if let Some(Kind::Directory) = self.host.kind(target) {
             return Err(ViewError::WrongKind { target: target.to_owned(), wanted: Kind::File, found: Kind::Directory });
@@ -398,8 +410,12 @@ impl Planner<'_> {
 }
 
 /// The machine we run on.
-#[derive(Debug, Clone, Copy)]
-pub struct ThisHost;
+#[derive(Debug, Clone, Default)]
+pub struct ThisHost {
+    /// Mount points that agents have made. They count as missing: what one instance has made is as little there for another
+    /// as if that other one had come first.
+    pub made: BTreeSet<PathBuf>,
+}
 
 impl Host for ThisHost {
     fn resolve(&self, path: &Path) -> PathBuf {
@@ -415,6 +431,9 @@ impl Host for ThisHost {
     }
 
     fn kind(&self, path: &Path) -> Option<Kind> {
+        if self.made.contains(path) {
+            return None;
+        }
         let metadata = std::fs::metadata(path).ok()?;
         Some(if metadata.is_dir() { Kind::Directory } else { Kind::File })
     }
@@ -481,7 +500,7 @@ mod tests {
     #[test]
     fn outputs_under_one_made_up_parent_share_a_mount_so_that_hard_links_work() {
         let host = Fake::with(&[]);
-        let view = plan_for(&host, &[], &[("/root1/call/rc", File), ("/root1/call/glob", Directory)]).unwrap();
+        let view = plan_for(&host, &[], &[("/root1/call/glob", Directory), ("/root1/call/rc", File)]).unwrap();
         assert_eq!(view.outputs[0].parent(), view.outputs[1].parent());
         assert_eq!(view.steps.iter().filter(|s| matches!(s, Step::Bind { .. })).count(), 3);
     }
@@ -553,7 +572,7 @@ mod tests {
                 .collect();
             let outputs: Vec<_> = outputs.iter().map(|(path, dir)| (path.as_str(), kind(*dir))).collect();
             if let Ok(view) = plan_for(&host, &inputs, &outputs) {
-                let mut seen = std::collections::BTreeSet::new();
+                let mut seen = BTreeSet::new();
                 for path in &view.outputs {
                     prop_assert!(path.starts_with("/s"), "{:?}", path);
                     prop_assert!(seen.insert(path.clone()));

@@ -75,15 +75,14 @@ impl Header {
     /// Reads a header; none when it is torn, of another format, or of another block size.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..HEADER_LEN)?;
-        if &bytes[..8] != MAGIC || word(bytes, 8)? != BLOCK || word(bytes, HEADER_LEN - 8)? != crc64(&bytes[..HEADER_LEN - 8]) {
+        if &bytes[..8] != MAGIC
+            || word(bytes, 8)? != BLOCK
+            || word(bytes, HEADER_LEN - 8)? != crc64(&bytes[..HEADER_LEN - 8])
+        {
             return None;
         }
         let flags = u32::from_le_bytes(bytes[40..44].try_into().ok()?);
-        Some(Self {
-            digest: bytes[24..40].try_into().ok()?,
-            size: word(bytes, 16)?,
-            verified: flags & VERIFIED != 0,
-        })
+        Some(Self { digest: bytes[24..40].try_into().ok()?, size: word(bytes, 16)?, verified: flags & VERIFIED != 0 })
     }
 }
 

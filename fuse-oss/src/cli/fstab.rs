@@ -17,9 +17,42 @@ use super::arguments::{MountArguments, addressing, octal};
 /// Options that are not for us but for mount(8), systemd or the kernel's generic part, and ask for nothing that a read-only
 /// mount would have to refuse.
 const IGNORED: &[&str] = &[
-    "ro", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "defaults", "dev", "nodev", "suid",
-    "nosuid", "exec", "atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime", "lazytime",
-    "nolazytime", "async", "sync", "dirsync", "silent", "loud", "mand", "nomand", "default_permissions", "big_writes",
+    "ro",
+    "rw",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "defaults",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "async",
+    "sync",
+    "dirsync",
+    "silent",
+    "loud",
+    "mand",
+    "nomand",
+    "default_permissions",
+    "big_writes",
 ];
 
 /// Turns the forms of mount(8) into ours.
@@ -46,7 +79,9 @@ pub fn rewrite(arguments: Vec<OsString>) -> Result<Vec<OsString>, MountError> {
             "-t" | "-N" if helper => {
                 let value = rest.next().ok_or_else(|| usage(format!("{text} needs a value")))?;
                 if text == "-N" && !value.is_empty() {
-                    return Err(usage("mounting in another namespace (-N) is not possible; enter it first (nsenter)".to_owned()));
+                    return Err(usage(
+                        "mounting in another namespace (-N) is not possible; enter it first (nsenter)".to_owned(),
+                    ));
                 }
             }
             flags if helper && is_flags(flags) => {
@@ -106,10 +141,19 @@ impl Wanted {
             Some((name, value)) => (name, Some(value)),
             None => (option, None),
         };
-        if option.is_empty() || IGNORED.contains(&option) || name.starts_with("x-") || name.starts_with("X-") || name == "comment" {
+        if option.is_empty()
+            || IGNORED.contains(&option)
+            || name.starts_with("x-")
+            || name.starts_with("X-")
+            || name == "comment"
+        {
             return Ok(());
         }
-        let needed = || value.filter(|value| !value.is_empty()).ok_or_else(|| usage(format!("-o {name} needs a value: {name}=VALUE")));
+        let needed = || {
+            value
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| usage(format!("-o {name} needs a value: {name}=VALUE")))
+        };
         let bad = |error: &dyn std::fmt::Display| usage(format!("-o {name}: {error}"));
         let number = || needed()?.parse::<u64>().map_err(|error| bad(&error));
         let id = || needed()?.parse::<u32>().map_err(|error| bad(&error));

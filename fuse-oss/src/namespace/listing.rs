@@ -162,14 +162,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn meta(key: &str) -> ObjectMeta {
-        ObjectMeta {
-            key: Key::new(key),
-            size: 1,
-            etag: None,
-            modified: None,
-            checksum: None,
-            archived: false,
-        }
+        ObjectMeta { key: Key::new(key), size: 1, etag: None, modified: None, checksum: None, archived: false }
     }
 
     /// What a store answers for `keys`, in pages of `page` entries.
@@ -229,7 +222,8 @@ mod tests {
     #[test]
     fn odd_keys_are_hidden_and_everything_else_is_listed() {
         let long = "n".repeat(256);
-        let keys = set(&["/lead", "a//b", "a/./c", "a/../d", "a/ok", "b", "dir/", "..", ".", "nul\0", "new\nline", &long]);
+        let keys =
+            set(&["/lead", "a//b", "a/./c", "a/../d", "a/ok", "b", "dir/", "..", ".", "nul\0", "new\nline", &long]);
         let (names, hidden) = list(&keys, "", 3);
         assert_eq!(
             names.into_iter().collect::<Vec<_>>(),

@@ -39,8 +39,10 @@ impl Connection {
         let mut reader = BufReader::new(reader).take(limit);
         if peer.uid() != me && peer.uid() != 0 {
             warn!(uid = peer.uid(), "refused a client of another user");
-            let error =
-                MountError::new(ErrorKind::Denied, format_args!("this server belongs to user {me}; run as that user or as root"));
+            let error = MountError::new(
+                ErrorKind::Denied,
+                format_args!("this server belongs to user {me}; run as that user or as root"),
+            );
             return writer.write_all(&answer_line(&Answer::Failed(error))).await;
         }
         let mut line = Vec::new();

@@ -52,7 +52,10 @@ impl Server {
             Err(_) => {
                 return Err(MountError::new(
                     ErrorKind::TargetBusy,
-                    format_args!("cannot mount on {}: looking at it hangs, probably on a dead network mount", request.target.display()),
+                    format_args!(
+                        "cannot mount on {}: looking at it hangs, probably on a dead network mount",
+                        request.target.display()
+                    ),
                 ));
             }
         };
@@ -79,13 +82,8 @@ impl Server {
         let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
         let path = target.path().to_owned();
         let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
-        let active = Active {
-            target: path.clone(),
-            entries: request.entries,
-            inner,
-            device: device.clone(),
-            detached: false,
-        };
+        let active =
+            Active { target: path.clone(), entries: request.entries, inner, device: device.clone(), detached: false };
         self.table().sessions.insert(id, active);
         drop(reservation);
         self.save_record();
