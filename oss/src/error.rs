@@ -49,6 +49,10 @@ pub enum ErrorKind {
     Invalid,
     /// The store cannot do this at all (append on S3, conditional writes on some servers).
     Unsupported,
+    /// The local disk that an object is being written to is full, or its quota is used up.
+    DiskFull,
+    /// The local file that is being read or written failed, otherwise than by a full disk.
+    LocalFile,
 }
 
 /// A failed operation: what was tried on which object, what the store said, and what to do about it.
@@ -169,6 +173,7 @@ impl Error {
             ErrorKind::Archived => {
                 "restore it first (ossutil restore oss://BUCKET/KEY, or aws s3api restore-object), which can take hours"
             }
+            ErrorKind::DiskFull => "free space on that file system, or use a larger one",
             ErrorKind::Unavailable => "check the endpoint, the network path to it and the store's status",
             _ => return None,
         })

@@ -5,17 +5,23 @@
 //! local files; [`transfer`] moves whole files with verification, and [`growing`] is an object that grows while it is read.
 //! [`Stores`] hands out the right [`Store`] for a [`Location`].
 
+#[doc(hidden)]
+pub mod conformance;
 pub mod crc;
 pub mod credentials;
 mod error;
+pub mod foreign;
 mod http;
 mod location;
+pub mod memory;
 pub mod rest;
 mod secret;
 mod settings;
 mod sign;
+mod staged;
 mod store;
 mod stores;
+pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use location::{Key, Location, LocationError, Scheme};

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::foreign::ForeignStore;
 use crate::http::HttpClient;
 use crate::location::{Location, Scheme};
 use crate::rest::RestStore;
@@ -34,7 +35,7 @@ impl Stores {
     /// The store that `location` is in. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when the settings make no sense for the scheme, such as OSS without endpoint and region.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the settings make no sense for the scheme, such as OSS without endpoint and region.
     pub fn open(&self, location: &Location) -> Result<Arc<dyn Store>> {
         let id = (location.scheme(), location.bucket().to_owned());
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +55,7 @@ impl Stores {
         match root.scheme() {
             Scheme::Oss => rest(&self.settings.oss, &self.oss_client),
             Scheme::S3 => rest(&self.settings.s3, &self.s3_client),
-            _ => Err(Error::new(ErrorKind::Unsupported, "OPEN", root.escaped(), "this build has no client for it")),
+            Scheme::File | Scheme::Gs | Scheme::Az => Ok(Arc::new(ForeignStore::open(root)?)),
         }
     }
 }
