@@ -1,5 +1,7 @@
 //! The REST client against the storage double, in both protocols and both ways to address a bucket, in good weather and bad.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -157,7 +159,6 @@ async fn each_fault_once_changes_nothing() {
     let faults = [
         Fault::InternalError,
         Fault::SlowDown { retry_after: None },
-        Fault::SlowDown { retry_after: Some(Duration::from_secs(1)) },
         Fault::ResetEarly,
         Fault::ResetLate,
         Fault::LoseReply,
@@ -168,81 +169,83 @@ async fn each_fault_once_changes_nothing() {
         Fault::ErrorInside200,
         Fault::WrongByte,
     ];
+    let mut all = tokio::task::JoinSet::new();
     for scheme in SCHEMES {
-        let double = Double::start(DoubleConfig { min_part_size: Some(1), ..DoubleConfig::default() });
-        let store = store(scheme, &double);
-        for (number, fault) in faults.iter().enumerate() {
-            if *fault == Fault::ErrorInside200 && scheme == Scheme::Oss {
-                continue;
+        for fault in &faults {
+            if *fault != Fault::ErrorInside200 || scheme == Scheme::S3 {
+                all.spawn(one_fault_at_everything(scheme, fault.clone()));
             }
-            let hit = |operation: Operation| {
-                let when = When::any().operation(operation);
-                double.fault(fault.clone(), when, Often::Next(1))
-            };
-            let name = |what: &str| format!("{number}/{what}");
-            let body = sample(3000 + number, number as u64);
-
-            hit(Operation::PutObject);
-            put(&store, &name("put"), &body).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-            assert_eq!(double.get(BUCKET, &name("put")).unwrap(), body, "{fault:?}");
-
-            hit(Operation::GetObject);
-            let got = read(&store, &name("put")).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-            assert_eq!(got, body, "{fault:?}");
-
-            if *fault != Fault::WrongByte {
-                hit(Operation::GetObject);
-                assert_eq!(
-                    read_range(&store, &name("put"), 100..2100).await.unwrap(),
-                    body.slice(100..2100),
-                    "{fault:?}"
-                );
-            }
-
-            hit(Operation::PutObject);
-            let key = Key::new(name("absent"));
-            store
-                .put(&key, body.clone(), PutMode::IfAbsent)
-                .await
-                .unwrap_or_else(|error| panic!("{scheme} put if absent with {fault:?}: {error}"));
-            assert_eq!(double.get(BUCKET, key.as_str()).unwrap(), body, "{fault:?}");
-            let error = store.put(&key, body.slice(1..), PutMode::IfAbsent).await.unwrap_err();
-            assert_eq!(*error.kind(), ErrorKind::AlreadyExists);
-
-            hit(Operation::CreateUpload);
-            hit(Operation::UploadPart);
-            hit(Operation::CopyPart);
-            hit(Operation::CompleteUpload);
-            let key = Key::new(name("parts"));
-            let upload = store.create_multipart(&key).await.unwrap();
-            let first = store.put_part(&key, &upload, 1, body.slice(..1000)).await.unwrap();
-            let source = Key::new(name("put"));
-            let crc = crc64(&body[1000..]);
-            let second = store.copy_part(&key, &upload, 2, &source, 1000..body.len() as u64, crc).await.unwrap();
-            let done = store
-                .complete_multipart(&key, &upload, &[second, first], PutMode::Overwrite)
-                .await
-                .unwrap_or_else(|error| panic!("{scheme} complete with {fault:?}: {error}"));
-            assert!(done.etag.is_some());
-            assert_eq!(double.get(BUCKET, key.as_str()).unwrap(), body, "{fault:?}");
-
-            hit(Operation::CopyObject);
-            store.copy(&source, &Key::new(name("copy"))).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-            assert_eq!(double.get(BUCKET, &name("copy")).unwrap(), body, "{fault:?}");
-
-            hit(Operation::HeadObject);
-            assert_eq!(store.head(&source).await.unwrap().size, body.len() as u64);
-
-            hit(Operation::ListObjects);
-            let request = ListRequest { prefix: format!("{number}/"), ..ListRequest::default() };
-            assert_eq!(store.list(request).await.unwrap().objects.len(), 4, "{fault:?}");
-
-            hit(Operation::DeleteObject);
-            store.delete(&source).await.unwrap();
-            assert!(double.get(BUCKET, source.as_str()).is_none(), "{fault:?}");
-            double.clear_faults();
         }
     }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+}
+
+async fn one_fault_at_everything(scheme: Scheme, fault: Fault) {
+    let double = Double::start(DoubleConfig { min_part_size: Some(1), ..DoubleConfig::default() });
+    let store = store(scheme, &double);
+    let hit = |operation: Operation| {
+        let when = When::any().operation(operation);
+        double.fault(fault.clone(), when, Often::Next(1))
+    };
+    let name = |what: &str| format!("dir/{what}");
+    let body = sample(3000, 9);
+
+    hit(Operation::PutObject);
+    put(&store, &name("put"), &body).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+    assert_eq!(double.get(BUCKET, &name("put")).unwrap(), body, "{fault:?}");
+
+    hit(Operation::GetObject);
+    let got = read(&store, &name("put")).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+    assert_eq!(got, body, "{fault:?}");
+
+    if fault != Fault::WrongByte {
+        hit(Operation::GetObject);
+        assert_eq!(read_range(&store, &name("put"), 100..2100).await.unwrap(), body.slice(100..2100), "{fault:?}");
+    }
+
+    hit(Operation::PutObject);
+    let key = Key::new(name("absent"));
+    store
+        .put(&key, body.clone(), PutMode::IfAbsent)
+        .await
+        .unwrap_or_else(|error| panic!("{scheme} put if absent with {fault:?}: {error}"));
+    assert_eq!(double.get(BUCKET, key.as_str()).unwrap(), body, "{fault:?}");
+    let error = store.put(&key, body.slice(1..), PutMode::IfAbsent).await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::AlreadyExists);
+
+    hit(Operation::CreateUpload);
+    hit(Operation::UploadPart);
+    hit(Operation::CopyPart);
+    hit(Operation::CompleteUpload);
+    let key = Key::new(name("parts"));
+    let upload = store.create_multipart(&key).await.unwrap();
+    let first = store.put_part(&key, &upload, 1, body.slice(..1000)).await.unwrap();
+    let source = Key::new(name("put"));
+    let crc = crc64(&body[1000..]);
+    let second = store.copy_part(&key, &upload, 2, &source, 1000..body.len() as u64, crc).await.unwrap();
+    let done = store
+        .complete_multipart(&key, &upload, &[second, first], PutMode::Overwrite)
+        .await
+        .unwrap_or_else(|error| panic!("{scheme} complete with {fault:?}: {error}"));
+    assert!(done.etag.is_some());
+    assert_eq!(double.get(BUCKET, key.as_str()).unwrap(), body, "{fault:?}");
+
+    hit(Operation::CopyObject);
+    store.copy(&source, &Key::new(name("copy"))).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+    assert_eq!(double.get(BUCKET, &name("copy")).unwrap(), body, "{fault:?}");
+
+    hit(Operation::HeadObject);
+    assert_eq!(store.head(&source).await.unwrap().size, body.len() as u64);
+
+    hit(Operation::ListObjects);
+    let request = ListRequest { prefix: "dir/".to_owned(), ..ListRequest::default() };
+    assert_eq!(store.list(request).await.unwrap().objects.len(), 4, "{fault:?}");
+
+    hit(Operation::DeleteObject);
+    store.delete(&source).await.unwrap();
+    assert!(double.get(BUCKET, source.as_str()).is_none(), "{fault:?}");
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::channel::{Call, Dialect, Failure, Fault, Replay, Reply};
-use super::refusal::Condition;
 use super::digest::Digest;
+use super::refusal::Condition;
 use super::xml::{self, Complete, Initiated, Part, Written};
 use super::{RestStore, digest};
 use crate::crc::{crc64, crc64_combine, crc64_nvme};
