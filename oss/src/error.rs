@@ -115,6 +115,13 @@ impl Error {
         self
     }
 
+    /// Says how often it was tried, where that is more than the error knows of.
+    #[must_use]
+    pub(crate) fn with_attempts_if_more(mut self, attempts: u32) -> Self {
+        self.0.attempts = self.0.attempts.max(attempts);
+        self
+    }
+
     /// Adds the error underneath.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

@@ -8,13 +8,17 @@
 #[doc(hidden)]
 pub mod conformance;
 pub mod crc;
+pub mod credentials;
 mod error;
 pub mod foreign;
 pub mod growing;
+mod http;
 mod location;
 pub mod memory;
+pub mod rest;
 mod secret;
 mod settings;
+mod sign;
 mod staged;
 mod store;
 mod stores;
@@ -24,7 +28,7 @@ pub mod transfer;
 pub use error::{Error, ErrorKind, Result};
 pub use location::{Key, Location, LocationError, Scheme};
 pub use secret::Secret;
-pub use settings::{Addressing, CredentialSource, Settings, StoreSettings, Timeouts};
+pub use settings::{Addressing, CredentialSource, Settings, SettingsError, StoreSettings, Timeouts};
 pub use store::{
     AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
     PartReceipt, PutMode, PutResponse, Store, UploadId,

@@ -68,6 +68,8 @@ pub struct StoreSettings {
     pub addressing: Addressing,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// The instance's metadata service; the cloud's own address (`http://100.100.100.200`, `http://169.254.169.254`) when absent.
+    pub metadata_endpoint: Option<String>,
 }
 
 /// The settings for all schemes.
@@ -77,4 +79,104 @@ pub struct Settings {
     pub oss: StoreSettings,
     /// For `s3://`.
     pub s3: StoreSettings,
+}
+
+impl Settings {
+    /// What the environment says; everything it does not say is left to be derived.
+    ///
+    /// | | `oss://` | `s3://` |
+    /// | --- | --- | --- |
+    /// | endpoint | `OSS_ENDPOINT` | `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` |
+    /// | region | `OSS_REGION`, `ALIBABA_CLOUD_REGION`, `ALIBABA_CLOUD_REGION_ID` | `AWS_REGION`, `AWS_DEFAULT_REGION` |
+    /// | addressing (`auto`, `path`, `virtual-hosted`) | `OSS_ADDRESSING` | `S3_ADDRESSING` |
+    /// | metadata service | `ALIBABA_CLOUD_IMDS_ENDPOINT`, `ALIBABA_CLOUD_ECS_METADATA_SERVICE_ENDPOINT` | `AWS_EC2_METADATA_SERVICE_ENDPOINT` |
+    ///
+    /// Where several are named the first that is set and not empty counts. Credentials are looked up later, because they
+    /// change while the process runs.
+    ///
+    /// # Errors
+    /// [`SettingsError`] when an addressing is none of the three.
+    pub fn from_env() -> Result<Self, SettingsError> {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+        let first = |names: &[&str]| names.iter().filter_map(|name| lookup(name)).find(|value| !value.is_empty());
+        let addressing = |name: &'static str| match first(&[name]) {
+            None => Ok(Addressing::Auto),
+            Some(text) => match text.to_ascii_lowercase().as_str() {
+                "auto" => Ok(Addressing::Auto),
+                "path" => Ok(Addressing::Path),
+                "virtual-hosted" | "virtual" => Ok(Addressing::VirtualHosted),
+                _ => Err(SettingsError { name, value: text }),
+            },
+        };
+        Ok(Self {
+            oss: StoreSettings {
+                endpoint: first(&["OSS_ENDPOINT"]),
+                region: first(&["OSS_REGION", "ALIBABA_CLOUD_REGION", "ALIBABA_CLOUD_REGION_ID"]),
+                addressing: addressing("OSS_ADDRESSING")?,
+                metadata_endpoint: first(&[
+                    "ALIBABA_CLOUD_IMDS_ENDPOINT",
+                    "ALIBABA_CLOUD_ECS_METADATA_SERVICE_ENDPOINT",
+                ]),
+                ..StoreSettings::default()
+            },
+            s3: StoreSettings {
+                endpoint: first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
+                region: first(&["AWS_REGION", "AWS_DEFAULT_REGION"]),
+                addressing: addressing("S3_ADDRESSING")?,
+                metadata_endpoint: first(&["AWS_EC2_METADATA_SERVICE_ENDPOINT"]),
+                ..StoreSettings::default()
+            },
+        })
+    }
+}
+
+/// A setting in the environment that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}={value:?} is no way to address a bucket: write auto, path or virtual-hosted")]
+pub struct SettingsError {
+    /// The variable's name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(pairs: &'static [(&'static str, &'static str)]) -> impl Fn(&str) -> Option<String> {
+        |name| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    #[test]
+    fn the_environment_is_read_in_order_and_empty_is_unset() {
+        let settings = Settings::from_lookup(lookup(&[
+            ("OSS_ENDPOINT", "http://127.0.0.1:9000"),
+            ("OSS_REGION", ""),
+            ("ALIBABA_CLOUD_REGION", "cn-hangzhou"),
+            ("AWS_ENDPOINT_URL", "http://other"),
+            ("AWS_ENDPOINT_URL_S3", "http://localhost:9001"),
+            ("AWS_DEFAULT_REGION", "eu-west-1"),
+            ("S3_ADDRESSING", "Path"),
+        ]))
+        .unwrap();
+        assert_eq!(settings.oss.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+        assert_eq!(settings.oss.region.as_deref(), Some("cn-hangzhou"));
+        assert_eq!(settings.s3.endpoint.as_deref(), Some("http://localhost:9001"));
+        assert_eq!(settings.s3.region.as_deref(), Some("eu-west-1"));
+        assert_eq!((settings.oss.addressing, settings.s3.addressing), (Addressing::Auto, Addressing::Path));
+        assert_eq!(Settings::from_lookup(|_| None).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_bad_addressing_says_what_is_good() {
+        let error = Settings::from_lookup(lookup(&[("OSS_ADDRESSING", "vhost")])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "OSS_ADDRESSING=\"vhost\" is no way to address a bucket: write auto, path or virtual-hosted"
+        );
+    }
 }

@@ -1,1 +1,5 @@
-//! Doubles and test support.
+//! Doubles and test support: what stands in for the cloud while the tests run.
+
+pub mod double;
+pub mod moto;
+pub mod python;

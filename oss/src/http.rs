@@ -1,0 +1,313 @@
+//! The HTTP client under the REST client and the metadata clients.
+//!
+//! It is hyper's and not reqwest's, because keys are raw: a request for `a/../b` or `a//b` has to leave exactly so, and
+//! every client built on the `url` crate resolves dot segments (the encoded ones, too). Here the path is an [`http::Uri`],
+//! which changes nothing.
+//!
+//! What is not here: redirects (a signed request must not be sent to another host), decompression (stored bytes are
+//! handed out as they are) and retries (they belong to the protocol above).
+
+mod connect;
+mod tls;
+mod upload;
+
+use std::error::Error as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, PROXY_AUTHORIZATION, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
+
+pub(crate) use connect::ConnectError;
+use connect::Connector;
+use upload::{Progress, Upload};
+
+/// Less than this, in bytes per second over a whole read timeout, is a stall even though something trickles.
+pub(crate) const STALL_RATE: u64 = 1024;
+
+/// How long an idle connection is kept. Servers close theirs after 15 to 60 s; one that we close first cannot be closed
+/// under a request that is just being written.
+const IDLE: Duration = Duration::from_secs(14);
+
+/// Idle connections kept per host: as many as a busy mount has requests in flight.
+const IDLE_PER_HOST: usize = 64;
+
+/// A body whose last chunk is handed over can still be in our socket's buffer, at most this many bytes of it (the kernel's
+/// default limit, `tcp_wmem`).
+const SOCKET_BUFFER: u64 = 4 << 20;
+
+/// How fast the socket's buffer must drain at least before we call the server silent, in bytes per second.
+const DRAIN_RATE: u64 = 64 << 10;
+
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("batch-agent/", env!("CARGO_PKG_VERSION")));
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// No connection was made, so the server has not seen the request.
+    #[error("{0}")]
+    Connect(ConnectError),
+    /// The connection was made and then nothing moved.
+    #[error("nothing moved for {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+impl SendError {
+    /// Whether the server may have carried the request out.
+    pub(crate) fn may_have_arrived(&self) -> bool {
+        !matches!(self, Self::Connect(_))
+    }
+}
+
+/// A pool of connections. Cheap to clone; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct HttpClient {
+    client: Client<Connector, Upload>,
+    proxies: Option<Arc<Matcher>>,
+}
+
+impl HttpClient {
+    /// A client that uses the proxies of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either
+    /// case). `connect` is the time a connection may take, TLS and proxy included.
+    pub(crate) fn new(connect: Duration) -> Self {
+        Self::build(connect, Some(Arc::new(Matcher::from_env())))
+    }
+
+    /// A client that never uses a proxy: for instance metadata, which a proxy would answer for its own machine.
+    pub(crate) fn direct(connect: Duration) -> Self {
+        Self::build(connect, None)
+    }
+
+    fn build(connect: Duration, proxies: Option<Arc<Matcher>>) -> Self {
+        let connector = Connector::new(connect, proxies.clone());
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .build(connector);
+        Self { client, proxies }
+    }
+
+    /// Sends a request with an absolute URI and waits for the head of the answer.
+    ///
+    /// `read` is how long nothing may move: while the body goes out, and then until the answer begins. Dropping the future
+    /// drops the connection.
+    pub(crate) async fn send(&self, request: Request<Bytes>, read: Duration) -> Result<Response<Incoming>, SendError> {
+        let (mut head, body) = request.into_parts();
+        head.headers.insert(USER_AGENT, AGENT);
+        if matches!(head.method, Method::PUT | Method::POST) {
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        // Through a tunnel the proxy sees our credentials for it in the CONNECT; without one, in each request.
+        if head.uri.scheme_str() == Some("http")
+            && let Some(auth) =
+                self.proxies.as_ref().and_then(|p| p.intercept(&head.uri)).as_ref().and_then(|i| i.basic_auth())
+        {
+            head.headers.insert(PROXY_AUTHORIZATION, auth.clone());
+        }
+        let total = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        let progress = Progress::new();
+        let response = self.client.request(Request::from_parts(head, Upload::new(body, Arc::clone(&progress))));
+        tokio::pin!(response);
+
+        let drain = Duration::from_secs(total.min(SOCKET_BUFFER) / DRAIN_RATE);
+        let mut window_start = Instant::now();
+        let mut window_bytes = 0;
+        loop {
+            let all_handed = progress.bytes() >= total;
+            let limit = if all_handed { read + drain } else { read };
+            let silent_at = progress.last() + limit;
+            let window_end = window_start + read;
+            let wake = if all_handed { silent_at } else { silent_at.min(window_end) };
+            match tokio::time::timeout_at(wake, response.as_mut()).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => return Err(describe(&error)),
+                Err(_) => {
+                    let now = Instant::now();
+                    let handed = progress.bytes();
+                    let limit = if handed >= total { read + drain } else { read };
+                    if now >= progress.last() + limit {
+                        return Err(SendError::Timeout(limit));
+                    }
+                    if handed < total && now >= window_end {
+                        if handed - window_bytes < STALL_RATE.saturating_mul(read.as_secs()) {
+                            return Err(SendError::Timeout(read));
+                        }
+                        (window_start, window_bytes) = (now, handed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tells failures to connect, after which the server has seen nothing, from all others.
+fn describe(error: &hyper_util::client::legacy::Error) -> SendError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(connect) = inner.downcast_ref::<ConnectError>() {
+            return SendError::Connect(connect.clone());
+        }
+        cause = inner.source();
+    }
+    if error.is_connect() {
+        return SendError::Connect(ConnectError::other(chain(error)));
+    }
+    SendError::Broken(chain(error))
+}
+
+/// Reads a body that is expected to be small. `read` is how long nothing may come.
+pub(crate) async fn collect(mut body: Incoming, limit: usize, read: Duration) -> Result<Bytes, SendError> {
+    let mut all = BytesMut::new();
+    while let Some(chunk) = next_chunk(&mut body, read).await? {
+        if all.len() + chunk.len() > limit {
+            return Err(SendError::Broken(format!("the answer is longer than {limit} bytes")));
+        }
+        if all.is_empty() && body.is_end_stream() {
+            return Ok(chunk);
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+/// The next bytes of a body, none at its end. A body that ends before its announced length is an error.
+pub(crate) async fn next_chunk(body: &mut Incoming, read: Duration) -> Result<Option<Bytes>, SendError> {
+    loop {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        match tokio::time::timeout(read, frame).await {
+            Err(_) => return Err(SendError::Timeout(read)),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => return Err(SendError::Broken(whole_chain(&error))),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                // Trailers.
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn whole_chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(_) => format!("{error}: {}", chain(error)),
+        None => error.to_string(),
+    }
+}
+
+/// The causes of an error in one line, without the outermost, which for hyper says nothing.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let part = inner.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+        cause = inner.source();
+    }
+    if text.is_empty() { error.to_string() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    async fn read_head(socket: &mut tokio::net::TcpStream) -> String {
+        let mut seen = Vec::new();
+        while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+            let mut chunk = [0; 1024];
+            let n = socket.read(&mut chunk).await.unwrap();
+            assert!(n > 0, "the client hung up");
+            seen.extend_from_slice(&chunk[..n]);
+        }
+        String::from_utf8(seen).unwrap()
+    }
+
+    #[tokio::test]
+    async fn paths_are_sent_as_they_are_and_localhost_names_resolve() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let mut heads = Vec::new();
+            let (mut socket, _) = listener.accept().await.unwrap();
+            for _ in 0..3 {
+                heads.push(read_head(&mut socket).await);
+                socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            }
+            heads
+        });
+        let client = HttpClient::direct(Duration::from_secs(5));
+        for path in ["//", "/a/../b/./c//d", "/%2e%2e/%00%F0%9F?x&y=%2F"] {
+            let uri = format!("http://bucket.localhost:{port}{path}");
+            let request = Request::put(uri).body(Bytes::new()).unwrap();
+            assert_eq!(client.send(request, Duration::from_secs(5)).await.unwrap().status(), 204);
+        }
+        let heads = server.await.unwrap();
+        for (head, path) in heads.iter().zip(["//", "/a/../b/./c//d", "/%2e%2e/%00%F0%9F?x&y=%2F"]) {
+            assert!(head.starts_with(&format!("PUT {path} HTTP/1.1\r\n")), "{head}");
+            assert!(head.contains(&format!("host: bucket.localhost:{port}\r\n")), "{head}");
+            assert!(head.contains("content-length: 0\r\n") && head.contains("user-agent: batch-agent/"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_a_timeout_and_a_closed_port_no_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = HttpClient::direct(Duration::from_secs(5));
+        let get = || Request::get(format!("http://{address}/")).body(Bytes::new()).unwrap();
+        let error = client.send(get(), Duration::from_millis(50)).await.unwrap_err();
+        assert!(matches!(error, SendError::Timeout(_)) && error.may_have_arrived(), "{error}");
+        drop(listener);
+        let error = client.send(get(), Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(&error, SendError::Connect(c) if !c.is_permanent()) && !error.may_have_arrived(), "{error}");
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_gets_absolute_requests_tunnels_and_credentials() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("http://user:pass@{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let plain = read_head(&mut socket).await;
+            socket.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await.unwrap();
+            drop(socket);
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let tunnel = read_head(&mut socket).await;
+            socket.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await.unwrap();
+            (plain, tunnel)
+        });
+        let matcher = Matcher::builder().all(proxy).no("internal.example").build();
+        let client = HttpClient::build(Duration::from_secs(5), Some(Arc::new(matcher)));
+        let request = Request::get("http://b.example.com/a/../b").body(Bytes::new()).unwrap();
+        client.send(request, Duration::from_secs(5)).await.unwrap();
+        let request = Request::get("https://b.example.com/x").body(Bytes::new()).unwrap();
+        let error = client.send(request, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(&error, SendError::Connect(_)) && error.to_string().contains("proxy"), "{error}");
+        assert!(!error.to_string().contains("pass"), "{error}");
+        let (plain, tunnel) = server.await.unwrap();
+        assert!(plain.starts_with("GET http://b.example.com/a/../b HTTP/1.1\r\n"), "{plain}");
+        assert!(plain.contains("proxy-authorization: Basic dXNlcjpwYXNz\r\n"), "{plain}");
+        assert!(tunnel.starts_with("CONNECT b.example.com:443 HTTP/1.1\r\n"), "{tunnel}");
+        assert!(tunnel.contains("Proxy-Authorization: Basic dXNlcjpwYXNz\r\n"), "{tunnel}");
+    }
+}

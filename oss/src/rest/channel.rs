@@ -1,0 +1,544 @@
+//! Signed requests to one bucket, tried again for as long as that makes sense.
+//!
+//! The part that every operation shares: find the endpoint, get credentials, sign, send, understand a refusal, and decide
+//! what to do about it. An attempt that failed *ambiguously* (the request went out and no clear answer came back) is
+//! remembered, because a later refusal may then be the echo of our own success: the operations know how to tell.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use hyper::body::Incoming;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::endpoint::{Endpoint, Unresolved, resolve};
+use super::meter::Meter;
+use super::refusal::{Condition, Refusal, request_id};
+use super::retry::{Deadline, Remedy, pause, remedy_for};
+use super::xml;
+use crate::credentials::{Credentials, Identity, Metadata};
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::{HttpClient, SendError, collect};
+use crate::location::{Key, Location, Scheme};
+use crate::settings::{StoreSettings, Timeouts};
+use crate::sign::{self, EmptyValue, KeyCache, Scope, UNSIGNED_PAYLOAD, Unsigned};
+
+/// SHA-256 of nothing.
+const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// After the store said "denied", which fresh credentials cure only when a role was just changed, how often we ask for them.
+const DENIED_REFRESH: Duration = Duration::from_secs(60);
+
+/// After the store said that it does not know the credentials, how often we ask for others.
+const REJECTED_REFRESH: Duration = Duration::from_secs(2);
+
+/// Once an operation has been failing this long, a log line says what it waits for.
+const SAY_SO: Duration = Duration::from_secs(5);
+
+/// The longest error document that is read, in bytes.
+const ERROR_LIMIT: usize = 64 << 10;
+
+/// Which of the two protocols is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Oss,
+    S3,
+}
+
+/// What may be sent a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replay {
+    /// Doing it twice is as good as once, or the operation sorts it out.
+    Always,
+    /// Only when it surely was not done: append.
+    UnlessAmbiguous,
+}
+
+/// What is read of a success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// The head only; the body is handed out.
+    Stream,
+    /// A body up to [`xml::LIMIT`].
+    Body,
+}
+
+/// A request of the protocol.
+pub(crate) struct Call<'a> {
+    /// For messages: `GET`, `PUT`, `LIST`.
+    pub operation: &'static str,
+    pub method: Method,
+    /// The object; absent for the bucket.
+    pub key: Option<&'a Key>,
+    pub query: Vec<(&'static str, Cow<'a, str>)>,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub condition: Condition,
+    pub replay: Replay,
+    pub expect: Expect,
+    /// A header whose value cannot be sent.
+    unsendable: Option<&'static str>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(operation: &'static str, method: Method, key: Option<&'a Key>) -> Self {
+        Self {
+            operation,
+            method,
+            key,
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            condition: Condition::None,
+            replay: Replay::Always,
+            expect: Expect::Body,
+            unsendable: None,
+        }
+    }
+
+    pub(crate) fn query(mut self, name: &'static str, value: impl Into<Cow<'a, str>>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
+        match http::HeaderValue::from_str(value) {
+            Ok(value) => {
+                self.headers.insert(name, value);
+            }
+            // Reported when the call is run. A condition that was left out would be worse than a failure.
+            Err(_) => self.unsendable = Some(name),
+        }
+        self
+    }
+}
+
+/// A success.
+pub(crate) struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    /// The body, when it was expected whole.
+    pub bytes: Bytes,
+    /// The body, when it was expected as a stream.
+    pub stream: Option<Incoming>,
+    /// Whether an earlier attempt may have been carried out.
+    pub ambiguous: bool,
+}
+
+impl Reply {
+    /// A header's text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// A failure, after all retries.
+pub(crate) struct Failure {
+    pub error: Error,
+    /// Whether one of the attempts may have been carried out.
+    pub ambiguous: bool,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+/// What is wrong with one attempt.
+pub(crate) struct Fault {
+    kind: ErrorKind,
+    message: String,
+    status: Option<StatusCode>,
+    code: Option<String>,
+    request_id: Option<String>,
+    remedy: Remedy,
+    ambiguous: bool,
+}
+
+impl Fault {
+    fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let remedy = remedy_for(&kind);
+        Self { kind, message: message.into(), status: None, code: None, request_id: None, remedy, ambiguous: false }
+    }
+
+    /// The answer is a success and its content is not right: bytes changed on the way, or no sense in it.
+    pub(crate) fn in_answer(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let mut fault = Self::new(kind, message);
+        fault.ambiguous = true;
+        fault
+    }
+
+    fn refused(refusal: &Refusal, condition: Condition) -> Self {
+        let kind = refusal.kind(condition);
+        Self {
+            remedy: remedy_for(&kind),
+            kind,
+            message: refusal.message.clone(),
+            status: Some(refusal.status),
+            code: refusal.code.clone(),
+            request_id: refusal.request_id.clone(),
+            ambiguous: refusal.may_have_happened(),
+        }
+    }
+}
+
+/// What is done to a success before it counts, such as comparing checksums.
+pub(crate) type Check<'c> = &'c (dyn Fn(&Reply) -> Result<(), Fault> + Send + Sync);
+
+/// The way to one bucket.
+pub(crate) struct Channel {
+    root: Location,
+    dialect: Dialect,
+    settings: StoreSettings,
+    http: HttpClient,
+    credentials: Credentials,
+    metadata: Metadata,
+    endpoint: OnceCell<Endpoint>,
+    keys: KeyCache,
+    clock: Clock,
+    pub(crate) meter: Meter,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("root", &self.root)
+            .field("endpoint", &self.endpoint.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Channel {
+    /// A way to the bucket of `root`. Nothing is sent yet.
+    pub(crate) fn open(root: Location, settings: StoreSettings, http: HttpClient) -> Result<Self> {
+        let invalid = |why: String| Error::new(ErrorKind::Invalid, "OPEN", root.escaped(), why);
+        let dialect = match root.scheme() {
+            Scheme::Oss => Dialect::Oss,
+            Scheme::S3 => Dialect::S3,
+            other => return Err(invalid(format!("{other}:// is not spoken here"))),
+        };
+        let endpoint = OnceCell::new();
+        match resolve(&root, &settings, None) {
+            Ok(found) => {
+                let _ = endpoint.set(found);
+            }
+            // The metadata service is asked with the first request.
+            Err(Unresolved::NeedsRegion(_)) => {}
+            Err(Unresolved::Invalid(why)) => return Err(invalid(why)),
+        }
+        let credentials = Credentials::new(root.scheme(), &settings)
+            .map_err(|error| Error::new(ErrorKind::BadCredentials, "OPEN", root.escaped(), error.to_string()))?;
+        let metadata = Metadata::new(root.scheme(), settings.metadata_endpoint.as_deref());
+        let clock = Clock::default();
+        let meter = Meter::default();
+        Ok(Self {
+            root,
+            dialect,
+            settings,
+            http,
+            credentials,
+            metadata,
+            endpoint,
+            keys: KeyCache::default(),
+            clock,
+            meter,
+        })
+    }
+
+    pub(crate) fn root(&self) -> &Location {
+        &self.root
+    }
+
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.settings.timeouts
+    }
+
+    /// The end of an operation that begins now.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::after(self.settings.timeouts.total)
+    }
+
+    /// An error about an object of this bucket.
+    pub(crate) fn error(
+        &self,
+        kind: ErrorKind,
+        operation: &'static str,
+        key: Option<&Key>,
+        why: impl Into<String>,
+    ) -> Error {
+        let target = key.map_or_else(|| self.root.escaped(), |key| self.root.with_key(key.clone()).escaped());
+        Error::new(kind, operation, target, why)
+    }
+
+    /// Where the bucket is.
+    pub(crate) async fn endpoint(&self) -> Result<&Endpoint> {
+        self.endpoint
+            .get_or_try_init(|| async {
+                let invalid = |why: String| self.error(ErrorKind::Invalid, "OPEN", None, why);
+                match resolve(&self.root, &self.settings, None) {
+                    Ok(found) => Ok(found),
+                    Err(Unresolved::Invalid(why)) => Err(invalid(why)),
+                    Err(Unresolved::NeedsRegion(why)) => match self.metadata.region().await {
+                        Ok(region) => {
+                            tracing::info!(bucket = %self.root.escaped(), region, "the region is the instance's own");
+                            resolve(&self.root, &self.settings, Some(&region)).map_err(|_| invalid(why))
+                        }
+                        Err(error) => Err(invalid(format!("{why} ({error})"))),
+                    },
+                }
+            })
+            .await
+    }
+
+    /// Carries a call out. `check` looks at each success before it counts.
+    pub(crate) async fn run(&self, call: &Call<'_>, deadline: Deadline, check: Check<'_>) -> Result<Reply, Failure> {
+        if call.key.is_some_and(|key| key.as_str().is_empty()) {
+            // Without a key the same request would mean the bucket: DELETE would remove it.
+            let error = self.error(ErrorKind::Invalid, call.operation, None, "an object's key cannot be empty");
+            return Err(Failure { error, ambiguous: false });
+        }
+        if let Some(name) = call.unsendable {
+            let why = format!("the value of the header {name} holds characters that cannot be sent");
+            let error = self.error(ErrorKind::Invalid, call.operation, call.key, why);
+            return Err(Failure { error, ambiguous: false });
+        }
+        let endpoint = match self.endpoint().await {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Err(Failure { error, ambiguous: false }),
+        };
+        let started = Instant::now();
+        let mut attempts = 0;
+        let mut ambiguous = false;
+        let mut said = false;
+        let (mut clock_tried, mut credentials_tried) = (false, false);
+        loop {
+            attempts += 1;
+            let (fault, context) = match self.attempt(call, endpoint, deadline, check).await {
+                Ok(mut reply) => {
+                    reply.ambiguous = ambiguous;
+                    if said {
+                        tracing::info!(operation = call.operation, attempts, "the store answers again");
+                    }
+                    return Ok(reply);
+                }
+                Err(failed) => failed,
+            };
+            ambiguous |= fault.ambiguous;
+            let mut remedy = fault.remedy;
+            if let Some(context) = context {
+                if let Some(date) = context.refusal.skewed_from(context.signed_at).filter(|_| !clock_tried) {
+                    clock_tried = true;
+                    self.clock.set_to(date, &self.root);
+                    remedy = Remedy::Clock;
+                } else if let (Some(certain), Some(identity), false) =
+                    (context.refusal.wants_credentials(), &context.identity, credentials_tried)
+                {
+                    credentials_tried = true;
+                    let hold = if certain { REJECTED_REFRESH } else { DENIED_REFRESH };
+                    if self.credentials.replace(identity, hold).await {
+                        remedy = Remedy::Credentials;
+                    }
+                }
+            }
+            let wait = pause(remedy, attempts, fastrand::f64()).filter(|wait| deadline.allows(*wait));
+            let forbidden = fault.ambiguous && call.replay == Replay::UnlessAmbiguous;
+            let Some(wait) = wait.filter(|_| !forbidden) else {
+                let error = self
+                    .error(fault.kind, call.operation, call.key, fault.message)
+                    .with_attempts(attempts)
+                    .with_request_id(fault.request_id.as_deref());
+                let error = match fault.status {
+                    Some(status) => error.with_status(status.as_u16(), fault.code.as_deref()),
+                    None => error,
+                };
+                return Err(Failure { error, ambiguous });
+            };
+            if !said && started.elapsed() > SAY_SO {
+                said = true;
+                let error = self.error(fault.kind, call.operation, call.key, fault.message);
+                tracing::warn!(%error, attempts, "still trying");
+            } else {
+                tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message, "trying again");
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call<'_>,
+        endpoint: &Endpoint,
+        deadline: Deadline,
+        check: Check<'_>,
+    ) -> Result<Reply, (Fault, Option<Refused>)> {
+        let signed_at = self.clock.now();
+        let identity = match self.credentials.get(signed_at).await {
+            Ok(identity) => identity,
+            Err(error) => return Err((Fault::new(ErrorKind::BadCredentials, error.to_string()), None)),
+        };
+        let request = self
+            .request(call, endpoint, identity.as_deref(), signed_at)
+            .map_err(|(kind, why)| (Fault::new(kind, why), None))?;
+
+        let read = self.settings.timeouts.read;
+        let exchange = async {
+            let response = self.http.send(request, read).await?;
+            let (head, body) = response.into_parts();
+            let success = head.status.is_success();
+            if success && call.expect == Expect::Stream {
+                return Ok((head, Bytes::new(), Some(body)));
+            }
+            let limit = if success { xml::LIMIT } else { ERROR_LIMIT };
+            match collect(body, limit, read).await {
+                Ok(bytes) => Ok((head, bytes, None)),
+                // A refusal is one whatever becomes of its explanation.
+                Err(_) if !success => Ok((head, Bytes::new(), None)),
+                Err(error) => Err(error),
+            }
+        };
+        let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
+            Ok(Ok(parts)) => parts,
+            Ok(Err(error)) => return Err((broken(&error), None)),
+            Err(_) => {
+                let total = self.settings.timeouts.total.as_secs_f32();
+                let mut fault = Fault::new(ErrorKind::Unavailable, format!("no answer within {total} s in all"));
+                fault.ambiguous = true;
+                return Err((fault, None));
+            }
+        };
+        let refused_late = head.status.is_success() && stream.is_none() && xml::is_error(&bytes);
+        if !head.status.is_success() || refused_late {
+            let refusal = Refusal::read(head.status, &head.headers, &bytes);
+            let mut fault = Fault::refused(&refusal, call.condition);
+            if refused_late && fault.kind == ErrorKind::Invalid {
+                // InternalError and its like, inside a 200.
+                let permanent =
+                    matches!(fault.code.as_deref(), Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall"));
+                if !permanent {
+                    fault.kind = ErrorKind::Unavailable;
+                    fault.remedy = Remedy::Wait;
+                }
+            }
+            return Err((fault, Some(Refused { refusal, signed_at, identity })));
+        }
+        let id = request_id(&head.headers).map(str::to_owned);
+        let reply = Reply { status: head.status, headers: head.headers, bytes, stream, ambiguous: false };
+        match check(&reply) {
+            Ok(()) => Ok(reply),
+            Err(mut fault) => {
+                fault.request_id = id;
+                Err((fault, None))
+            }
+        }
+    }
+
+    /// Puts a request together and signs it.
+    fn request(
+        &self,
+        call: &Call<'_>,
+        endpoint: &Endpoint,
+        identity: Option<&Identity>,
+        now: SystemTime,
+    ) -> Result<Request<Bytes>, (ErrorKind, String)> {
+        let key = call.key.map_or("", Key::as_str);
+        let encoded = sign::encode_path(key).to_string();
+        let empty = if self.dialect == Dialect::Oss { EmptyValue::Bare } else { EmptyValue::WithEquals };
+        let pairs: Vec<(&str, &str)> = call.query.iter().map(|(name, value)| (*name, value.as_ref())).collect();
+        let query = sign::encode_query(&pairs, empty);
+        let path = format!("{}{encoded}", endpoint.prefix);
+        let mut headers = call.headers.clone();
+        if let Some(identity) = identity {
+            let time = jiff::Timestamp::try_from(now)
+                .map_err(|error| (ErrorKind::Invalid, format!("the clock is beyond reason: {error}")))?;
+            let scope = Scope { region: &endpoint.region, time, keys: &self.keys };
+            let canonical = format!("{}{encoded}", endpoint.canonical_prefix);
+            let unsigned = Unsigned {
+                method: &call.method,
+                path: &canonical,
+                query: &query,
+                host: &endpoint.host,
+                headers: &mut headers,
+            };
+            let signed = match self.dialect {
+                Dialect::Oss => sign::sign_oss(unsigned, identity.signatory(), &scope),
+                Dialect::S3 => {
+                    let hash = match (endpoint.secure, call.body.is_empty()) {
+                        // Encryption protects the body better than a hash that costs as much as the transfer.
+                        (true, _) => Cow::Borrowed(UNSIGNED_PAYLOAD),
+                        (false, true) => Cow::Borrowed(EMPTY_SHA256),
+                        (false, false) => Cow::Owned(sign::sha256_hex(&call.body)),
+                    };
+                    sign::sign_s3(unsigned, &hash, identity.signatory(), &scope)
+                }
+            };
+            signed.map_err(|error| (ErrorKind::BadCredentials, error.to_string()))?;
+        }
+        let separator = if query.is_empty() { "" } else { "?" };
+        let uri: Uri = format!("{}{path}{separator}{query}", endpoint.base)
+            .parse()
+            .map_err(|error| (ErrorKind::Invalid, format!("the key makes no valid request: {error}")))?;
+        let mut request = Request::new(call.body.clone());
+        *request.method_mut() = call.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+}
+
+/// A refusal and what it was an answer to.
+struct Refused {
+    refusal: Refusal,
+    signed_at: SystemTime,
+    identity: Option<std::sync::Arc<Identity>>,
+}
+
+fn broken(error: &SendError) -> Fault {
+    let mut fault = Fault::new(ErrorKind::Unavailable, error.to_string());
+    fault.ambiguous = error.may_have_arrived();
+    if matches!(error, SendError::Connect(cause) if cause.is_permanent()) {
+        fault.remedy = Remedy::WaitFew;
+    }
+    fault
+}
+
+/// Our clock, corrected by the store's.
+#[derive(Debug, Default)]
+struct Clock {
+    offset_millis: AtomicI64,
+    said: AtomicBool,
+}
+
+impl Clock {
+    fn now(&self) -> SystemTime {
+        let offset = self.offset_millis.load(Ordering::Relaxed);
+        let by = Duration::from_millis(offset.unsigned_abs());
+        let now = SystemTime::now();
+        let moved = if offset < 0 { now.checked_sub(by) } else { now.checked_add(by) };
+        moved.unwrap_or(now)
+    }
+
+    fn set_to(&self, date: SystemTime, root: &Location) {
+        let now = SystemTime::now();
+        let millis = |by: Duration| i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        let offset = match date.duration_since(now) {
+            Ok(ahead) => millis(ahead),
+            Err(behind) => -millis(behind.duration()),
+        };
+        self.offset_millis.store(offset, Ordering::Relaxed);
+        if !self.said.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                bucket = %root.escaped(),
+                seconds = offset / 1000,
+                "this machine's clock is off by so much from the store's; signing with the store's time. Set the clock (NTP)"
+            );
+        }
+    }
+}

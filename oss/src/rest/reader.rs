@@ -1,0 +1,330 @@
+//! The body of a `GET`: one clean stream over as many connections as it takes.
+//!
+//! When a connection breaks, ends early, falls silent or crawls, the rest is asked for anew from the byte where it stopped, on
+//! condition that the object is still the same. Timeouts run only while we wait for the store, not while whoever reads the stream
+//! is busy. As long as bytes keep coming the stream may take any time; once nothing does, the total deadline counts.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use http::Method;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::channel::{Call, Channel, Dialect, Expect, Fault, Reply};
+use super::digest::Digest;
+use super::meter::{Gauge, Pace};
+use super::refusal::Condition;
+use super::retry::{Deadline, Remedy, pause};
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::{SendError, next_chunk};
+use crate::location::Key;
+use crate::store::{Checksum, ETag};
+
+/// Which bytes an answer to a `GET` holds, and how long the object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub range: Range<u64>,
+    pub size: u64,
+}
+
+/// Reads which bytes an answer holds.
+pub(crate) fn served(reply: &Reply) -> Result<Served, String> {
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let length = reply.header("content-length").and_then(number).ok_or("the answer does not say how long it is")?;
+    if reply.status != http::StatusCode::PARTIAL_CONTENT {
+        return Ok(Served { range: 0..length, size: length });
+    }
+    let text = reply.header("content-range").ok_or("a part of the object came without saying which")?;
+    let bad = || format!("the part that came is named {text:?}, which cannot be understood");
+    let (range, size) = text.trim().strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+    let (first, last) = range.split_once('-').ok_or_else(bad)?;
+    let (first, last) = (number(first).ok_or_else(bad)?, number(last).ok_or_else(bad)?);
+    let size = number(size).ok_or_else(bad)?;
+    let end = last.checked_add(1).filter(|end| first < *end && *end <= size).ok_or_else(bad)?;
+    if end - first != length {
+        return Err(format!("the part that came is named {text:?} and is {length} bytes long"));
+    }
+    Ok(Served { range: first..end, size })
+}
+
+/// A `GET` of some bytes of an object.
+pub(crate) fn request<'a>(
+    dialect: Dialect,
+    key: &'a Key,
+    range: Option<&Range<u64>>,
+    if_match: Option<&ETag>,
+) -> Call<'a> {
+    let mut call = Call::new("GET", Method::GET, Some(key));
+    call.expect = Expect::Stream;
+    if let Some(range) = range {
+        call = call.header("range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        if dialect == Dialect::Oss {
+            // Without this OSS answers a range that goes past the end with the whole object.
+            call = call.header("x-oss-range-behavior", "standard");
+        }
+    }
+    if dialect == Dialect::S3 {
+        call = call.header("x-amz-checksum-mode", "ENABLED");
+    }
+    if let Some(etag) = if_match {
+        call = call.header("if-match", &etag.0);
+        call.condition = Condition::IsUnchanged;
+    }
+    call
+}
+
+/// An object's bytes on their way.
+pub(crate) struct Reader {
+    channel: Arc<Channel>,
+    key: Key,
+    etag: Option<ETag>,
+    /// What is still to come.
+    rest: Range<u64>,
+    /// Bytes of the present body that come before what is wanted: from a server that ignores ranges.
+    skip: u64,
+    body: Option<Incoming>,
+    digest: Option<Digest>,
+    gauge: Gauge,
+    /// Connections that failed since bytes last came at a good pace.
+    failures: u32,
+    /// When they last did.
+    deadline: Deadline,
+    done: bool,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.gauge.close(&self.channel.meter);
+    }
+}
+
+impl Reader {
+    /// The bytes `wanted` out of a body that holds those of `from`. `checksum` is what all of them must have.
+    pub(crate) fn new(
+        channel: Arc<Channel>,
+        key: Key,
+        etag: Option<ETag>,
+        wanted: Range<u64>,
+        from: &Range<u64>,
+        body: Incoming,
+        checksum: Option<Checksum>,
+    ) -> Self {
+        let gauge = Gauge::new(&channel.meter, channel.timeouts().read);
+        let deadline = channel.deadline();
+        Self {
+            skip: wanted.start.saturating_sub(from.start),
+            channel,
+            key,
+            etag,
+            rest: wanted,
+            body: Some(body),
+            digest: checksum.map(Digest::new),
+            gauge,
+            failures: 0,
+            deadline,
+            done: false,
+        }
+    }
+
+    pub(crate) fn into_stream(self) -> BoxStream<'static, Result<Bytes>> {
+        stream::unfold(self, |mut reader| async move {
+            let item = reader.next().await?;
+            Some((item, reader))
+        })
+        .boxed()
+    }
+
+    /// All of it, verified.
+    pub(crate) async fn collect(mut self) -> Result<Bytes> {
+        let mut all = BytesMut::new();
+        while let Some(chunk) = self.next().await.transpose()? {
+            if all.is_empty() && self.rest.is_empty() {
+                // It came in one piece. The next call verifies it.
+                if let Some(more) = self.next().await.transpose()? {
+                    all.extend_from_slice(&more);
+                }
+                return Ok(chunk);
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.freeze())
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes>> {
+        if self.done {
+            return None;
+        }
+        match self.advance().await {
+            Ok(Some(chunk)) => Some(Ok(chunk)),
+            Ok(None) => {
+                self.done = true;
+                None
+            }
+            Err(error) => {
+                self.done = true;
+                self.body = None;
+                Some(Err(error))
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            if self.rest.is_empty() {
+                return self.finish().await.map(|()| None);
+            }
+            let body = match &mut self.body {
+                Some(body) => body,
+                None => {
+                    let reopened = self.reopen().await?;
+                    self.body.insert(reopened)
+                }
+            };
+            let asked = Instant::now();
+            let got = next_chunk(body, self.channel.timeouts().read).await;
+            let waited = asked.elapsed();
+            match got {
+                Ok(Some(mut chunk)) => {
+                    let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+                    match self.gauge.record(&self.channel.meter, length, waited) {
+                        Some(Pace::Good) => self.progress(),
+                        Some(Pace::Stalled) => self.interrupted(&"hardly anything comes any more").await?,
+                        // A slow line is given time as long as it moves.
+                        Some(Pace::SlowForAll) | None => {}
+                    }
+                    if self.skip > 0 {
+                        let skip = usize::try_from(self.skip).unwrap_or(usize::MAX).min(chunk.len());
+                        chunk = chunk.split_off(skip);
+                        self.skip -= u64::try_from(skip).unwrap_or(0);
+                    }
+                    let wanted = usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX);
+                    chunk.truncate(wanted);
+                    if chunk.is_empty() {
+                        continue;
+                    }
+                    self.rest.start += u64::try_from(chunk.len()).unwrap_or(0);
+                    if let Some(digest) = &mut self.digest {
+                        digest.update(&chunk);
+                    }
+                    return Ok(Some(chunk));
+                }
+                Ok(None) => self.interrupted(&"the body ended early").await?,
+                Err(error) => self.interrupted(&error).await?,
+            }
+        }
+    }
+
+    /// Bytes came at a good pace.
+    fn progress(&mut self) {
+        self.failures = 0;
+        self.deadline = self.channel.deadline();
+    }
+
+    /// Drops the connection, and waits before the next; fails when it is time to give up.
+    async fn interrupted(&mut self, cause: &(dyn std::fmt::Display + Sync)) -> Result<()> {
+        self.body = None;
+        self.failures += 1;
+        let at = self.rest.start;
+        let wait = pause(Remedy::Wait, self.failures, fastrand::f64());
+        let Some(wait) = wait.filter(|wait| self.etag.is_some() && self.deadline.allows(*wait)) else {
+            let why = if self.etag.is_none() {
+                format!(
+                    "broke off at byte {at} ({cause}), and without an entity tag it cannot be taken up again safely"
+                )
+            } else {
+                format!("broke off at byte {at}: {cause}")
+            };
+            let error = self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), why);
+            return Err(error.with_attempts(self.failures));
+        };
+        tracing::debug!(at, %cause, failures = self.failures, "a download broke off; going on from there");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    async fn reopen(&mut self) -> Result<Incoming> {
+        let want = self.rest.clone();
+        let etag = self.etag.clone();
+        let call = request(self.channel.dialect(), &self.key, Some(&want), etag.as_ref());
+        let check = |reply: &Reply| {
+            let served = served(reply).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why))?;
+            let covers = served.range.start <= want.start && want.end <= served.range.end;
+            let same = match (&etag, reply.header("etag")) {
+                (Some(ours), Some(theirs)) => super::digest::bare(&ours.0) == super::digest::bare(theirs),
+                _ => false,
+            };
+            if !same {
+                return Err(Fault::in_answer(ErrorKind::Changed, "the object was replaced while it was being read"));
+            }
+            if covers {
+                Ok(())
+            } else {
+                Err(Fault::in_answer(ErrorKind::Unavailable, "another part came than was asked for"))
+            }
+        };
+        let reply = self.channel.run(&call, self.deadline, &check).await?;
+        let from =
+            served(&reply).map_err(|why| self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), why))?;
+        self.skip = self.rest.start - from.range.start;
+        let gone = || self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), "the answer had no body");
+        reply.stream.ok_or_else(gone)
+    }
+
+    /// After the last byte: compares the checksum and lets the connection come to its end, so that it can be used again.
+    async fn finish(&mut self) -> Result<()> {
+        if let Some(mut body) = self.body.take() {
+            // Nothing but the end of the framing is left, unless the server ignores ranges; then the connection is dropped.
+            let end = next_chunk(&mut body, Duration::from_millis(100));
+            if let Err(SendError::Broken(cause)) = end.await {
+                tracing::debug!(cause, "the connection broke after the last byte");
+            }
+        }
+        match self.digest.take().map(Digest::finish) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(why)) => Err(self.channel.error(ErrorKind::Corrupt, "GET", Some(&self.key), why)),
+        }
+    }
+}
+
+/// Whether a failure of a whole download is worth another one: the bytes were wrong, and nobody has seen them.
+pub(crate) fn is_corrupt(error: &Error) -> bool {
+    *error.kind() == ErrorKind::Corrupt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderValue, StatusCode};
+
+    fn reply(status: u16, length: &'static str, range: Option<&'static str>) -> Reply {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-length", HeaderValue::from_static(length));
+        if let Some(range) = range {
+            headers.insert("content-range", HeaderValue::from_static(range));
+        }
+        Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers,
+            bytes: Bytes::new(),
+            stream: None,
+            ambiguous: false,
+        }
+    }
+
+    #[test]
+    fn what_was_served_is_read_and_checked() {
+        assert_eq!(served(&reply(200, "7", None)).unwrap(), Served { range: 0..7, size: 7 });
+        assert_eq!(served(&reply(206, "3", Some("bytes 4-6/10"))).unwrap(), Served { range: 4..7, size: 10 });
+        for bad in ["bytes 4-6/*", "bytes 6-4/10", "bytes 4-6/6", "4-6/10", "bytes 4-18446744073709551615/10"] {
+            assert!(served(&reply(206, "3", Some(bad))).is_err(), "{bad}");
+        }
+        assert!(served(&reply(206, "4", Some("bytes 4-6/10"))).is_err());
+        assert!(served(&reply(206, "4", None)).is_err());
+        assert!(served(&reply(200, "x", None)).is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! What was asked and what was answered.
+
+use super::config::Dialect;
+use super::fault::Fault;
+use super::operation::Operation;
+
+/// One request as it came in, and how it ended.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Its place in the order of arrival, from 0.
+    pub number: usize,
+    /// The protocol it spoke.
+    pub dialect: Dialect,
+    /// What it asked for.
+    pub operation: Operation,
+    /// Its HTTP method.
+    pub method: String,
+    /// Its bucket, or empty.
+    pub bucket: String,
+    /// Its key, decoded, or empty.
+    pub key: String,
+    /// Its query, decoded, in the order it was sent.
+    pub query: Vec<(String, String)>,
+    /// Its Range header.
+    pub range: Option<String>,
+    /// Bytes of its body that were read.
+    pub received: u64,
+    /// The status it was answered with; `None` while there is no answer, or if there was none.
+    pub status: Option<u16>,
+    /// The error code in the answer.
+    pub code: Option<String>,
+    /// Bytes of body in the answer, as its Content-Length says.
+    pub sent: u64,
+    /// What was made to go wrong.
+    pub fault: Option<Fault>,
+}
+
+impl Request {
+    /// The value of a query parameter.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
