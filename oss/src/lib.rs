@@ -11,6 +11,7 @@ pub mod crc;
 pub mod credentials;
 mod error;
 pub mod foreign;
+pub mod growing;
 mod http;
 mod location;
 pub mod memory;
@@ -21,6 +22,7 @@ mod sign;
 mod staged;
 mod store;
 mod stores;
+mod sums;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

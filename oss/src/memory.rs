@@ -79,6 +79,9 @@ pub enum Fault {
     Before(ErrorKind),
     /// It takes effect, and fails: the reply was lost. As `Before` where there is no effect.
     After(ErrorKind),
+    /// It fails, and takes effect all the same, but only just before the second call after it: the request was still under
+    /// way when its sender gave it up. Puts and appends only; others are as `Before`.
+    Late(ErrorKind),
     /// One byte is changed on the way, unnoticed: of what a get answers or of what a write stores.
     WrongByte,
 }
@@ -106,6 +109,17 @@ pub struct MemoryStore {
     page: usize,
     state: Mutex<State>,
     hook: Mutex<Option<Hook>>,
+    late: Mutex<Vec<Late>>,
+}
+
+/// A request that is still under way.
+struct Late {
+    /// It arrives when this many more calls have been made.
+    calls: u32,
+    key: Key,
+    /// Of an append.
+    position: Option<u64>,
+    body: Bytes,
 }
 
 #[derive(Default)]
@@ -174,7 +188,15 @@ impl MemoryStore {
     pub fn new(scheme: Scheme, capabilities: Capabilities, keeps: Keeps) -> Self {
         let bucket = if scheme == Scheme::File { "" } else { "memory" };
         let root = Location::new(scheme, bucket, "").expect("a constant bucket name that is well formed");
-        Self { root, capabilities, keeps, page: 1000, state: Mutex::default(), hook: Mutex::default() }
+        Self {
+            root,
+            capabilities,
+            keeps,
+            page: 1000,
+            state: Mutex::default(),
+            hook: Mutex::default(),
+            late: Mutex::default(),
+        }
     }
 
     /// The same with other capabilities.
@@ -233,11 +255,42 @@ impl MemoryStore {
 
     /// Asks the hook; fails if the call is to fail before it took effect.
     fn begin(&self, operation: Operation, key: &Key, range: Option<Range<u64>>, len: usize) -> Result<Fault> {
+        self.let_arrive();
         let call = Call { operation, key: key.clone(), range, len };
         let mut hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
         match hook.as_mut().map_or(Fault::None, |hook| hook(&call)) {
             Fault::Before(kind) => Err(self.error(kind, operation, key, "made to fail before it took effect")),
+            Fault::Late(kind) if !matches!(operation, Operation::Put | Operation::Append) => {
+                Err(self.error(kind, operation, key, "made to fail before it took effect"))
+            }
             fault => Ok(fault),
+        }
+    }
+
+    /// Keeps a request to arrive later, and fails, if that is its fault.
+    fn postpone(
+        &self,
+        operation: Operation,
+        key: &Key,
+        position: Option<u64>,
+        body: &Bytes,
+        fault: &Fault,
+    ) -> Result<()> {
+        let Fault::Late(kind) = fault else { return Ok(()) };
+        let late = Late { calls: 2, key: key.clone(), position, body: body.clone() };
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).push(late);
+        Err(self.error(kind.clone(), operation, key, "made to take effect later"))
+    }
+
+    /// What is due arrives; whether it is accepted interests nobody any more.
+    fn let_arrive(&self) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.iter_mut().for_each(|request| request.calls -= 1);
+        for request in late.extract_if(.., |request| request.calls == 0) {
+            let _ = match request.position {
+                None => self.store(Operation::Put, &request.key, request.body, true, PutMode::Overwrite).map(|_| ()),
+                Some(position) => self.extend(&request.key, position, request.body).map(|_| ()),
+            };
         }
     }
 
@@ -300,6 +353,33 @@ impl MemoryStore {
         let response = PutResponse { etag: Some(etag(&object)), checksum: self.checksum(&object) };
         state.objects.insert(key.as_str().to_owned(), object);
         Ok(response)
+    }
+
+    /// Appends as one step.
+    fn extend(&self, key: &Key, position: u64, body: Bytes) -> Result<AppendResponse> {
+        let operation = Operation::Append;
+        let mut state = self.state();
+        let version = state.tick();
+        let old = state.objects.get(key.as_str());
+        if old.is_some_and(|object| !object.appendable) {
+            return Err(self.error(ErrorKind::NotAppendable, operation, key, "it was not made by append"));
+        }
+        let mut bytes = old.map_or_else(Vec::new, |object| object.bytes.to_vec());
+        let length = bytes.len() as u64;
+        if length != position {
+            let message = format!("the object is {length} bytes long, not {position}");
+            return Err(self.error(ErrorKind::PositionMismatch { next: Some(length) }, operation, key, message));
+        }
+        let next_position = length + body.len() as u64;
+        if next_position > self.capabilities.max_append_size {
+            return Err(self.error(ErrorKind::Invalid, operation, key, "the object would become too long"));
+        }
+        bytes.extend_from_slice(&body);
+        let object =
+            Object { bytes: bytes.into(), version, modified: SystemTime::now(), appendable: true, in_one_piece: false };
+        let crc64 = (self.keeps == Keeps::Crc64).then(|| crc64(&object.bytes));
+        state.objects.insert(key.as_str().to_owned(), object);
+        Ok(AppendResponse { next_position, crc64 })
     }
 
     fn clip(&self, operation: Operation, key: &Key, wanted: Option<Range<u64>>, size: u64) -> Result<Range<u64>> {
@@ -445,6 +525,7 @@ impl Store for MemoryStore {
 
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<PutResponse> {
         let fault = self.begin(Operation::Put, key, None, body.len())?;
+        self.postpone(Operation::Put, key, None, &body, &fault)?;
         let response = self.store(Operation::Put, key, perhaps_wrong(body, &fault), true, mode)?;
         self.end(Operation::Put, key, fault, response)
     }
@@ -584,35 +665,8 @@ impl Store for MemoryStore {
             return Err(self.error(ErrorKind::Unsupported, operation, key, "this store has no append"));
         }
         let fault = self.begin(operation, key, None, body.len())?;
-        let response = {
-            let mut state = self.state();
-            let version = state.tick();
-            let old = state.objects.get(key.as_str());
-            if old.is_some_and(|object| !object.appendable) {
-                return Err(self.error(ErrorKind::NotAppendable, operation, key, "it was not made by append"));
-            }
-            let mut bytes = old.map_or_else(Vec::new, |object| object.bytes.to_vec());
-            let length = bytes.len() as u64;
-            if length != position {
-                let message = format!("the object is {length} bytes long, not {position}");
-                return Err(self.error(ErrorKind::PositionMismatch { next: Some(length) }, operation, key, message));
-            }
-            let next_position = length + body.len() as u64;
-            if next_position > self.capabilities.max_append_size {
-                return Err(self.error(ErrorKind::Invalid, operation, key, "the object would become too long"));
-            }
-            bytes.extend_from_slice(&perhaps_wrong(body, &fault));
-            let object = Object {
-                bytes: bytes.into(),
-                version,
-                modified: SystemTime::now(),
-                appendable: true,
-                in_one_piece: false,
-            };
-            let crc64 = (self.keeps == Keeps::Crc64).then(|| crc64(&object.bytes));
-            state.objects.insert(key.as_str().to_owned(), object);
-            AppendResponse { next_position, crc64 }
-        };
+        self.postpone(operation, key, Some(position), &body, &fault)?;
+        let response = self.extend(key, position, perhaps_wrong(body, &fault))?;
         self.end(operation, key, fault, response)
     }
 }

@@ -11,7 +11,6 @@
 mod budget;
 mod download;
 mod plan;
-mod sums;
 mod upload;
 
 use std::io;

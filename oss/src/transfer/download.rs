@@ -18,12 +18,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::plan::pieces;
-use super::sums::Sums;
 use super::{Progress, TransferBudget, blocking, local};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
 use crate::staged::Staged;
 use crate::store::{Checksum, ETag, GetOptions, GetResponse, ObjectMeta, PutMode, Store};
+use crate::sums::Sums;
 
 const OPERATION: &str = "DOWNLOAD";
 /// How often a piece is asked for whose body broke off. (The request itself the store retries.)

@@ -15,11 +15,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
 
 use super::plan::{part_size, pieces};
-use super::sums::Sums;
 use super::{Progress, TransferBudget, blocking, local};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
 use crate::store::{Checksum, ETag, PartReceipt, PutMode, PutResponse, Store, UploadId};
+use crate::sums::Sums;
 
 const OPERATION: &str = "UPLOAD";
 /// How long a failed upload waits for the store to free its parts.

@@ -6,23 +6,23 @@ use crate::store::Checksum;
 /// The checksums that can be combined, of some bytes. Which of the two the store keeps is not known before it
 /// answers, and both together cost less than a tenth of what reading the bytes does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     /// How many bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Their CRC-64/XZ.
-    pub(super) crc64: u64,
+    pub(crate) crc64: u64,
     /// Their CRC-64/NVME.
-    pub(super) nvme: u64,
+    pub(crate) nvme: u64,
 }
 
 impl Sums {
     /// Of these bytes.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { size: bytes.len() as u64, crc64: crc64(bytes), nvme: crc64_nvme(bytes) }
     }
 
     /// Of these bytes with `next` behind them.
-    pub(super) fn then(self, next: Self) -> Self {
+    pub(crate) fn then(self, next: Self) -> Self {
         Self {
             size: self.size + next.size,
             crc64: crc64_combine(self.crc64, next.crc64, next.size),
@@ -31,7 +31,7 @@ impl Sums {
     }
 
     /// Whether the store's checksum is ours; nothing if it has none or one that cannot be compared.
-    pub(super) fn agree(&self, stores: Option<Checksum>) -> Option<bool> {
+    pub(crate) fn agree(&self, stores: Option<Checksum>) -> Option<bool> {
         match stores? {
             Checksum::Crc64(value) => Some(value == self.crc64),
             Checksum::Crc64Nvme(value) => Some(value == self.nvme),
