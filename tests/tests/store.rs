@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use oss::conformance::{ODD_KEYS, conformance, sample};
+use oss::conformance::{ODD_KEYS, conformance, conformance_without, sample};
 use oss::crc::{crc64, crc64_combine};
 use oss::{
     Addressing, CredentialSource, ErrorKind, GetOptions, Key, ListRequest, Location, PutMode, Scheme, Secret, Settings,
@@ -91,6 +91,9 @@ async fn both_protocols_conform_virtual_hosted() {
     }
 }
 
+/// Keys that moto's web framework cannot route.
+const MOTO_CANNOT: &[&str] = &["new\nline"];
+
 #[tokio::test]
 async fn a_server_that_is_not_ours_conforms() {
     let moto = Moto::start();
@@ -110,7 +113,7 @@ async fn a_server_that_is_not_ours_conforms() {
     let mut settings = settings(moto.endpoint());
     settings.region = None;
     settings.timeouts.read = Duration::from_secs(20);
-    conformance(open(Scheme::S3, settings), "p/").await;
+    conformance_without(open(Scheme::S3, settings), "p/", MOTO_CANNOT).await;
 }
 
 #[tokio::test]
