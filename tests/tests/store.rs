@@ -14,6 +14,7 @@ use oss::{
     Store, StoreSettings, Stores, Timeouts,
 };
 use tests::double::{AccessKey, Action, Dialect, Double, DoubleConfig, Fault, Often, Operation, Outage, When};
+use tests::imds::Imds;
 use tests::moto::Moto;
 
 const BUCKET: &str = "test-bucket";
@@ -571,4 +572,91 @@ async fn a_storm_of_faults_loses_and_changes_no_byte() {
         double.clear_faults();
         assert_eq!(double.objects(BUCKET).len(), 8 * 12 * 2);
     }
+}
+
+/// Settings that leave credentials, and on OSS the region, to the instance's metadata.
+fn instance_settings(double: &Double, imds: &Imds) -> StoreSettings {
+    let mut settings = settings(&double.endpoint());
+    settings.credentials = CredentialSource::Automatic;
+    settings.metadata_endpoint = Some(imds.endpoint());
+    settings
+}
+
+/// The search for credentials begins in the environment; a test of the instance's role means something only where that is
+/// empty.
+fn assert_no_credentials_around() {
+    for name in ["OSS_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"] {
+        assert!(std::env::var_os(name).is_none(), "unset {name} to run this test");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_role_is_used_and_replaced_when_the_store_refuses_it() {
+    assert_no_credentials_around();
+    for scheme in SCHEMES {
+        let double = Double::start(DoubleConfig::default());
+        // It makes a runtime of its own, which may not be done inside another.
+        let start = if scheme == Scheme::Oss { Imds::aliyun } else { Imds::aws };
+        let imds = tokio::task::spawn_blocking(start).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        let old = AccessKey::new("STS.old", "s1").with_token("t1", hour);
+        let new = AccessKey::new("STS.new", "s2").with_token("t2", hour);
+        imds.set_role("my-role", &old);
+        double.set_keys(vec![old]);
+        double.put(BUCKET, "k", "v");
+        let mut settings = instance_settings(&double, &imds);
+        if scheme == Scheme::Oss {
+            settings.region = None;
+        }
+        let store = open(scheme, settings);
+        assert_eq!(read(&store, "k").await.unwrap(), "v");
+        let asked = imds.requests().len();
+        assert_eq!(read(&store, "k").await.unwrap(), "v");
+        assert_eq!(imds.requests().len(), asked, "credentials are kept");
+
+        // Rotated before their time. A refused HEAD of OSS says why in a header; one of S3 cannot, and is believed only
+        // when the credentials are older than these.
+        double.set_keys(vec![new.clone()]);
+        imds.set_role("my-role", &new);
+        imds.expire_tokens();
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        if scheme == Scheme::Oss {
+            assert_eq!(store.head(&Key::from("k")).await.unwrap().size, 1);
+        }
+        assert_eq!(read(&store, "k").await.unwrap(), "v");
+
+        // Gone altogether: an error, at once, that says what to do.
+        double.set_keys(vec![]);
+        imds.remove_role();
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        let error = read(&store, "k").await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::BadCredentials, "{error}");
+        assert!(error.to_string().contains("RAM/IAM role"), "{error}");
+        for secret in ["s1", "s2", "t1", "t2"] {
+            assert!(!error.to_string().contains(&format!("\"{secret}\"")), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_in_no_cloud_is_told_so_soon() {
+    assert_no_credentials_around();
+    let double = Double::start(DoubleConfig::default());
+    for scheme in SCHEMES {
+        let mut settings = settings(&double.endpoint());
+        settings.credentials = CredentialSource::Automatic;
+        // An address of the block that is reserved for documentation: nothing answers there, not even a refusal.
+        settings.metadata_endpoint = Some("http://192.0.2.1".to_owned());
+        let started = Instant::now();
+        let error = read(&open(scheme, settings), "k").await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::BadCredentials, "{error}");
+        assert!(error.to_string().contains("OSS_ACCESS_KEY_ID"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(5), "two seconds are the limit");
+    }
+    let mut settings = settings(&double.endpoint());
+    settings.region = None;
+    settings.metadata_endpoint = Some("http://192.0.2.1".to_owned());
+    let error = read(&open(Scheme::Oss, settings), "k").await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("--region") && error.to_string().contains("OSS_REGION"), "{error}");
 }
