@@ -2,7 +2,8 @@
 
 use http::Method;
 
-use super::channel::{Call, Dialect, Fault, Reply};
+use super::call::{Call, Dialect, Reply};
+use super::fault::Fault;
 use super::xml::{self, Listing};
 use super::{RestStore, is_archived, parse_time};
 use crate::error::{ErrorKind, Result};

@@ -72,6 +72,10 @@ impl Canned {
     }
 
     fn store(&self, scheme: &str) -> RestStore {
+        self.store_with(scheme, Duration::from_secs(4))
+    }
+
+    fn store_with(&self, scheme: &str, total: Duration) -> RestStore {
         let settings = StoreSettings {
             endpoint: Some(self.endpoint.clone()),
             region: Some("r".into()),
@@ -80,11 +84,7 @@ impl Canned {
                 access_key_secret: Secret::new("hunter2"),
                 security_token: None,
             },
-            timeouts: Timeouts {
-                connect: Duration::from_secs(2),
-                read: Duration::from_millis(500),
-                total: Duration::from_secs(4),
-            },
+            timeouts: Timeouts { connect: Duration::from_secs(2), read: Duration::from_millis(500), total },
             ..StoreSettings::default()
         };
         RestStore::open(&format!("{scheme}://bucket").parse().unwrap(), &settings).unwrap()
@@ -215,4 +215,29 @@ async fn secrets_and_hostile_text_stay_out_of_messages() {
     assert!(!text.contains("hunter2") && !text.contains('\u{1b}') && !text.contains('\n'), "{text}");
     let heads = server.heads().join("");
     assert!(heads.contains("GET /bucket/k%0A2 HTTP/1.1") && !heads.contains("hunter2"), "{heads}");
+}
+
+#[tokio::test]
+async fn a_reader_may_take_its_time_between_bytes() {
+    let body = "y".repeat(4 << 20);
+    let server = Canned::start(false, move |number, _| match number {
+        0 => {
+            let mut text = answer("200 OK", "etag: \"e\"\r\n", &body);
+            text.truncate(3 << 20);
+            Act::Last(text)
+        }
+        _ => Act::Say(answer("200 OK", "etag: \"e\"\r\n", &body)),
+    })
+    .await;
+    let store = server.store_with("oss", Duration::from_millis(800));
+    let mut body = store.get(&Key::from("k"), GetOptions::default()).await.unwrap().body;
+    let mut got = body.next().await.unwrap().unwrap().len();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.unwrap();
+        assert!(chunk.iter().all(|byte| *byte == b'y'));
+        got += chunk.len();
+    }
+    assert_eq!((got, server.heads().len()), (4 << 20, 2));
+    assert!(server.heads()[1].contains("if-match: \"e\"\r\n"), "{:?}", server.heads());
 }

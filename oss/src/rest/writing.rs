@@ -9,8 +9,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
-use super::channel::{Call, Dialect, Failure, Fault, Replay, Reply};
+use super::call::{Call, Dialect, Replay, Reply};
 use super::digest::Digest;
+use super::fault::{Failure, Fault};
 use super::refusal::Condition;
 use super::xml::{self, Complete, Initiated, Part, Written};
 use super::{RestStore, digest};
