@@ -86,6 +86,11 @@ impl Deadline {
         self.0
     }
 
+    /// The same, later by time that was not ours.
+    pub(crate) fn later_by(self, time: Duration) -> Self {
+        Self(self.0.checked_add(time).unwrap_or(self.0))
+    }
+
     /// Whether a pause still leaves time for an attempt.
     pub(crate) fn allows(self, pause: Duration) -> bool {
         Instant::now() + pause < self.0
