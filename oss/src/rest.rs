@@ -14,6 +14,8 @@ mod meter;
 mod reader;
 mod refusal;
 mod retry;
+#[cfg(test)]
+mod wire;
 mod writing;
 mod xml;
 

@@ -1,5 +1,7 @@
 //! Doubles and test support: what stands in for the cloud while the tests run.
 
 pub mod double;
+pub mod http_server;
+pub mod imds;
 pub mod moto;
 pub mod python;

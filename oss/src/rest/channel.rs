@@ -157,12 +157,23 @@ pub(crate) struct Fault {
     request_id: Option<String>,
     remedy: Remedy,
     ambiguous: bool,
+    /// Our own deadline ended it.
+    cut_short: bool,
 }
 
 impl Fault {
     fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let remedy = remedy_for(&kind);
-        Self { kind, message: message.into(), status: None, code: None, request_id: None, remedy, ambiguous: false }
+        Self {
+            kind,
+            message: message.into(),
+            status: None,
+            code: None,
+            request_id: None,
+            remedy,
+            ambiguous: false,
+            cut_short: false,
+        }
     }
 
     /// The answer is a success and its content is not right: bytes changed on the way, or no sense in it.
@@ -182,6 +193,7 @@ impl Fault {
             code: refusal.code.clone(),
             request_id: refusal.request_id.clone(),
             ambiguous: refusal.may_have_happened(),
+            cut_short: false,
         }
     }
 }
@@ -319,9 +331,10 @@ impl Channel {
         let mut ambiguous = false;
         let mut said = false;
         let (mut clock_tried, mut credentials_tried) = (false, false);
+        let mut before: Option<Fault> = None;
         loop {
             attempts += 1;
-            let (fault, context) = match self.attempt(call, endpoint, deadline, check).await {
+            let (mut fault, context) = match self.attempt(call, endpoint, deadline, check).await {
                 Ok(mut reply) => {
                     reply.ambiguous = ambiguous;
                     if said {
@@ -351,6 +364,10 @@ impl Channel {
             let wait = pause(remedy, attempts, fastrand::f64()).filter(|wait| deadline.allows(*wait));
             let forbidden = fault.ambiguous && call.replay == Replay::UnlessAmbiguous;
             let Some(wait) = wait.filter(|_| !forbidden) else {
+                // An attempt that the deadline cut short says less than the one before it.
+                if let (true, Some(before)) = (fault.cut_short, before) {
+                    fault = before;
+                }
                 let error = self
                     .error(fault.kind, call.operation, call.key, fault.message)
                     .with_attempts(attempts)
@@ -363,11 +380,12 @@ impl Channel {
             };
             if !said && started.elapsed() > SAY_SO {
                 said = true;
-                let error = self.error(fault.kind, call.operation, call.key, fault.message);
+                let error = self.error(fault.kind.clone(), call.operation, call.key, fault.message.as_str());
                 tracing::warn!(%error, attempts, "still trying");
             } else {
-                tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message, "trying again");
+                tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message.as_str(), "trying again");
             }
+            before = Some(fault);
             tokio::time::sleep(wait).await;
         }
     }
@@ -411,6 +429,7 @@ impl Channel {
                 let total = self.settings.timeouts.total.as_secs_f32();
                 let mut fault = Fault::new(ErrorKind::Unavailable, format!("no answer within {total} s in all"));
                 fault.ambiguous = true;
+                fault.cut_short = true;
                 return Err((fault, None));
             }
         };

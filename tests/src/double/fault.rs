@@ -65,9 +65,11 @@ impl Fault {
     }
 }
 
+type Condition = Arc<dyn Fn(&Request) -> bool + Send + Sync>;
+
 /// Which requests a fault meets.
 #[derive(Clone, Default)]
-pub struct When(Vec<Arc<dyn Fn(&Request) -> bool + Send + Sync>>);
+pub struct When(Vec<Condition>);
 
 impl fmt::Debug for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
