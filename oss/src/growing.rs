@@ -2,11 +2,11 @@
 //!
 //! Stores differ in what they offer for this, and each is used in the way that sends the least twice:
 //!
-//! - *Append* ([`appended`]; OSS, local files): every flush appends what is new. When the object has reached the store's
+//! - *Append* (`appended`; OSS, local files): every flush appends what is new. When the object has reached the store's
 //!   limit (5 GB on OSS) it goes on in `<key>.part-1`, `.part-2`, ...
-//! - *No append* ([`segmented`]; S3, Google, Azure): the object is put again with every flush while it is below 8 MiB. Then it is
+//! - *No append* (`segmented`; S3, Google, Azure): the object is put again with every flush while it is below 8 MiB. Then it is
 //!   sealed and goes on in `<key>.part-1`, ..., each of which grows in the same way. [`GrowingObject::finish`] puts them
-//!   together into the one object on the server ([`compose`]) where the store can and the rights allow it; where not,
+//!   together into the one object on the server (`compose`) where the store can and the rights allow it; where not,
 //!   the parts stay and `<key>.index.json` says what they are.
 //!
 //! Both are exact: whatever requests and replies are lost, the parts one after the other are the bytes that were
