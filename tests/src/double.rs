@@ -20,6 +20,7 @@
 //! The server runs on a thread with a runtime of its own, so that tests with and without a runtime can use it, and is gone
 //! when the [`Double`] is dropped.
 
+mod answer;
 mod append;
 mod auth;
 mod checksum;
@@ -40,6 +41,9 @@ mod time;
 mod v1;
 mod world;
 mod xml;
+
+#[cfg(test)]
+mod wire_tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -236,6 +240,7 @@ impl Double {
             (Fault::ResetLate, When::any()),
             (Fault::LoseReply, When::any()),
             (Fault::Stall, When::any()),
+            (Fault::StallUpload, When::any()),
             (Fault::StallBody { after: 1 }, When::any()),
             (Fault::Slow { bytes_per_second: 1 << 20 }, When::any()),
             (Fault::Truncate, When::any()),
