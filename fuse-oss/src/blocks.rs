@@ -461,3 +461,240 @@ fn same_second(a: Option<SystemTime>, b: Option<SystemTime>) -> bool {
     let seconds = |time: Option<SystemTime>| time?.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
     a.is_none() || b.is_none() || seconds(a) == seconds(b)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::{Content, DoubleStore, made_up};
+    use oss::{Checksum, Key, Store};
+    use proptest::prelude::*;
+    use std::os::unix::fs::FileExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn blocks(dir: Option<&std::path::Path>, limit: u64) -> Arc<Blocks> {
+        let disk = dir.map(|dir| Disk::new(dir, limit, 0).unwrap());
+        Arc::new(Blocks::new(Handle::current(), 32 * MIB, disk))
+    }
+
+    async fn open(blocks: &Blocks, store: &Arc<DoubleStore>, key: &str) -> Arc<Object> {
+        let meta = store.head(&Key::new(key)).await.unwrap();
+        blocks.open(Object::new(store.origin(), meta.key, meta.size, meta.etag, meta.modified, 0))
+    }
+
+    fn expected(block: u32, len: usize) -> Vec<u8> {
+        let start = u64::from(block) * BLOCK;
+        (start..start + len as u64).map(made_up).collect()
+    }
+
+    /// Until everything fetched is on the disk.
+    async fn settled(blocks: &Blocks) {
+        while blocks.budget.available_permits() < usize::try_from(blocks.budget_kib).unwrap() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn gets(store: &DoubleStore) -> u64 {
+        store.knobs.gets.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_hundred_readers_of_a_block_are_one_request() {
+        let store = DoubleStore::new(1000);
+        store.put("k", Content::MadeUp(3 * BLOCK + 5));
+        store.knobs.delay_ms.store(50, Ordering::Relaxed);
+        let blocks = blocks(None, 0);
+        let object = open(&blocks, &store, "k").await;
+        let readers = (0..100).map(|_| {
+            let (blocks, object) = (Arc::clone(&blocks), Arc::clone(&object));
+            tokio::spawn(async move { blocks.get(&object, 3, 1).await.unwrap() })
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            assert_eq!(reader.await.unwrap(), expected(3, 5));
+        }
+        assert_eq!(gets(&store), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_broken_body_goes_on_where_it_stopped() {
+        let store = DoubleStore::new(1000);
+        store.put("k", Content::MadeUp(8 * BLOCK));
+        store.knobs.break_bodies.store(3, Ordering::Relaxed);
+        let blocks = blocks(None, 0);
+        let object = open(&blocks, &store, "k").await;
+        let first = blocks.get(&object, 0, 8).await.unwrap();
+        assert_eq!(first, expected(0, MIB));
+        assert_eq!(blocks.get(&object, 7, 1).await.unwrap(), expected(7, MIB));
+        assert_eq!(gets(&store), 4);
+        let fetched = store.knobs.bytes.load(Ordering::Relaxed);
+        assert!(fetched < 16 * BLOCK, "{fetched} bytes for 8 MiB: whole blocks were fetched again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replaced_object_is_an_error_even_if_the_server_ignores_if_match() {
+        for ignore in [false, true] {
+            let store = DoubleStore::new(1000);
+            store.put("k", Content::MadeUp(2 * BLOCK));
+            store.knobs.ignore_if_match.store(ignore, Ordering::Relaxed);
+            let blocks = blocks(None, 0);
+            let object = open(&blocks, &store, "k").await;
+            blocks.get(&object, 0, 1).await.unwrap();
+            store.put("k", Content::MadeUp(2 * BLOCK));
+            let fault = blocks.get(&object, 1, 1).await.unwrap_err();
+            assert_eq!(fault.errno_at_read(), libc::ESTALE, "{fault}");
+            assert!(object.is_replaced());
+            // What is at hand is still the old version, whole.
+            assert_eq!(blocks.get(&object, 0, 1).await.unwrap(), expected(0, MIB));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refusal_is_told_at_once() {
+        let store = DoubleStore::new(1000);
+        store.put("k", Content::MadeUp(9));
+        let blocks = blocks(None, 0);
+        let object = open(&blocks, &store, "k").await;
+        store.knobs.deny.store(true, Ordering::Relaxed);
+        assert_eq!(blocks.get(&object, 0, 1).await.unwrap_err().errno_at_open(), libc::EACCES);
+        store.knobs.deny.store(false, Ordering::Relaxed);
+        assert_eq!(blocks.get(&object, 0, 1).await.unwrap(), expected(0, 9));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_cache_survives_and_damage_is_fetched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DoubleStore::new(1000);
+        store.put("k", Content::MadeUp(3 * BLOCK + 100));
+        {
+            let blocks = blocks(Some(dir.path()), u64::MAX);
+            let object = open(&blocks, &store, "k").await;
+            for block in 0..4 {
+                blocks.get(&object, block, 1).await.unwrap();
+            }
+            settled(&blocks).await;
+            assert!(object.is_complete());
+        }
+        let before = gets(&store);
+        let blocks = blocks(Some(dir.path()), u64::MAX);
+        let object = open(&blocks, &store, "k").await;
+        let files = Disk::new(dir.path(), u64::MAX, 0).unwrap().open(object.id).unwrap();
+        // A block that was torn, and a slot that was.
+        files.data.write_all_at(b"damage", BLOCK + 500_000).unwrap();
+        for block in 0..4 {
+            let len = block_len(object.size, block);
+            assert_eq!(blocks.get(&object, block, 1).await.unwrap(), expected(block, len), "block {block}");
+        }
+        assert_eq!(gets(&store), before + 1);
+        assert_eq!(blocks.corrupt(), 1);
+        settled(&blocks).await;
+        let mut buffer = vec![0; 10];
+        assert!(object.read_checked(3 * BLOCK + 50, &mut buffer));
+        drop((blocks, object));
+        files.index.write_all_at(&[0xff; 5], index::slot_offset(2) + 3).unwrap();
+        let blocks = self::blocks(Some(dir.path()), u64::MAX);
+        let object = open(&blocks, &store, "k").await;
+        assert!(!object.is_complete() && object.has(1) && !object.has(2));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_whole_is_compared_with_the_stores_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Bytes = (0..2 * BLOCK + 17).map(made_up).collect();
+        let right = oss::crc::crc64(&bytes);
+        let nvme = oss::crc::crc64_nvme(&bytes);
+        let store = DoubleStore::new(1000);
+        store.put_with("xz", Content::Bytes(bytes.clone()), Some(Checksum::Crc64(right)));
+        store.put_with("nvme", Content::Bytes(bytes.clone()), Some(Checksum::Crc64Nvme(nvme)));
+        store.put_with("wrong", Content::Bytes(bytes), Some(Checksum::Crc64(right ^ 1)));
+        let blocks = blocks(Some(dir.path()), u64::MAX);
+        for (key, corrupt) in [("xz", 0), ("nvme", 0), ("wrong", 1)] {
+            let object = open(&blocks, &store, key).await;
+            for block in 0..3 {
+                blocks.get(&object, block, 1).await.unwrap();
+                settled(&blocks).await;
+            }
+            assert_eq!(blocks.corrupt(), corrupt, "{key}");
+            assert_eq!(object.is_complete(), corrupt == 0, "{key}");
+            assert_eq!(blocks.in_memory(&object, 0).is_some(), corrupt == 0, "{key}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_disk_cache_stays_within_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DoubleStore::new(1000);
+        let blocks = blocks(Some(dir.path()), 5 * BLOCK);
+        for number in 0..10 {
+            let key = format!("k{number}");
+            store.put(&key, Content::MadeUp(2 * BLOCK));
+            let object = open(&blocks, &store, &key).await;
+            for block in 0..2 {
+                assert_eq!(blocks.get(&object, block, 1).await.unwrap(), expected(block, MIB));
+            }
+            settled(&blocks).await;
+            assert!(blocks.disk_use().0 <= 5 * BLOCK, "{:?}", blocks.disk_use());
+        }
+        // One that is larger than the whole cache: it is read all the same.
+        store.put("large", Content::MadeUp(12 * BLOCK));
+        let object = open(&blocks, &store, "large").await;
+        for block in 0..12 {
+            assert_eq!(blocks.get(&object, block, 4).await.unwrap(), expected(block, MIB));
+        }
+        settled(&blocks).await;
+        assert!(blocks.disk_use().0 <= 5 * BLOCK, "{:?}", blocks.disk_use());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_huge_object_is_read_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DoubleStore::new(1000);
+        let size = 100_000_000_007;
+        store.put("huge", Content::MadeUp(size));
+        let blocks = blocks(Some(dir.path()), u64::MAX);
+        let object = open(&blocks, &store, "huge").await;
+        for block in [0, 1, 50_000, object.blocks() - 1] {
+            let len = block_len(size, block);
+            assert_eq!(blocks.get(&object, block, 8).await.unwrap(), expected(block, len));
+        }
+        settled(&blocks).await;
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        /// Whatever is read in whatever order, with bodies that break and blocks that are ruined on the disk between restarts, every
+        /// byte is right.
+        #[test]
+        fn every_byte_is_right(
+            size in 1_u64..4 * BLOCK,
+            rounds in prop::collection::vec(
+                (prop::collection::vec((0_u32..6, 1_u32..8), 1..12), 0_u64..3, any::<u64>(), any::<bool>()), 1..4
+            ),
+        ) {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let dir = tempfile::tempdir().unwrap();
+                let store = DoubleStore::new(1000);
+                store.put("k", Content::Bytes((0..size).map(made_up).collect()));
+                for (reads, breaks, ruin, in_index) in rounds {
+                    let blocks = blocks(Some(dir.path()), u64::MAX);
+                    let object = open(&blocks, &store, "k").await;
+                    store.knobs.break_bodies.store(breaks, Ordering::Relaxed);
+                    for (block, run) in reads {
+                        let block = block % object.blocks();
+                        blocks.ahead(&object, block..block + run);
+                        let got = blocks.get(&object, block, run).await.unwrap();
+                        assert!(got == expected(block, block_len(size, block)), "block {block} of {size} bytes");
+                    }
+                    settled(&blocks).await;
+                    let files = Disk::new(dir.path(), u64::MAX, 0).unwrap().open(object.id).unwrap();
+                    let file = if in_index { &files.index } else { &files.data };
+                    let at = ruin % file.metadata().unwrap().len().max(1);
+                    let mut byte = [0];
+                    if file.read_at(&mut byte, at).unwrap() == 1 {
+                        file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+                    }
+                }
+            });
+        }
+    }
+}

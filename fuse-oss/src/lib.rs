@@ -11,6 +11,9 @@
 pub mod blocks;
 pub mod client;
 pub mod daemon;
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "a test double: its numbers are small")]
+mod double;
 mod error;
 pub mod fault;
 pub mod filesystem;

@@ -503,3 +503,143 @@ async fn probe(origin: &Origin, prefix: &str, name: &str) -> Result<Option<Found
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::{Content, DoubleStore};
+    use std::collections::BTreeSet;
+
+    async fn tree(store: &Arc<DoubleStore>, prefix: &str) -> Namespace {
+        let request = ListRequest { prefix: prefix.into(), delimiter: true, ..ListRequest::default() };
+        let first = store.list(request).await.unwrap();
+        let source = Source::Directory { origin: store.origin(), prefix: prefix.into(), first };
+        Namespace::new("test".into(), vec![(String::new(), source)]).unwrap()
+    }
+
+    async fn names(namespace: &Namespace, node: &Arc<Node>) -> BTreeSet<String> {
+        let mut from = 0;
+        let mut names = BTreeSet::new();
+        loop {
+            namespace.list_to(node, from).await.unwrap();
+            let batch = namespace.entries(node.directory().unwrap(), from, 7);
+            if batch.is_empty() {
+                return names;
+            }
+            from += batch.len();
+            for node in batch {
+                assert!(names.insert(node.name.to_string()), "{} came twice", node.name);
+            }
+        }
+    }
+
+    async fn find(namespace: &Namespace, path: &str) -> Option<Arc<Node>> {
+        let mut node = namespace.node(ROOT).unwrap();
+        for name in path.split('/') {
+            node = match namespace.known(node.directory()?, name) {
+                Known::Node(node) => node,
+                Known::Missing => return None,
+                Known::Unknown => namespace.lookup(&node, name).await.unwrap()?,
+            };
+        }
+        Some(node)
+    }
+
+    #[tokio::test]
+    async fn a_small_directory_costs_one_request() {
+        let store = DoubleStore::with_keys(1000, &["d/a", "d/b", "d/e/f", "d/marked/"]);
+        let namespace = tree(&store, "d/").await;
+        for (path, size) in [("a", Some(3)), ("b", Some(3)), ("e", None), ("marked", None)] {
+            let node = find(&namespace, path).await.unwrap();
+            assert_eq!(node.file().map(|file| file.size), size, "{path}");
+        }
+        assert!(find(&namespace, "none").await.is_none());
+        assert!(find(&namespace, "a/below").await.is_none());
+        assert_eq!(store.knobs.lists.load(Ordering::Relaxed), 1);
+        assert_eq!(store.knobs.heads.load(Ordering::Relaxed), 0);
+        let file = find(&namespace, "e/f").await.unwrap();
+        assert_eq!(namespace.key(&file).unwrap().as_str(), "d/e/f");
+        assert!(names(&namespace, &find(&namespace, "marked").await.unwrap()).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_name_of_a_large_directory_costs_two() {
+        let keys: Vec<String> = (0..500).map(|i| format!("{i:03}")).collect();
+        let store = DoubleStore::with_keys(10, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+        let namespace = tree(&store, "").await;
+        assert!(find(&namespace, "437").await.is_some());
+        assert!(find(&namespace, "nope").await.is_none());
+        assert!(find(&namespace, "nope").await.is_none());
+        assert_eq!(store.knobs.lists.load(Ordering::Relaxed), 3);
+        assert_eq!(store.knobs.heads.load(Ordering::Relaxed), 2);
+        let root = namespace.node(ROOT).unwrap();
+        assert_eq!(names(&namespace, &root).await.len(), 500);
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_stays_and_what_was_missing_stays_missing() {
+        let keys: Vec<String> = (0..50).map(|i| format!("k{i:02}")).collect();
+        let store = DoubleStore::with_keys(10, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+        let namespace = tree(&store, "").await;
+        let seen = find(&namespace, "k33").await.unwrap();
+        assert!(find(&namespace, "k33x").await.is_none());
+        store.put("k33x", Content::MadeUp(1));
+        store.put("k33", Content::MadeUp(77));
+        store.remove("k34");
+        store.put("k40/now/a/directory", Content::MadeUp(1));
+        let again = find(&namespace, "k33").await.unwrap();
+        assert_eq!((again.ino, again.file().unwrap().size), (seen.ino, 3));
+        let root = namespace.node(ROOT).unwrap();
+        let names = names(&namespace, &root).await;
+        assert!(names.contains("k33") && !names.contains("k33x") && !names.contains("k34"), "{names:?}");
+        assert!(find(&namespace, "k40").await.unwrap().directory().is_some());
+        assert!(find(&namespace, "k33x").await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_directory_keeps_the_name_whichever_way_it_is_found() {
+        let keys: Vec<String> =
+            ["x", "x/y"].into_iter().map(str::to_owned).chain((0..30).map(|i| format!("x-{i:02}"))).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        for page in [1, 10, 1000] {
+            let store = DoubleStore::with_keys(page, &keys);
+            let by_lookup = tree(&store, "").await;
+            assert!(find(&by_lookup, "x").await.unwrap().directory().is_some(), "pages of {page}");
+            let by_listing = tree(&store, "").await;
+            assert_eq!(names(&by_listing, &by_listing.node(ROOT).unwrap()).await.len(), 31);
+            assert!(find(&by_listing, "x").await.unwrap().directory().is_some(), "pages of {page}");
+            assert_eq!(by_listing.hidden(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn entries_stand_at_their_places() {
+        let store = DoubleStore::with_keys(1000, &["d/a", "one"]);
+        let request = ListRequest { prefix: "d/".into(), delimiter: true, ..ListRequest::default() };
+        let first = store.list(request).await.unwrap();
+        let meta = store.head(&Key::new("one")).await.unwrap();
+        let entries = vec![
+            ("0".to_owned(), Source::Directory { origin: store.origin(), prefix: "d/".into(), first }),
+            ("1/x/renamed".to_owned(), Source::Object { origin: store.origin(), meta }),
+        ];
+        let namespace = Namespace::new("test".into(), entries).unwrap();
+        let object = find(&namespace, "1/x/renamed").await.unwrap();
+        assert_eq!(namespace.key(&object).unwrap().as_str(), "one");
+        assert_eq!(namespace.key(&find(&namespace, "0/a").await.unwrap()).unwrap().as_str(), "d/a");
+        assert_eq!(names(&namespace, &find(&namespace, "1").await.unwrap()).await, ["x".to_owned()].into());
+        assert!(find(&namespace, "1/y").await.is_none());
+    }
+
+    #[tokio::test]
+    async fn many_misses_end_in_one_listing() {
+        let keys: Vec<String> = (0..100).map(|i| format!("{i:03}")).collect();
+        let store = DoubleStore::with_keys(10, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+        let namespace = tree(&store, "").await;
+        for i in 0..MAX_MISSING + 50 {
+            assert!(find(&namespace, &format!("miss{i}")).await.is_none());
+        }
+        let heads = store.knobs.heads.load(Ordering::Relaxed);
+        assert!(heads <= u64::try_from(MAX_MISSING).unwrap() + 1, "{heads}");
+        assert!(find(&namespace, "099").await.is_some());
+    }
+}

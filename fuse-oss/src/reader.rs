@@ -102,10 +102,10 @@ impl Reader {
     /// The bytes, if they are at hand: in memory, or on disk and checked. Never waits for the network.
     pub fn read_now(&self, offset: u64, len: usize) -> Option<Bytes> {
         let span = Self::span(offset, len);
-        if span.len() == 1 {
-            if let Some(block) = self.blocks.in_memory(&self.object, span.start) {
-                return slice(&block, span.start, offset, len);
-            }
+        if span.len() == 1
+            && let Some(block) = self.blocks.in_memory(&self.object, span.start)
+        {
+            return slice(&block, span.start, offset, len);
         }
         let mut buffer = vec![0; len];
         if self.object.read_checked(offset, &mut buffer) {
@@ -196,7 +196,7 @@ mod tests {
         #[test]
         fn parts_are_put_together_where_they_belong(offset in 0_u64..(3 << 20), len in 1_usize..(1 << 20)) {
             let size = 4 << 20;
-            let byte = |i: u64| (i.wrapping_mul(2_654_435_761) >> 7) as u8;
+            let byte = crate::double::made_up;
             let len = len.min(usize::try_from(size - offset).unwrap());
             let span = Reader::span(offset, len);
             let parts: Vec<Bytes> = span

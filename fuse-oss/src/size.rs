@@ -78,7 +78,7 @@ impl fmt::Display for ByteSize {
         if self.0 == 0 {
             return f.write_str("0");
         }
-        match UNITS.iter().filter(|(name, _)| name.len() > 1).find(|(_, factor)| self.0 % factor == 0) {
+        match UNITS.iter().filter(|(name, _)| name.len() > 1).find(|(_, factor)| self.0.is_multiple_of(*factor)) {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}", self.0),
         }

@@ -6,5 +6,6 @@ pub mod double;
 pub mod http_server;
 pub mod imds;
 pub mod moto;
+pub mod mounts;
 pub mod programs;
 pub mod python;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fuse_oss::{ErrorKind, MountError, MountOptions, ServeSettings};
-use oss::{CredentialSource, Scheme, Secret, Settings, StoreSettings};
+use oss::{CredentialSource, Scheme, Settings, StoreSettings};
 
 use super::arguments::{MountArguments, addressing, octal};
 
@@ -208,20 +208,9 @@ impl Wanted {
     /// # Errors
     /// [`ErrorKind::Invalid`] when the environment makes no sense.
     pub fn stores(&self, scheme: Scheme) -> Result<Settings, MountError> {
-        let mut settings = Settings::default();
-        let lookup = |name: &str| std::env::var(name).ok();
-        settings.oss.endpoint = first(&["OSS_ENDPOINT"], lookup);
-        settings.oss.region = first(&["OSS_REGION", "ALIBABA_CLOUD_REGION", "ALIBABA_CLOUD_REGION_ID"], lookup);
-        settings.oss.credentials = credentials(
-            &["OSS_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_ID"],
-            &["OSS_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"],
-            &["OSS_SESSION_TOKEN", "ALIBABA_CLOUD_SECURITY_TOKEN"],
-            lookup,
-        );
-        settings.s3.endpoint = first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], lookup);
-        settings.s3.region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"], lookup);
-        settings.s3.credentials =
-            credentials(&["AWS_ACCESS_KEY_ID"], &["AWS_SECRET_ACCESS_KEY"], &["AWS_SESSION_TOKEN"], lookup);
+        // Looked up here because the server's environment has nothing of this.
+        let mut settings = Settings::from_env()
+            .map_err(|error| MountError::new(ErrorKind::Invalid, format_args!("in the environment: {error}")))?;
         match scheme {
             Scheme::Oss => self.override_store(&mut settings.oss),
             Scheme::S3 => self.override_store(&mut settings.s3),
@@ -284,27 +273,6 @@ fn own_path() -> Result<PathBuf, MountError> {
         .filter(|path| path.exists())
         .or_else(|| Some(Path::new("/proc/self/exe").to_owned()).filter(|path| path.exists()))
         .ok_or_else(|| MountError::new(ErrorKind::Internal, "cannot find this program's own file"))
-}
-
-fn first(names: &[&str], lookup: impl Fn(&str) -> Option<String>) -> Option<String> {
-    names.iter().filter_map(|name| lookup(name)).find(|value| !value.is_empty())
-}
-
-/// Credentials from the environment of this command. They have to be looked up here: the server's environment has none.
-fn credentials(
-    ids: &[&str],
-    secrets: &[&str],
-    tokens: &[&str],
-    lookup: impl Fn(&str) -> Option<String> + Copy,
-) -> CredentialSource {
-    match (first(ids, lookup), first(secrets, lookup)) {
-        (Some(access_key_id), Some(secret)) => CredentialSource::Static {
-            access_key_id,
-            access_key_secret: Secret::new(secret),
-            security_token: first(tokens, lookup).map(Secret::new),
-        },
-        _ => CredentialSource::Automatic,
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,265 @@
+//! A store for unit tests: objects in memory or made up on the fly, small listing pages, and faults on demand.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use oss::{
+    Capabilities, Checksum, ETag, Error, ErrorKind, GetOptions, GetResponse, Key, ListPage, ListRequest, Location,
+    ObjectMeta, PartReceipt, PutMode, PutResponse, Result, Store, UploadId,
+};
+
+use crate::namespace::Origin;
+
+/// What an object holds.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// These bytes.
+    Bytes(Bytes),
+    /// So many bytes of [`made_up`].
+    MadeUp(u64),
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    content: Content,
+    etag: ETag,
+    checksum: Option<Checksum>,
+}
+
+/// Faults and counters.
+#[derive(Debug, Default)]
+pub struct Knobs {
+    pub gets: AtomicU64,
+    pub heads: AtomicU64,
+    pub lists: AtomicU64,
+    pub bytes: AtomicU64,
+    /// So many bodies break off in the middle.
+    pub break_bodies: AtomicU64,
+    /// Every request is refused with 403.
+    pub deny: AtomicBool,
+    /// If-Match is ignored, as by some servers.
+    pub ignore_if_match: AtomicBool,
+    /// Bodies come only after this many milliseconds.
+    pub delay_ms: AtomicU64,
+}
+
+#[derive(Debug)]
+pub struct DoubleStore {
+    root: Location,
+    page: usize,
+    objects: Mutex<BTreeMap<String, Stored>>,
+    versions: AtomicU64,
+    pub knobs: Knobs,
+}
+
+/// Byte number `at` of every made-up object.
+pub fn made_up(at: u64) -> u8 {
+    (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
+}
+
+impl DoubleStore {
+    pub fn new(page: usize) -> Arc<Self> {
+        Arc::new(Self {
+            root: "oss://double".parse().unwrap(),
+            page,
+            objects: Mutex::default(),
+            versions: AtomicU64::new(1),
+            knobs: Knobs::default(),
+        })
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Stored>> {
+        self.objects.lock().unwrap()
+    }
+
+    pub fn put(&self, key: &str, content: Content) {
+        let checksum = match &content {
+            Content::Bytes(bytes) => Some(Checksum::Crc64(oss::crc::crc64(bytes))),
+            Content::MadeUp(_) => None,
+        };
+        self.put_with(key, content, checksum);
+    }
+
+    pub fn put_with(&self, key: &str, content: Content, checksum: Option<Checksum>) {
+        let etag = ETag(format!("\"{}\"", self.versions.fetch_add(1, Ordering::Relaxed)));
+        self.objects().insert(key.to_owned(), Stored { content, etag, checksum });
+    }
+
+    pub fn with_keys(page: usize, keys: &[&str]) -> Arc<Self> {
+        let store = Self::new(page);
+        for key in keys {
+            store.put(key, Content::Bytes(Bytes::from((*key).to_owned())));
+        }
+        store
+    }
+
+    pub fn remove(&self, key: &str) {
+        self.objects().remove(key);
+    }
+
+    pub fn origin(self: &Arc<Self>) -> Arc<Origin> {
+        let store: Arc<dyn Store> = Arc::clone(self) as Arc<dyn Store>;
+        Arc::new(Origin { store, identity: "double".to_owned(), deadline: Duration::from_secs(5) })
+    }
+
+    fn check(&self, operation: &'static str, key: &str) -> Result<()> {
+        if self.knobs.deny.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Denied, operation, self.root.with_key(key), "no"));
+        }
+        Ok(())
+    }
+
+    fn meta(&self, key: &str, listed: bool) -> Option<ObjectMeta> {
+        let objects = self.objects();
+        let stored = objects.get(key)?;
+        let size = match &stored.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::MadeUp(size) => *size,
+        };
+        Some(ObjectMeta {
+            key: Key::new(key),
+            size,
+            etag: Some(stored.etag.clone()),
+            modified: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000)),
+            checksum: stored.checksum.filter(|_| !listed),
+            archived: false,
+        })
+    }
+}
+
+fn unsupported<T>(operation: &'static str) -> Result<T> {
+    Err(Error::new(ErrorKind::Unsupported, operation, "oss://double/", "a mount never writes"))
+}
+
+#[async_trait]
+impl Store for DoubleStore {
+    fn root(&self) -> &Location {
+        &self.root
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            append: false,
+            max_append_size: 0,
+            put_if_absent: false,
+            copy_part: false,
+            crc64: true,
+            min_part_size: 1,
+            max_part_size: 1,
+            max_parts: 1,
+        }
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectMeta> {
+        self.knobs.heads.fetch_add(1, Ordering::Relaxed);
+        self.check("HEAD", key.as_str())?;
+        self.meta(key.as_str(), false)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "HEAD", self.root.with_key(key.clone()), "no such key"))
+    }
+
+    async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResponse> {
+        self.knobs.gets.fetch_add(1, Ordering::Relaxed);
+        self.check("GET", key.as_str())?;
+        let target = self.root.with_key(key.clone());
+        let meta = self
+            .meta(key.as_str(), false)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "GET", &target, "no such key"))?;
+        let wrong = options.if_match.is_some() && options.if_match != meta.etag;
+        if wrong && !self.knobs.ignore_if_match.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Changed, "GET", &target, "another ETag"));
+        }
+        let range = options.range.unwrap_or(0..meta.size);
+        let range = range.start..range.end.min(meta.size);
+        let content = self.objects().get(key.as_str()).unwrap().content.clone();
+        let bytes = slice(&content, &range);
+        let mut chunks: Vec<Result<Bytes>> =
+            bytes.chunks(300_007).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        let breaks = &self.knobs.break_bodies;
+        if breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            chunks.truncate(chunks.len() / 2);
+            chunks.push(Err(Error::new(ErrorKind::Unavailable, "GET", &target, "the connection broke off")));
+        }
+        let sent: usize = chunks.iter().flatten().map(Bytes::len).sum();
+        self.knobs.bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        let delay = Duration::from_millis(self.knobs.delay_ms.load(Ordering::Relaxed));
+        let body =
+            stream::once(tokio::time::sleep(delay)).flat_map(move |()| stream::iter(std::mem::take(&mut chunks)));
+        Ok(GetResponse { meta, range, body: body.boxed() })
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<ListPage> {
+        self.knobs.lists.fetch_add(1, Ordering::Relaxed);
+        self.check("LIST", &request.prefix)?;
+        let keys: Vec<String> = self.objects().keys().filter(|key| key.starts_with(&request.prefix)).cloned().collect();
+        let after = request.continuation.unwrap_or_default();
+        let limit = self.page.min(request.max_keys.map_or(usize::MAX, |max| max as usize));
+        let mut page = ListPage::default();
+        let mut last = String::new();
+        for key in keys {
+            let rest = &key[request.prefix.len()..];
+            let entry = match rest.find('/').filter(|_| request.delimiter) {
+                Some(at) => key[..=request.prefix.len() + at].to_owned(),
+                None => key.clone(),
+            };
+            if entry <= after || entry == last {
+                continue;
+            }
+            if page.objects.len() + page.prefixes.len() == limit {
+                page.continuation = Some(last);
+                return Ok(page);
+            }
+            last.clone_from(&entry);
+            if !request.delimiter || !rest.contains('/') {
+                page.objects.push(self.meta(&key, true).unwrap());
+            } else {
+                page.prefixes.push(entry);
+            }
+        }
+        Ok(page)
+    }
+
+    async fn put(&self, _: &Key, _: Bytes, _: PutMode) -> Result<PutResponse> {
+        unsupported("PUT")
+    }
+
+    async fn create_multipart(&self, _: &Key) -> Result<UploadId> {
+        unsupported("POST")
+    }
+
+    async fn put_part(&self, _: &Key, _: &UploadId, _: u32, _: Bytes) -> Result<PartReceipt> {
+        unsupported("PUT")
+    }
+
+    async fn copy_part(&self, _: &Key, _: &UploadId, _: u32, _: &Key, _: Range<u64>, _: u64) -> Result<PartReceipt> {
+        unsupported("PUT")
+    }
+
+    async fn complete_multipart(&self, _: &Key, _: &UploadId, _: &[PartReceipt], _: PutMode) -> Result<PutResponse> {
+        unsupported("POST")
+    }
+
+    async fn abort_multipart(&self, _: &Key, _: &UploadId) -> Result<()> {
+        unsupported("DELETE")
+    }
+
+    async fn delete(&self, _: &Key) -> Result<()> {
+        unsupported("DELETE")
+    }
+
+    async fn copy(&self, _: &Key, _: &Key) -> Result<PutResponse> {
+        unsupported("COPY")
+    }
+}
+
+fn slice(content: &Content, range: &Range<u64>) -> Vec<u8> {
+    match content {
+        Content::Bytes(bytes) => bytes[range.start as usize..range.end as usize].to_vec(),
+        Content::MadeUp(_) => range.clone().map(made_up).collect(),
+    }
+}

@@ -1,0 +1,230 @@
+//! `fuse-oss` in a place of its own that leaves nothing behind.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::programs;
+
+/// A directory of its own with everything a mount needs; whatever is still mounted or running in it ends when it is dropped.
+#[derive(Debug)]
+pub struct Sandbox {
+    directory: tempfile::TempDir,
+    binary: PathBuf,
+}
+
+impl Sandbox {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// When FUSE mounts cannot work here: those tests fail instead of being skipped.
+    pub fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests mount file systems and so must run as root");
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse (modprobe fuse)");
+        let directory = tempfile::Builder::new().prefix("fuse-oss-test-").tempdir().expect("a temporary directory");
+        for name in ["source", "mnt", "cache", "run"] {
+            fs::create_dir(directory.path().join(name)).expect("a new directory is empty");
+        }
+        Self { directory, binary: programs::path("fuse-oss") }
+    }
+
+    /// A path inside.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The directory that is mostly mounted on.
+    pub fn mnt(&self) -> PathBuf {
+        self.path("mnt")
+    }
+
+    /// The directory that is mostly mounted.
+    pub fn source(&self) -> PathBuf {
+        self.path("source")
+    }
+
+    /// It, as a location.
+    pub fn location(&self) -> String {
+        format!("file://{}/", self.source().display())
+    }
+
+    /// The program, in this sandbox's runtime and cache directories and with a clean environment.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("FUSE_OSS_RUNTIME_DIR", self.path("run"))
+            .env("FUSE_OSS_CACHE_DIR", self.path("cache"))
+            .env("FUSE_OSS_MEMORY_LIMIT", "256MiB")
+            .stdin(Stdio::null())
+            .current_dir("/");
+        command
+    }
+
+    /// Runs the program to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
+        Ran::from(self.command().args(arguments).output().expect("the program was built"))
+    }
+
+    /// Mounts the source directory.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount(&self) {
+        self.run(["mount".as_ref(), self.location().as_ref(), self.mnt().as_os_str()]).succeeded();
+    }
+
+    /// Unmounts it.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn umount(&self) {
+        self.run(["umount".as_ref(), self.mnt().as_os_str()]).succeeded();
+    }
+
+    /// The server of this sandbox, if it lives.
+    pub fn server(&self) -> Option<Pid> {
+        self.servers_of("cache")
+    }
+
+    fn servers_of(&self, cache: &str) -> Option<Pid> {
+        let text = fs::read_to_string(self.path(cache).join("lock")).ok()?;
+        let owner: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let pid = i32::try_from(owner["pid"].as_i64()?).ok()?;
+        // A number that was used again is not ours.
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        (program.file_name() == self.binary.file_name()).then(|| Pid::from_raw(pid))
+    }
+
+    /// Ends the server and waits until it is gone.
+    ///
+    /// # Panics
+    /// When there is none, or it does not end.
+    pub fn end_server(&self, signal: Signal) {
+        let pid = self.server().expect("a server");
+        kill(pid, signal).expect("it lives");
+        wait_until("the server has ended", || !alive(pid));
+    }
+
+    /// What is mounted below this sandbox.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = fuse_oss::mountpoint::mounts().unwrap_or_default();
+        mounts.into_iter().map(|mount| mount.path).filter(|path| path.starts_with(self.directory.path())).collect()
+    }
+
+    /// The server's log.
+    pub fn log(&self) -> String {
+        let mut log = String::new();
+        for file in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "log") {
+                log.push_str(&fs::read_to_string(file.path()).unwrap_or_default());
+            }
+        }
+        log
+    }
+
+    /// `fuse-oss status --json`, of the only server.
+    ///
+    /// # Panics
+    /// When there is no server or more than one.
+    pub fn status(&self) -> serde_json::Value {
+        let ran = self.run(["status", "--json"]);
+        let servers: Vec<serde_json::Value> = serde_json::from_str(&ran.stdout).expect("status prints JSON");
+        assert_eq!(servers.len(), 1, "{servers:?}");
+        servers.into_iter().next().expect("there is one")
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the server ---\n{}", self.log());
+        }
+        for mount in self.mounts().iter().rev() {
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        }
+        for cache in fs::read_dir(self.directory.path()).into_iter().flatten().flatten() {
+            if let Some(pid) = cache.file_name().to_str().and_then(|cache| self.servers_of(cache)) {
+                let _ = kill(pid, Signal::SIGKILL);
+                let deadline = Instant::now() + Duration::from_secs(5);
+                while alive(pid) && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+    }
+}
+
+/// Whether a process is there and no zombie.
+pub fn alive(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
+/// Waits for something that happens soon.
+///
+/// # Panics
+/// When it has not after 20 seconds.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a program said and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit status; none when a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ran {
+    /// # Panics
+    /// Unless it ended well.
+    pub fn succeeded(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
+    /// # Panics
+    /// Unless it ended with this status and one line that holds all of these.
+    pub fn failed(&self, code: i32, hints: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let lines = self.stderr.lines().filter(|line| line.starts_with("fuse-oss: ")).count();
+        assert_eq!(lines, 1, "one line says what is wrong: {self:?}");
+        for hint in hints {
+            assert!(self.stderr.contains(hint), "{hint:?} is missing in {:?}", self.stderr);
+        }
+    }
+}
