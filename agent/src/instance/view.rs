@@ -146,6 +146,14 @@ pub enum ViewError {
         /// The file in its way.
         file: PathBuf,
     },
+    /// Something is wanted inside of what can only be read.
+    #[error("{} cannot be mapped: {} is mapped read-only there; map them to separate paths", target.display(), cover.display())]
+    Covered {
+        /// The path wanted.
+        target: PathBuf,
+        /// What it lies in.
+        cover: PathBuf,
+    },
     /// A file directly below `/` cannot be told from another instance's.
     #[error("output {}: files directly in / cannot be kept apart from those of other instances; let the program write to a directory, such as /home/output", target.display())]
     OutputInRoot {
@@ -263,6 +271,9 @@ impl Planner<'_> {
                 Kind::File => Step::MakeFile { path: target.to_owned() },
             });
             return Ok(());
+        }
+        if let Some(cover) = self.cover(target) {
+            return Err(ViewError::Covered { target: target.to_owned(), cover: cover.at.clone() });
         }
         match self.host.kind(target) {
             Some(found) if found == kind => return Ok(()),
@@ -549,6 +560,10 @@ mod tests {
         assert!(matches!(plan_for(&host, &[], &[("/x", File)]), Err(ViewError::OutputInRoot { .. })));
         let read_only = plan_for(&host, &[input("/m/0/x", "/d/x", File, false)], &[("/d/x", File)]);
         assert!(matches!(read_only, Err(ViewError::OutputIsReadOnlyInput { .. })), "{read_only:?}");
+        let twice = [input("/m/0", "/d/x", Directory, false), input("/m/1", "/d/x", Directory, false)];
+        assert!(plan_for(&host, &twice, &[]).is_ok(), "what is mounted first is covered, and so writable underneath");
+        let twice = [input("/m/0", "/d/x", File, false), input("/m/1", "/d/x", File, false)];
+        assert!(matches!(plan_for(&host, &twice, &[]), Err(ViewError::Covered { .. })));
     }
 
     proptest! {
