@@ -177,6 +177,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
             region: settings.oss.region.clone().or_else(|| settings.s3.region.clone()),
             cluster: arguments.cluster_id.clone(),
             worker: arguments.worker_id.clone(),
+            path: std::env::var("PATH").ok(),
         },
         stores: Arc::new(Stores::new(settings)),
         budget: TransferBudget::default(),

@@ -14,7 +14,7 @@ use oss::{Location, PutMode};
 use serde::Serialize;
 
 use super::follow::{Follower, create_log};
-use super::outputs::{self, Arrived, Delivery};
+use super::outputs::{self, Arrived, Delivery, Source};
 use super::stop::{StopSignal, Urgency};
 use super::view::{self, InputView, Kind, ThisHost};
 use super::workspace::{Workspace, clean_up};
@@ -103,7 +103,7 @@ async fn live(
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
             }
             if started {
-                let found: Vec<_> = sources.logs.into_iter().filter(|(_, path)| path.exists()).collect();
+                let found: Vec<_> = sources.logs.into_iter().filter(|source| source.path.exists()).collect();
                 let label = format!("{} logs", name(attempt));
                 let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
                 course.failures.extend(sent.failed);
@@ -130,10 +130,10 @@ struct Ran {
     sources: Sources,
 }
 
-/// Outputs and log files with their paths on the host.
+/// Outputs and log files, as the host finds them.
 struct Sources {
-    outputs: Vec<(Output, PathBuf)>,
-    logs: Vec<(Output, PathBuf)>,
+    outputs: Vec<Source>,
+    logs: Vec<Source>,
 }
 
 async fn prepare_and_run(
@@ -255,10 +255,15 @@ fn plan(
         std::fs::create_dir(directory)
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
+    let source = |(output, path): (Output, PathBuf)| {
+        let inside = task.inputs.iter().filter_map(|input| input.target.strip_prefix(&output.source).ok());
+        let without = inside.filter(|inside| !inside.as_os_str().is_empty()).map(Path::to_owned).collect();
+        Source { output, path, without }
+    };
     let mut found = view.outputs.into_iter();
     let sources = Sources {
-        outputs: task.outputs.iter().cloned().zip(found.by_ref()).collect(),
-        logs: logs.into_iter().zip(found).collect(),
+        outputs: task.outputs.iter().cloned().zip(found.by_ref()).map(source).collect(),
+        logs: logs.into_iter().zip(found).map(source).collect(),
     };
     let place = &context.place;
     let facts = environment::Facts {
@@ -271,6 +276,7 @@ fn plan(
         cluster: place.cluster.as_deref(),
         worker: place.worker.as_deref(),
         working_directory: WORKDIR,
+        more_path: context.place.path.as_deref(),
         container: false,
     };
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
