@@ -197,38 +197,34 @@ impl Names {
 async fn remove_leftovers(store: &dyn Store, names: &Names) -> Result<()> {
     let mut left = Vec::new();
     for key in [names.index(), names.first_copy(), names.key.clone()] {
-        if may_exist(store, &key).await? {
-            left.push(key);
+        match store.head(&key).await {
+            Ok(_) => left.push((key, true)),
+            Err(error) if error.is_not_found() => {}
+            // Without the right to list, S3 answers so for what is absent, too.
+            Err(error) if *error.kind() == ErrorKind::Denied => left.push((key, false)),
+            Err(error) => return Err(error),
         }
     }
     // Parts follow each other without a gap, because they are removed from the last.
     for number in 1.. {
         let key = names.part(number);
         match store.head(&key).await {
-            Ok(_) => left.push(key),
+            Ok(_) => left.push((key, true)),
             Err(error) if error.is_not_found() || *error.kind() == ErrorKind::Denied => break,
             Err(error) => return Err(error),
         }
     }
-    for key in left.iter().rev() {
+    for (key, is_there) in left.iter().rev() {
         match store.delete(key).await {
             Err(error) if *error.kind() == ErrorKind::Denied => {
-                tracing::warn!("{error}; what an earlier attempt may have left there stays");
+                if *is_there {
+                    tracing::warn!("{error}; what an earlier attempt has left there stays");
+                }
             }
             result => result?,
         }
     }
     Ok(())
-}
-
-/// Whether there is such an object, as far as we may know: without the right to list, S3 answers 403 for what is absent.
-async fn may_exist(store: &dyn Store, key: &Key) -> Result<bool> {
-    match store.head(key).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) if *error.kind() == ErrorKind::Denied => Ok(true),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -437,6 +433,24 @@ mod tests {
         model.unhook();
         assert_eq!(read(&*store, &grown).await, bytes);
         assert_eq!(model.keys(), ["log", "log.index.json", "log.part-1", "log.part-2"]);
+    }
+
+    #[tokio::test]
+    async fn the_right_to_write_is_enough() {
+        for model in [MemoryStore::oss(), like_s3(Keeps::Crc64Nvme)] {
+            let model = Arc::new(model);
+            let store: Arc<dyn Store> = model.clone();
+            model.hook(|call| match call.operation {
+                Operation::Put | Operation::Append => Fault::None,
+                _ => Fault::Before(ErrorKind::Denied),
+            });
+            let bytes = sample(120, 1);
+            let mut grow = GrowingObject::create(Arc::clone(&store), Key::new("log"), small()).await.unwrap();
+            append_all(&mut grow, &bytes, &[33]).await;
+            let grown = finish(&mut grow).await;
+            model.unhook();
+            assert_eq!(read(&*store, &grown).await, bytes);
+        }
     }
 
     #[tokio::test]

@@ -112,7 +112,7 @@ impl Double {
             let _inside = runtime.enter();
             let reservation = server::bind(config.port)?;
             let port = reservation.local_addr()?.port();
-            (reservation, server::bind(port)?.listen(1024)?, port)
+            (reservation, server::bind(port)?.listen(server::BACKLOG)?, port)
         };
         let (commands, inbox) = mpsc::unbounded_channel();
         let server = server::run(Arc::clone(&shared), listener, port, inbox);
@@ -266,7 +266,8 @@ impl Double {
         self.shared.faults(Faults::clear);
     }
 
-    /// Makes the whole server unreachable. When this returns, it is.
+    /// Makes the whole server unreachable. When this returns, nobody can connect any more; connections that are open go
+    /// dead at the same time.
     pub fn outage(&self, kind: Outage) {
         self.set_outage(Some(kind));
     }
@@ -279,8 +280,10 @@ impl Double {
     fn set_outage(&self, outage: Option<Outage>) {
         let (done, wait) = std::sync::mpsc::channel();
         // Both fail only if the server's thread has panicked, and then it is as unreachable as can be.
-        if self.commands.send(Command::Outage(outage, done)).is_ok() {
-            let _ = wait.recv();
+        if self.commands.send(Command::Outage(outage, done)).is_ok()
+            && let Ok(Err(error)) = wait.recv()
+        {
+            panic!("the storage double cannot listen on 127.0.0.1:{} again: {error}", self.port);
         }
     }
 }

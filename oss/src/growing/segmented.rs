@@ -135,15 +135,17 @@ impl Segmented {
         for _ in 0..ATTEMPTS {
             if !self.in_doubt {
                 match self.store.head(&segment.key).await {
-                    Ok(meta) if segment.is(&meta) => {
+                    // Another, or gone: put it again.
+                    Ok(meta) if !segment.is(&meta) => {}
+                    Err(error) if error.is_not_found() => {}
+                    // Who may write only has to take the store's answer to the put for the truth.
+                    Err(error) if *error.kind() != ErrorKind::Denied => return Err(error),
+                    _ => {
                         self.sealed.push(segment);
                         self.present.clear();
                         self.etag = None;
                         return Ok(());
                     }
-                    Err(error) if !error.is_not_found() => return Err(error),
-                    // Another, or gone: put it again.
-                    _ => {}
                 }
             }
             self.put(&[]).await?;
@@ -169,7 +171,12 @@ impl Segmented {
             self.seal().await?;
         } else if self.in_doubt {
             // The beginning of a segment that was never accepted.
-            self.store.delete(&self.key()).await?;
+            match self.store.delete(&self.key()).await {
+                Err(error) if *error.kind() == ErrorKind::Denied => {
+                    tracing::warn!("{error}; it is no part of the log and may be removed");
+                }
+                result => result?,
+            }
             self.in_doubt = false;
         }
         let whole = self.sealed.iter().fold(Sums::default(), |whole, segment| whole.then(segment.sums));

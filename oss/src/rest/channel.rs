@@ -18,7 +18,7 @@ use super::endpoint::{Endpoint, Unresolved, resolve};
 use super::fault::{Failure, Fault};
 use super::meter::Meter;
 use super::refusal::{Refusal, request_id};
-use super::retry::{Deadline, Remedy, pause};
+use super::retry::{Deadline, FEW, Remedy, pause};
 use super::xml;
 use crate::credentials::{Credentials, Identity, Metadata};
 use crate::error::{Error, ErrorKind, Result};
@@ -171,7 +171,7 @@ impl Channel {
             Err(error) => return Err(Failure { error, ambiguous: false }),
         };
         let started = Instant::now();
-        let mut attempts = 0;
+        let (mut attempts, mut hopeless) = (0, 0);
         let mut ambiguous = false;
         let mut said = false;
         let (mut clock_tried, mut credentials_tried) = (false, false);
@@ -204,6 +204,11 @@ impl Channel {
                         remedy = Remedy::Credentials;
                     }
                 }
+            }
+            // Counted apart: attempts that failed in other ways say nothing about it.
+            hopeless += u32::from(remedy == Remedy::WaitFew);
+            if hopeless >= FEW {
+                remedy = Remedy::None;
             }
             let wait = pause(remedy, attempts, fastrand::f64()).filter(|wait| deadline.allows(*wait));
             let forbidden = fault.ambiguous && call.replay == Replay::UnlessAmbiguous;

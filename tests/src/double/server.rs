@@ -37,7 +37,7 @@ pub enum Outage {
 /// What the owner tells the server's thread; each comes with a channel on which it says that it is done.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Outage(Option<Outage>, std::sync::mpsc::Sender<()>),
+    Outage(Option<Outage>, std::sync::mpsc::Sender<io::Result<()>>),
     Stop,
 }
 
@@ -66,6 +66,9 @@ impl Shared {
     }
 }
 
+/// How many connections may wait to be accepted.
+pub(crate) const BACKLOG: u32 = 1024;
+
 /// Binds a socket to the port. It must listen before it accepts; until then it only keeps others off the port.
 pub(crate) fn bind(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
@@ -89,13 +92,17 @@ pub(crate) async fn run(
                 None | Some(Command::Stop) => return,
                 Some(Command::Outage(outage, done)) => {
                     link.send_replace(outage);
+                    let mut result = Ok(());
                     if outage == Some(Outage::Refuse) {
                         listener = None;
                     } else if listener.is_none() {
-                        listener = bind(port).and_then(|socket| socket.listen(1024)).ok();
+                        match bind(port).and_then(|socket| socket.listen(BACKLOG)) {
+                            Ok(again) => listener = Some(again),
+                            Err(error) => result = Err(error),
+                        }
                     }
                     // The owner may have gone.
-                    let _ = done.send(());
+                    let _ = done.send(result);
                 }
             },
             stream = accept(listener.as_ref()), if *link.borrow() != Some(Outage::Silent) => {
