@@ -28,6 +28,9 @@ use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
 use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
 use crate::size::ByteSize;
 
+/// How long the end waits for requests that are being answered.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
 /// What a server is given.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
@@ -53,6 +56,8 @@ pub struct Server {
     table: Mutex<Table>,
     changed: Notify,
     connections: AtomicUsize,
+    /// Requests that have not been answered yet.
+    unanswered: AtomicUsize,
     next_id: AtomicU64,
     recording: Mutex<()>,
     _lock: CacheLock,
@@ -137,6 +142,7 @@ impl Server {
             table: Mutex::default(),
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             recording: Mutex::default(),
             _lock: lock,
@@ -244,6 +250,15 @@ impl Server {
             }
         }
         self.save_record();
+        // Whoever asked for the last unmount gets the answer before we go.
+        let answered = async {
+            while self.unanswered.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
+            warn!("ending with requests unanswered");
+        }
     }
 
     /// Waits until the mount on `target` has gone.

@@ -52,6 +52,7 @@ impl Connection {
             if reader.read_until(b'\n', &mut line).await? == 0 {
                 return Ok(());
             }
+            let _unanswered = Unanswered::new(&self.server);
             let answer = match protocol::decode::<Request>(&line) {
                 Ok(request) => self.answer(request, peer.pid()).await,
                 Err(error) => Answer::Failed(error),
@@ -80,6 +81,22 @@ impl Connection {
             },
             Request::Status => Answer::Status(Box::new(self.server.status())),
         }
+    }
+}
+
+/// A request that is being answered.
+struct Unanswered<'a>(&'a Server);
+
+impl<'a> Unanswered<'a> {
+    fn new(server: &'a Server) -> Self {
+        server.unanswered.fetch_add(1, Ordering::AcqRel);
+        Self(server)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
