@@ -79,6 +79,10 @@ impl Segmented {
 
     /// Sending the present segment again must not take more than the rate allows.
     pub(super) fn interval(&self) -> Duration {
+        // The first segment is what people look at while a task starts, and all there is of most logs.
+        if self.sealed.is_empty() {
+            return self.options.shortest_interval;
+        }
         let bytes = u32::try_from(self.present.len()).unwrap_or(u32::MAX);
         let rate = u32::try_from(self.options.resend_rate).unwrap_or(u32::MAX).max(1);
         let shortest = self.options.shortest_interval;
