@@ -18,11 +18,11 @@ use crate::exit;
 #[command(name = "batch-agent", version, after_help = AFTER_HELP)]
 struct Arguments {
     /// How messages are written to standard error.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, display_order = 100, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 
     /// Say more; twice, say everything.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     verbose: u8,
 
     #[command(subcommand)]
@@ -30,9 +30,9 @@ struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Exit status of `run`: the program's own with one instance (128+N for signal N), of a whole job 0 when everything has
-finished, else that of the first instance that failed. Failures of the agent's own: 64 usage, 65 bad job description or
-package, 66 input missing, 69 storage unavailable, 70 internal error, 71 mount, disk or operating system, 74 upload
+Exit status of `run`: the program's own with one instance (128+N for signal N); of a whole job 0 when everything has \
+finished, else that of the first instance that failed. Failures of the agent's own: 64 usage, 65 bad job description or \
+package, 66 input missing, 69 storage unavailable, 70 internal error, 71 mount, disk or operating system, 74 upload \
 failed, 77 denied by storage, 78 bad settings. The outcome JSON on standard output says which it was.";
 
 #[derive(Debug, Subcommand)]

@@ -64,6 +64,8 @@ pub struct Place {
     pub cluster: Option<String>,
     /// Its own id.
     pub worker: Option<String>,
+    /// The directories the agent itself finds programs in.
+    pub path: Option<String>,
 }
 
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.

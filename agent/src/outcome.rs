@@ -112,6 +112,12 @@ impl Failure {
     }
 }
 
+impl From<crate::durable::FileError> for Failure {
+    fn from(error: crate::durable::FileError) -> Self {
+        Self::platform(error)
+    }
+}
+
 /// What was uploaded, and what was not.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Uploaded {

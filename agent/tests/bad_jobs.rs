@@ -240,8 +240,8 @@ fn mappings_that_contradict_each_other_are_refused() {
         (
             with(json!({ "InputMapping": { "oss://b/x/": "/data/" }, "OutputMapping": { "/data/": "oss://b/x/" } })),
             format!(
-                "{task}.OutputMapping[\"/data/\"]: \"/data\" is an input already, from \"oss://b/x/\"; give outputs a \
-                 directory of their own; it may be inside the input"
+                "{task}.OutputMapping[\"/data/\"]: \"/data\" is an input already, from \"oss://b/x/\"; upload to another \
+                 location than is read from, or give outputs a directory of their own"
             ),
         ),
         (

@@ -48,7 +48,15 @@ pub const ODD_KEYS: &[&str] = &[
 /// # Panics
 /// When the store does not do what [`Store`] says.
 pub async fn conformance(store: Arc<dyn Store>, prefix: &str) {
-    let suite = Suite { store, prefix: prefix.to_owned() };
+    conformance_without(store, prefix, &[]).await;
+}
+
+/// The same for a server that fails for some [`ODD_KEYS`] through faults of its own, which are left out.
+///
+/// # Panics
+/// When the store does not do what [`Store`] says.
+pub async fn conformance_without(store: Arc<dyn Store>, prefix: &str, odd_keys: &'static [&'static str]) {
+    let suite = Suite { store, prefix: prefix.to_owned(), left_out: odd_keys };
     suite.whole_objects().await;
     suite.odd_keys().await;
     suite.ranges().await;
@@ -66,6 +74,7 @@ pub async fn conformance(store: Arc<dyn Store>, prefix: &str) {
 struct Suite {
     store: Arc<dyn Store>,
     prefix: String,
+    left_out: &'static [&'static str],
 }
 
 /// Bytes that look random and are the same every time.
@@ -168,7 +177,7 @@ impl Suite {
 
     async fn odd_keys(&self) {
         let mut held = Vec::new();
-        for (number, name) in ODD_KEYS.iter().enumerate() {
+        for (number, name) in ODD_KEYS.iter().enumerate().filter(|(_, name)| !self.left_out.contains(name)) {
             let name = format!("odd/{name}");
             let bytes = if name.ends_with('/') { Bytes::new() } else { sample(10 + number, 7) };
             match self.store.put(&self.key(&name), bytes.clone(), PutMode::Overwrite).await {
@@ -264,11 +273,21 @@ impl Suite {
 
     /// A marker lists as itself; an object beside a directory of its name is either held or refused.
     async fn an_object_beside_a_directory(&self) {
-        self.put("dirs/empty/", b"").await;
+        let marker = self.store.put(&self.key("dirs/empty/"), Bytes::new(), PutMode::Overwrite).await;
         self.put("dirs/full/x", b"1").await;
         let (objects, prefixes) = self.names("dirs/", true, None).await;
-        assert_eq!((objects, prefixes), (vec![], vec!["dirs/empty/".to_owned(), "dirs/full/".to_owned()]));
-        assert_eq!(self.names("dirs/empty/", true, None).await, (vec!["dirs/empty/".to_owned()], vec![]));
+        match kind(marker) {
+            None => {
+                assert_eq!((objects, prefixes), (vec![], vec!["dirs/empty/".to_owned(), "dirs/full/".to_owned()]));
+                assert_eq!(self.names("dirs/empty/", true, None).await, (vec!["dirs/empty/".to_owned()], vec![]));
+                self.store.delete(&self.key("dirs/empty/")).await.unwrap();
+                assert_eq!(self.names("dirs/empty/", true, None).await, (vec![], vec![]));
+            }
+            Some(ErrorKind::Invalid) => {
+                assert_eq!((objects, prefixes), (vec![], vec!["dirs/full/".to_owned()]));
+            }
+            Some(other) => panic!("{other:?}"),
+        }
         assert_eq!(kind(self.read("dirs/full").await), Some(ErrorKind::NotFound));
         match self.store.put(&self.key("dirs/full"), "2".into(), PutMode::Overwrite).await {
             Ok(_) => {
@@ -279,8 +298,6 @@ impl Suite {
             Err(error) => assert_eq!(*error.kind(), ErrorKind::Invalid, "{error}"),
         }
         assert_eq!(self.read("dirs/full/x").await.unwrap(), "1");
-        self.store.delete(&self.key("dirs/empty/")).await.unwrap();
-        assert_eq!(self.names("dirs/empty/", true, None).await, (vec![], vec![]));
     }
 
     fn part_size(&self) -> usize {

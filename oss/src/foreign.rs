@@ -1,10 +1,11 @@
 //! The stores that are reached without our own REST client: local files, Google Cloud Storage and Azure Blob Storage.
 //!
-//! `file://` is written here from the system calls up ([`file`]), because it is what people try first and because
+//! `file://` is written here from the system calls up (`file`), because it is what people try first and because
 //! `object_store`'s local file system cannot keep the contract of [`Store`]: it percent-decodes and normalises names,
-//! follows symbolic links, has no append, and lists staging files of other writers. Google and Azure ([`cloud`]) go
+//! follows symbolic links, has no append, and lists staging files of other writers. Google and Azure (`cloud`) go
 //! through `object_store`, whose `Path` cannot hold every key: those it cannot hold are refused, never changed.
 
+mod cloud;
 mod file;
 
 use async_trait::async_trait;
@@ -34,9 +35,7 @@ impl ForeignStore {
         let root = root.with_key("");
         Ok(Self(match root.scheme() {
             Scheme::File => Box::new(file::FileStore::new(root)),
-            Scheme::Gs | Scheme::Az => {
-                return Err(Error::new(ErrorKind::Unsupported, "OPEN", root, "this scheme is not served yet"));
-            }
+            Scheme::Gs | Scheme::Az => Box::new(cloud::CloudStore::open(root)?),
             Scheme::Oss | Scheme::S3 => {
                 return Err(Error::new(ErrorKind::Unsupported, "OPEN", root, "this is not a foreign store"));
             }

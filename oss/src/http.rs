@@ -43,7 +43,8 @@ const IDLE_PER_HOST: usize = 64;
 /// default limit, `tcp_wmem`).
 const SOCKET_BUFFER: u64 = 4 << 20;
 
-/// How fast the socket's buffer must drain at least before we call the server silent, in bytes per second.
+/// How fast the socket's buffer must drain at least before we call the server silent, in bytes per second. It gets at most
+/// two more read timeouts for that.
 const DRAIN_RATE: u64 = 64 << 10;
 
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("batch-agent/", env!("CARGO_PKG_VERSION")));
@@ -120,7 +121,7 @@ impl HttpClient {
         let response = self.client.request(Request::from_parts(head, Upload::new(body, Arc::clone(&progress))));
         tokio::pin!(response);
 
-        let drain = Duration::from_secs(total.min(SOCKET_BUFFER) / DRAIN_RATE);
+        let drain = Duration::from_secs(total.min(SOCKET_BUFFER) / DRAIN_RATE).min(read * 2);
         let mut window_start = Instant::now();
         let mut window_bytes = 0;
         loop {

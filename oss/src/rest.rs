@@ -1,19 +1,24 @@
 //! The REST client for OSS and S3.
 //!
 //! Both speak one XML dialect under two signatures; where they differ is said at the place that differs. The layers, from the
-//! bottom: [`endpoint`] says where a bucket is, [`channel`] sends signed requests and tries again, [`refusal`] says what
-//! a failure means, [`reader`] makes one stream of a download, [`listing`] and [`writing`] are the operations.
+//! bottom: `endpoint` says where a bucket is, `channel` sends signed requests and tries again, `refusal` says what a failure
+//! means, `reader` makes one stream of a download, `listing` and `writing` are the operations.
 //!
 //! Every upload is verified on arrival, and every download of a whole object: by CRC-64 on OSS, by CRC-64/NVME or MD5 on S3.
 
+mod call;
 mod channel;
+mod clock;
 mod digest;
 mod endpoint;
+mod fault;
 mod listing;
 mod meter;
 mod reader;
 mod refusal;
 mod retry;
+#[cfg(test)]
+mod wire;
 mod writing;
 mod xml;
 
@@ -35,7 +40,9 @@ use crate::store::{
     AppendResponse, Capabilities, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartReceipt,
     PutMode, PutResponse, Store, UploadId,
 };
-use channel::{Call, Channel, Dialect, Failure, Fault, Reply};
+use call::{Call, Dialect, Expect, Reply};
+use channel::Channel;
+use fault::{Failure, Fault};
 use reader::{Reader, Served, served};
 
 /// Whole objects up to this size, in bytes, are read and verified before anything is handed out, so that a wrong checksum costs a
@@ -83,7 +90,7 @@ impl RestStore {
     }
 
     async fn head_call(&self, key: &Key, mut call: Call<'_>) -> Result<ObjectMeta> {
-        call.expect = channel::Expect::Stream;
+        call.expect = Expect::Stream;
         match self.channel.run(&call, self.channel.deadline(), &check_length).await {
             Ok(reply) => {
                 self.bucket_seen.store(true, Ordering::Relaxed);
@@ -100,7 +107,7 @@ impl RestStore {
             return error;
         }
         let mut call = Call::new("HEAD", Method::HEAD, None);
-        call.expect = channel::Expect::Stream;
+        call.expect = Expect::Stream;
         match self.plain(&call).await {
             Err(failure) if failure.error.is_not_found() => {
                 let why = "there is no such bucket";

@@ -129,7 +129,11 @@ impl Settings {
             oss: StoreSettings {
                 credentials: access_key(&[
                     ("OSS_ACCESS_KEY_ID", "OSS_ACCESS_KEY_SECRET", &["OSS_SESSION_TOKEN", "OSS_SECURITY_TOKEN"]),
-                    ("ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", &["ALIBABA_CLOUD_SECURITY_TOKEN"]),
+                    (
+                        "ALIBABA_CLOUD_ACCESS_KEY_ID",
+                        "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+                        &["ALIBABA_CLOUD_SECURITY_TOKEN"],
+                    ),
                 ]),
                 endpoint: first(&["OSS_ENDPOINT"]),
                 region: first(&["OSS_REGION", "ALIBABA_CLOUD_REGION", "ALIBABA_CLOUD_REGION_ID"]),

@@ -35,7 +35,7 @@ impl Stores {
     /// The store that `location` is in. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when the settings make no sense for the scheme, such as OSS without endpoint and region.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the settings make no sense for the scheme, such as OSS without endpoint and region.
     pub fn open(&self, location: &Location) -> Result<Arc<dyn Store>> {
         let id = (location.scheme(), location.bucket().to_owned());
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Whole files to and from object storage: in parallel, in bounded memory, verified by checksum.
 //!
-//! A file travels in pieces of equal length ([`plan`]). All transfers of a process share one [`TransferBudget`], so that a
+//! A file travels in pieces of equal length (see `plan`). All transfers of a process share one [`TransferBudget`], so that a
 //! thousand small files and one of a terabyte use the same number of connections and the same memory.
 //!
 //! Nothing half done is ever seen: an object appears when its upload is completed and a file when it is whole and its

@@ -66,7 +66,12 @@ impl Node {
         // Paths that tasks map things to, which no other test uses: mount points are made on the one real host.
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!("/batch-agent-test-{}-{number}", std::process::id()));
-        Self { directory, environment: Vec::new(), options: Vec::new(), scratch, root }
+        // No test asks a metadata service unless it brings one: nothing listens on port 1.
+        let nowhere = "http://127.0.0.1:1".to_owned();
+        let environment = ["ALIBABA_CLOUD_IMDS_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT"]
+            .map(|name| (name.to_owned(), nowhere.clone()))
+            .to_vec();
+        Self { directory, environment, options: Vec::new(), scratch, root }
     }
 
     /// A node whose `oss://` and `s3://` are the double at `endpoint`, in the double's default region and with its default key.

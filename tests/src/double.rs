@@ -20,6 +20,7 @@
 //! The server runs on a thread with a runtime of its own, so that tests with and without a runtime can use it, and is gone
 //! when the [`Double`] is dropped.
 
+mod answer;
 mod append;
 mod auth;
 mod checksum;
@@ -40,6 +41,9 @@ mod time;
 mod v1;
 mod world;
 mod xml;
+
+#[cfg(test)]
+mod wire_tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -108,7 +112,7 @@ impl Double {
             let _inside = runtime.enter();
             let reservation = server::bind(config.port)?;
             let port = reservation.local_addr()?.port();
-            (reservation, server::bind(port)?.listen(1024)?, port)
+            (reservation, server::bind(port)?.listen(server::BACKLOG)?, port)
         };
         let (commands, inbox) = mpsc::unbounded_channel();
         let server = server::run(Arc::clone(&shared), listener, port, inbox);
@@ -236,6 +240,7 @@ impl Double {
             (Fault::ResetLate, When::any()),
             (Fault::LoseReply, When::any()),
             (Fault::Stall, When::any()),
+            (Fault::StallUpload, When::any()),
             (Fault::StallBody { after: 1 }, When::any()),
             (Fault::Slow { bytes_per_second: 1 << 20 }, When::any()),
             (Fault::Truncate, When::any()),
@@ -261,7 +266,8 @@ impl Double {
         self.shared.faults(Faults::clear);
     }
 
-    /// Makes the whole server unreachable. When this returns, it is.
+    /// Makes the whole server unreachable. When this returns, nobody can connect any more; connections that are open go
+    /// dead at the same time.
     pub fn outage(&self, kind: Outage) {
         self.set_outage(Some(kind));
     }
@@ -274,8 +280,10 @@ impl Double {
     fn set_outage(&self, outage: Option<Outage>) {
         let (done, wait) = std::sync::mpsc::channel();
         // Both fail only if the server's thread has panicked, and then it is as unreachable as can be.
-        if self.commands.send(Command::Outage(outage, done)).is_ok() {
-            let _ = wait.recv();
+        if self.commands.send(Command::Outage(outage, done)).is_ok()
+            && let Ok(Err(error)) = wait.recv()
+        {
+            panic!("the storage double cannot listen on 127.0.0.1:{} again: {error}", self.port);
         }
     }
 }

@@ -2,31 +2,49 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The folder with the scripts that tests run.
 pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
 }
 
+const REMEDY: &str =
+    "run `make test-env`, or set TEST_PYTHON to an interpreter that has what tests/requirements.txt lists";
+
 /// The interpreter: `TEST_PYTHON`, else the virtual environment that `make test-env` makes.
 ///
 /// # Panics
 /// When it is not there or does not have the packages, with the command that puts that right: a test that needs
 /// it must fail and not be skipped quietly.
-pub fn interpreter() -> PathBuf {
-    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-env/bin/python");
-    let python = std::env::var_os("TEST_PYTHON").map_or(made, PathBuf::from);
-    let remedy = "run `make test-env`, or set TEST_PYTHON to an interpreter that has what tests/requirements.txt lists";
-    let probe = Command::new(&python).args(["-c", "import oss2, alibabacloud_oss_v2, boto3, moto.server"]).output();
-    match probe {
-        Err(error) => panic!("the tests' Python at {} cannot be started: {error}; {remedy}", python.display()),
-        Ok(output) if !output.status.success() => panic!(
-            "the tests' Python at {} lacks packages: {}; {remedy}",
-            python.display(),
-            String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default()
-        ),
-        Ok(_) => python,
+pub fn interpreter() -> &'static Path {
+    static CHECKED: OnceLock<PathBuf> = OnceLock::new();
+    CHECKED.get_or_init(|| {
+        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-env/bin/python");
+        let python = std::env::var_os("TEST_PYTHON").map_or(made, PathBuf::from);
+        match check(&python) {
+            Ok(()) => python,
+            Err(message) => panic!("{message}"),
+        }
+    })
+}
+
+/// Looks whether an interpreter can be started and has the packages, without the seconds that importing them takes.
+fn check(python: &Path) -> Result<(), String> {
+    let probe = "import importlib.util, sys
+names = ['oss2', 'alibabacloud_oss_v2', 'boto3', 'moto', 'flask']
+missing = [name for name in names if importlib.util.find_spec(name) is None]
+sys.exit('no ' + ', '.join(missing) if missing else 0)";
+    let output = Command::new(python)
+        .args(["-c", probe])
+        .output()
+        .map_err(|error| format!("the tests' Python at {} cannot be started: {error}; {REMEDY}", python.display()))?;
+    if output.status.success() {
+        return Ok(());
     }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().last().unwrap_or("it says nothing");
+    Err(format!("the tests' Python at {} lacks packages: {said}; {REMEDY}", python.display()))
 }
 
 /// A command that runs one of the scripts, writes no byte code beside it and takes no proxy for the doubles.
@@ -43,4 +61,20 @@ pub fn script(name: &str) -> Command {
         }
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unusable_interpreter_is_named_with_the_remedy() {
+        for (python, why) in [("/nonexistent/python", "cannot be started"), ("/bin/false", "lacks packages")] {
+            let message = check(Path::new(python)).unwrap_err();
+            assert!(
+                message.contains(python) && message.contains(why) && message.contains("make test-env"),
+                "{message}"
+            );
+        }
+    }
 }

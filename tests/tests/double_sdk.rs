@@ -2,9 +2,12 @@
 //!
 //! The checks are in `tests/sdk/*.py`, by each SDK's own means, its verification of checksums among them.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use tests::double::{AccessKey, Dialect, Double, DoubleConfig, Operation};
+use tests::moto::Moto;
 use tests::python;
 
 const REGION: &str = "cn-test";
@@ -26,7 +29,8 @@ fn run(script: &str, arguments: &[&str], allow_v1: bool, dialect: Dialect, opera
         "temporary": {"id": "STS.good", "secret": "good-secret", "token": "good/token+="},
         "expired": {"id": "STS.old", "secret": "old-secret", "token": "old-token"},
     });
-    let output = python::script(script).args(arguments).env("STORE_DOUBLE", setting.to_string()).output().unwrap();
+    let output = python::script(script).args(arguments).env("STORE_DOUBLE", setting.to_string()).output();
+    let output = output.unwrap_or_else(|error| panic!("{script} cannot be run: {error}"));
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script} {arguments:?} failed:\n{text}");
     assert!(text.contains("checks passed"), "{script} {arguments:?} did not come to its end:\n{text}");
@@ -88,4 +92,19 @@ fn boto3() {
 #[should_panic(expected = "0002-00000080")]
 fn v1_signatures_are_refused_where_they_are_not_allowed() {
     run("with_oss2.py", &["v1"], false, Dialect::Oss, &[]);
+}
+
+#[test]
+fn moto_is_there_and_is_gone_when_dropped() {
+    let moto = Moto::start();
+    let address = moto.endpoint().strip_prefix("http://").unwrap().to_owned();
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream
+        .write_all(b"PUT /moto-bucket HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(moto);
+    assert!(TcpStream::connect(&address).is_err());
 }

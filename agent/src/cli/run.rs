@@ -1,7 +1,7 @@
 //! `batch-agent run`.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,7 +141,7 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
 }
 
 /// Reads a job description, for `run` and `check` alike.
-pub(super) fn read(path: &std::path::Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
+pub(super) fn read(path: &Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
     job::read_file(path).map_err(|error| {
         let exit_status = match error {
             job::ReadError::File { .. } => exit::INPUT_MISSING,
@@ -177,11 +177,12 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
             region: settings.oss.region.clone().or_else(|| settings.s3.region.clone()),
             cluster: arguments.cluster_id.clone(),
             worker: arguments.worker_id.clone(),
+            path: std::env::var("PATH").ok(),
         },
         stores: Arc::new(Stores::new(settings)),
         budget: TransferBudget::default(),
         mounter: Mounter::new(serve),
-        mount_points: MountPoints::new(&node.state),
+        mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         program,
         grace: Duration::from_secs(arguments.grace),
@@ -189,13 +190,13 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
     })
 }
 
-fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|error| Failure::new(Cause::User, exit::USAGE, format!("{}: {error}", path.display())))
 }
 
 /// The `fuse-oss` that belongs to this `batch-agent`: they are installed and built side by side.
-fn fuse_oss(arguments: &RunArguments, program: &std::path::Path) -> PathBuf {
+fn fuse_oss(arguments: &RunArguments, program: &Path) -> PathBuf {
     const NAME: &str = "fuse-oss";
     let beside = program.with_file_name(NAME);
     match &arguments.fuse_oss {

@@ -14,7 +14,7 @@ use oss::{Location, PutMode};
 use serde::Serialize;
 
 use super::follow::{Follower, create_log};
-use super::outputs::{self, Arrived, Delivery};
+use super::outputs::{self, Arrived, Delivery, Source};
 use super::stop::{StopSignal, Urgency};
 use super::view::{self, InputView, Kind, ThisHost};
 use super::workspace::{Workspace, clean_up};
@@ -103,7 +103,7 @@ async fn live(
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
             }
             if started {
-                let found: Vec<_> = sources.logs.into_iter().filter(|(_, path)| path.exists()).collect();
+                let found: Vec<_> = sources.logs.into_iter().filter(|source| source.path.exists()).collect();
                 let label = format!("{} logs", name(attempt));
                 let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
                 course.failures.extend(sent.failed);
@@ -130,10 +130,10 @@ struct Ran {
     sources: Sources,
 }
 
-/// Outputs and log files with their paths on the host.
+/// Outputs and log files, as the host finds them.
 struct Sources {
-    outputs: Vec<(Output, PathBuf)>,
-    logs: Vec<(Output, PathBuf)>,
+    outputs: Vec<Source>,
+    logs: Vec<Source>,
 }
 
 async fn prepare_and_run(
@@ -162,8 +162,9 @@ async fn prepare_and_run(
         }
         inputs = ready => inputs?,
     };
-    let Planned { spec, sources, mount_points } = plan(context, task, attempt, workspace, &inputs)?;
-    context.mount_points.acquire(&workspace.record.id, &mount_points).map_err(Failure::platform)?;
+    let (spec, sources) = context
+        .mount_points
+        .acquire(&workspace.record.id, |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made }))?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
     let mut shim = Shim::start(&context.program, &workspace.shim_spec(), &spec)
@@ -228,12 +229,8 @@ fn input_stores(context: &Context, task: &Task) -> oss::Settings {
     settings
 }
 
-/// What the shim is to do, where its results will be found, and what has to be made on the host first.
-struct Planned {
-    spec: Spec,
-    sources: Sources,
-    mount_points: Vec<(PathBuf, Kind)>,
-}
+/// What the shim is to do and where its results will be found; then what has to be made on the host first.
+type Planned = ((Spec, Sources), Vec<(PathBuf, Kind)>);
 
 /// Plans the task's view and makes what it needs on the scratch disk.
 fn plan(
@@ -242,6 +239,7 @@ fn plan(
     attempt: Attempt<'_>,
     workspace: &Workspace,
     inputs: &[InputView],
+    host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
     let logs: Vec<Output> =
@@ -251,16 +249,21 @@ fn plan(
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
     let request =
         view::Request { scratch: &scratch, workdir: (&workdir, Path::new(WORKDIR)), inputs, outputs: &wanted };
-    let view = view::plan(&request, &ThisHost)
-        .map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
+    let view =
+        view::plan(&request, host).map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
     for directory in &view.directories {
         std::fs::create_dir(directory)
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
+    let source = |(output, path): (Output, PathBuf)| {
+        let inside = task.inputs.iter().filter_map(|input| input.target.strip_prefix(&output.source).ok());
+        let without = inside.filter(|inside| !inside.as_os_str().is_empty()).map(Path::to_owned).collect();
+        Source { output, path, without }
+    };
     let mut found = view.outputs.into_iter();
     let sources = Sources {
-        outputs: task.outputs.iter().cloned().zip(found.by_ref()).collect(),
-        logs: logs.into_iter().zip(found).collect(),
+        outputs: task.outputs.iter().cloned().zip(found.by_ref()).map(source).collect(),
+        logs: logs.into_iter().zip(found).map(source).collect(),
     };
     let place = &context.place;
     let facts = environment::Facts {
@@ -273,6 +276,7 @@ fn plan(
         cluster: place.cluster.as_deref(),
         worker: place.worker.as_deref(),
         working_directory: WORKDIR,
+        more_path: context.place.path.as_deref(),
         container: false,
     };
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -289,7 +293,7 @@ fn plan(
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
     };
-    Ok(Planned { spec, sources, mount_points: view.mount_points })
+    Ok(((spec, sources), view.mount_points))
 }
 
 /// The command line for people, quoted where it has to be.
@@ -327,7 +331,7 @@ impl Logs {
             let path = workspace.logs().join(file);
             let opened = create_log(&path)
                 .map_err(|error| Failure::platform(format!("cannot make {}: {error}", path.display())))?;
-            Ok((Follower::start(path, store, target), opened))
+            Ok::<_, Failure>((Follower::start(path, store, target), opened))
         };
         let (stdout, _) = begin(&task.stdout, attempt.stdout(), "stdout")?;
         let (stderr, stderr_file) = begin(&task.stderr, attempt.stderr(), "stderr")?;

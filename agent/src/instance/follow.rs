@@ -1,7 +1,7 @@
 //! Bringing a log file to object storage while it is being written.
 //!
 //! The task writes into a plain file on the scratch disk and is never slowed down by storage. A follower reads the file
-//! behind it and appends what is new to a growing object: at most [`FIRST_LOOK`] after a write when nothing was sent
+//! behind it and appends what is new to a growing object: at most [`LOOK`] after a write when nothing was sent
 //! lately, else when the object says that the next piece is worth sending. What could not be sent is sent again, exactly, as soon
 //! as storage answers; the file keeps it until then.
 
@@ -14,17 +14,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use oss::growing::{GrowingObject, GrowingOptions};
-use oss::{Location, Store};
+use oss::{ErrorKind, Location, Store};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How often a quiet file is looked at. With a request's own time this keeps a line visible well within two seconds.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(500);
 /// The most that is sent at once.
 const PIECE: usize = 4 << 20;
 /// How long the rest may take to arrive after the task has ended: storage that is away comes back, a node cannot wait for ever.
 const FINAL_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How often a log is sent from its beginning before its trouble is reported.
+const WHOLE_TRIES: u32 = 3;
 /// The pause between two tries while storage is away.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -56,7 +58,7 @@ impl Follower {
     pub async fn finish(self) -> Result<u64, oss::Error> {
         self.ended.send_replace(true);
         let failed = |error: tokio::task::JoinError| {
-            oss::Error::new(oss::ErrorKind::Unavailable, "APPEND", self.target.escaped(), error.to_string())
+            oss::Error::new(ErrorKind::Unavailable, "APPEND", self.target.escaped(), error.to_string())
         };
         self.task.await.map_err(failed)?
     }
@@ -66,56 +68,74 @@ async fn follow(
     path: PathBuf,
     store: Arc<dyn Store>,
     target: Location,
-    mut ended: watch::Receiver<bool>,
+    ended: watch::Receiver<bool>,
 ) -> Result<u64, oss::Error> {
-    let read_failed = |error: io::Error| {
-        oss::Error::new(oss::ErrorKind::Invalid, "READ", path.display(), error.to_string()).with_source(error)
-    };
-    let file = Arc::new(File::open(&path).map_err(read_failed)?);
-    let mut give_up: Option<Instant> = None;
+    let file = Arc::new(File::open(&path).map_err(|error| read_failed(&path, error))?);
+    let mut patience = Patience { target, ended, give_up: None };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match send_all(&path, &file, &store, &mut patience).await {
+            // Somebody else has written to the object, or it holds other bytes than were sent. The file still has them all.
+            Err(error) if matches!(error.kind(), ErrorKind::Changed | ErrorKind::Corrupt) && tries < WHOLE_TRIES => {
+                tracing::warn!(%error, log = %patience.target.escaped(), "log is sent again from its beginning");
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Sends the file from its beginning to its end, and answers with its length.
+async fn send_all(
+    path: &Path,
+    file: &Arc<File>,
+    store: &Arc<dyn Store>,
+    patience: &mut Patience,
+) -> Result<u64, oss::Error> {
+    let key = patience.target.key().clone();
     let mut object = loop {
-        let created = GrowingObject::create(Arc::clone(&store), target.key().clone(), GrowingOptions::default()).await;
-        match created {
+        match GrowingObject::create(Arc::clone(store), key.clone(), GrowingOptions::default()).await {
             Ok(object) => break object,
-            Err(error) => wait_to_retry(&target, error, &mut ended, &mut give_up).await?,
+            Err(error) => patience.wait(error).await?,
         }
     };
-    let mut position = 0;
     let mut next_send = Instant::now();
     loop {
-        // Read before the data: what was written before the end was known is then certainly seen.
-        let is_over = *ended.borrow_and_update();
-        let piece = if is_over || Instant::now() >= next_send {
-            read(&file, position).await.map_err(read_failed)?
-        } else {
-            Bytes::new()
-        };
-        if piece.is_empty() {
-            if is_over {
-                break;
-            }
+        // Asked before the data is read: what was written before the end was known is then certainly seen.
+        let is_over = *patience.ended.borrow_and_update();
+        if !is_over && Instant::now() < next_send {
             tokio::select! {
-                () = tokio::time::sleep(FIRST_LOOK.min(next_send.saturating_duration_since(Instant::now()).max(Duration::from_millis(50)))) => {}
-                _ = ended.changed() => {}
+                () = tokio::time::sleep_until(next_send) => {}
+                _ = patience.ended.changed() => {}
             }
             continue;
         }
-        match object.append(piece.clone()).await {
-            Ok(()) => {
-                position += piece.len() as u64;
-                // A full piece means that there is more: send on. Else wait for more to come.
-                next_send =
-                    Instant::now() + if piece.len() == PIECE { Duration::ZERO } else { object.suggested_interval() };
-            }
-            Err(error) => wait_to_retry(&target, error, &mut ended, &mut give_up).await?,
+        let piece = read(file, object.len()).await.map_err(|error| read_failed(path, error))?;
+        if piece.is_empty() && is_over {
+            break;
+        }
+        if piece.is_empty() {
+            next_send = Instant::now() + LOOK;
+            continue;
+        }
+        let is_full = piece.len() == PIECE;
+        match object.append(piece).await {
+            // A full piece means that there is more.
+            Ok(()) if is_full => {}
+            Ok(()) => next_send = Instant::now() + object.suggested_interval(),
+            Err(error) => patience.wait(error).await?,
         }
     }
     loop {
         match object.finish().await {
-            Ok(_) => return Ok(position),
-            Err(error) => wait_to_retry(&target, error, &mut ended, &mut give_up).await?,
+            Ok(grown) => return Ok(grown.size),
+            Err(error) => patience.wait(error).await?,
         }
     }
+}
+
+fn read_failed(path: &Path, error: io::Error) -> oss::Error {
+    oss::Error::new(ErrorKind::LocalFile, "READ", path.display(), error.to_string()).with_source(error)
 }
 
 async fn read(file: &Arc<File>, position: u64) -> io::Result<Bytes> {
@@ -137,25 +157,27 @@ async fn read(file: &Arc<File>, position: u64) -> io::Result<Bytes> {
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
-/// Waits before another try, or gives up: at once for what no waiting mends, after the deadline once the task has ended.
-async fn wait_to_retry(
-    target: &Location,
-    error: oss::Error,
-    ended: &mut watch::Receiver<bool>,
-    give_up: &mut Option<Instant>,
-) -> Result<(), oss::Error> {
-    use oss::ErrorKind as Kind;
-    let is_over = *ended.borrow();
-    if is_over && give_up.is_none() {
-        *give_up = Some(Instant::now() + FINAL_DEADLINE);
+/// How long to bear with a store that does not answer.
+struct Patience {
+    target: Location,
+    ended: watch::Receiver<bool>,
+    give_up: Option<Instant>,
+}
+
+impl Patience {
+    /// Waits before another try, or gives up: at once for what no waiting mends, after the deadline once the task has ended.
+    async fn wait(&mut self, error: oss::Error) -> Result<(), oss::Error> {
+        if *self.ended.borrow() && self.give_up.is_none() {
+            self.give_up = Some(Instant::now() + FINAL_DEADLINE);
+        }
+        let may_pass = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled { .. });
+        if !may_pass || self.give_up.is_some_and(|end| Instant::now() >= end) {
+            return Err(error);
+        }
+        tracing::warn!(%error, log = %self.target.escaped(), "log not sent yet; trying again");
+        tokio::time::sleep(RETRY).await;
+        Ok(())
     }
-    let hopeless = !matches!(error.kind(), Kind::Unavailable | Kind::Throttled { .. } | Kind::Corrupt);
-    if hopeless || give_up.is_some_and(|end| Instant::now() >= end) {
-        return Err(error);
-    }
-    tracing::warn!(%error, log = %target.escaped(), "log not sent yet; trying again");
-    tokio::time::sleep(RETRY).await;
-    Ok(())
 }
 
 /// Makes an empty log file that only root can read.

@@ -3,8 +3,8 @@
 //! A bind mount needs something to be mounted over. Where the host lacks it, one empty directory (or file) is made,
 //! and it is removed when the last instance that uses it has gone. Removing it earlier would be worse than untidy: the
 //! kernel detaches what other namespaces have mounted on a directory that is removed. So users are counted in a file of
-//! the state directory, under a lock that every agent on the machine takes; and before anything is removed, the mount tables
-//! of all namespaces are asked, because a container or an agent with another state directory may use it, too.
+//! that all agents of a machine share, whatever their other directories are, under a lock; and before anything is removed,
+//! the mount tables of all namespaces are asked, because a container may use it, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -21,7 +21,7 @@ use crate::durable::{self, FileError};
 /// The register of mount points made by agents on this machine.
 #[derive(Debug, Clone)]
 pub struct MountPoints {
-    state: PathBuf,
+    directory: PathBuf,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -40,37 +40,39 @@ struct Made {
 const VERSION: u32 = 1;
 
 impl MountPoints {
-    /// The register kept in the state directory.
-    pub fn new(state: &Path) -> Self {
-        Self { state: state.to_owned() }
+    /// The register kept in `directory`; outside of tests that is [`Node::STATE`](crate::node::Node::STATE), always.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
     }
 
-    /// Makes what is missing, for the instance `user`.
+    /// Plans with the mount points that agents have made so far, then makes those the plan wants, for the instance `user`;
+    /// all under the lock, so that no two instances can disagree on what is there.
     ///
     /// # Errors
-    /// When a mount point cannot be made. What was made before is given back by [`MountPoints::release`].
-    pub fn acquire(&self, user: &str, wanted: &[(PathBuf, Kind)]) -> Result<(), FileError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
+    /// The plan's own, or when a mount point cannot be made. What was made before is given back by [`MountPoints::release`].
+    pub fn acquire<T, E: From<FileError>>(
+        &self,
+        user: &str,
+        plan: impl FnOnce(BTreeSet<PathBuf>) -> Result<(T, Vec<(PathBuf, Kind)>), E>,
+    ) -> Result<T, E> {
         self.change(|register| {
+            let (planned, wanted) = plan(register.made.keys().cloned().collect())?;
             for (path, kind) in wanted {
-                if let Some(made) = register.made.get_mut(path) {
-                    made.users.insert(user.to_owned());
-                    make(path, *kind).or_else(ignore_existing).map_err(FileError::on("create", path))?;
-                    continue;
-                }
-                match make(path, *kind) {
+                let made = register.made.entry(path.clone());
+                match make(&path, kind) {
                     Ok(()) => {
-                        let users = BTreeSet::from([user.to_owned()]);
-                        register.made.insert(path.clone(), Made { kind: *kind, users });
+                        made.or_insert_with(|| Made { kind, users: BTreeSet::new() }).users.insert(user.to_owned());
                     }
-                    // Somebody else's after all: used, but never removed by us.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(FileError { action: "create", path: path.clone(), source: error }),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        // One of ours gets one more user. Somebody else's is used, and never removed by us.
+                        made.and_modify(|made| {
+                            made.users.insert(user.to_owned());
+                        });
+                    }
+                    Err(source) => return Err(FileError { action: "create", path, source }.into()),
                 }
             }
-            Ok(())
+            Ok(planned)
         })
     }
 
@@ -86,17 +88,21 @@ impl MountPoints {
                 if !made.users.is_empty() || is_mounted_anywhere(path) {
                     return true;
                 }
-                if let Err(error) = unmake(path, made.kind) {
-                    tracing::warn!(path = %path.display(), %error, "a mount point made for a task stays behind");
+                match unmake(path, made.kind) {
+                    Ok(()) => false,
+                    Err(error) => {
+                        tracing::debug!(path = %path.display(), %error, "a mount point made for a task is in use");
+                        true
+                    }
                 }
-                false
             });
             Ok(())
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Register) -> Result<(), FileError>) -> Result<(), FileError> {
-        let lock = self.state.join("mount-points.lock");
+    fn change<T, E: From<FileError>>(&self, change: impl FnOnce(&mut Register) -> Result<T, E>) -> Result<T, E> {
+        durable::private_directory(&self.directory)?;
+        let lock = self.directory.join("mount-points.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
         let file = file.map_err(FileError::on("open", &lock))?;
         let _locked: Flock<File> = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| FileError {
@@ -104,7 +110,7 @@ impl MountPoints {
             path: lock.clone(),
             source: errno.into(),
         })?;
-        let path = self.state.join("mount-points.json");
+        let path = self.directory.join("mount-points.json");
         let mut register: Register = durable::read_json(&path)?.unwrap_or_default();
         register.version = VERSION;
         let result = change(&mut register);
@@ -118,10 +124,6 @@ fn make(path: &Path, kind: Kind) -> io::Result<()> {
         Kind::Directory => fs::DirBuilder::new().mode(0o755).create(path),
         Kind::File => OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map(drop),
     }
-}
-
-fn ignore_existing(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
 }
 
 fn unmake(path: &Path, kind: Kind) -> io::Result<()> {
@@ -164,6 +166,10 @@ fn is_mounted_anywhere(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn acquire(points: &MountPoints, user: &str, wanted: &[(PathBuf, Kind)]) -> BTreeSet<PathBuf> {
+        points.acquire::<_, FileError>(user, |made| Ok((made, wanted.to_vec()))).unwrap()
+    }
+
     #[test]
     fn the_last_user_removes_what_was_made_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
@@ -174,8 +180,8 @@ mod tests {
         let wanted =
             [(directory.clone(), Kind::Directory), (file.clone(), Kind::File), (there.clone(), Kind::Directory)];
         let points = MountPoints::new(&state);
-        points.acquire("a", &wanted).unwrap();
-        points.acquire("b", &wanted).unwrap();
+        acquire(&points, "a", &wanted);
+        acquire(&points, "b", &wanted);
         points.release("a").unwrap();
         assert!(directory.is_dir() && file.is_file());
         points.release("b").unwrap();
@@ -188,10 +194,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (directory, file) = (root.path().join("d"), root.path().join("f"));
         let points = MountPoints::new(root.path());
-        points.acquire("a", &[(directory.clone(), Kind::Directory), (file.clone(), Kind::File)]).unwrap();
+        acquire(&points, "a", &[(directory.clone(), Kind::Directory), (file.clone(), Kind::File)]);
         fs::write(directory.join("data"), "x").unwrap();
         fs::write(&file, "x").unwrap();
         points.release("a").unwrap();
         assert!(directory.join("data").exists() && file.exists());
+        // Once they are empty again, the next one to leave takes them along.
+        fs::remove_file(directory.join("data")).unwrap();
+        fs::write(&file, "").unwrap();
+        points.release("b").unwrap();
+        assert!(!directory.exists() && !file.exists());
     }
 }

@@ -6,6 +6,7 @@
 mod found;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +39,17 @@ pub struct Arrived {
     pub mode: u32,
     /// When it was last changed.
     pub modified: Option<Timestamp>,
+}
+
+/// An output, and where the host finds it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// What goes where.
+    pub output: Output,
+    /// Its path on the host.
+    pub path: PathBuf,
+    /// Where inputs are mounted inside of it, relative to it. On the host only their empty mount points are left.
+    pub without: Vec<PathBuf>,
 }
 
 /// What became of a task's outputs.
@@ -73,14 +85,14 @@ struct Job {
 
 enum Open {
     /// Below an output directory.
-    Beneath(Arc<std::os::fd::OwnedFd>, PathBuf),
+    Beneath(Arc<OwnedFd>, PathBuf),
     /// The marker of a directory that is empty.
     Nothing,
 }
 
-/// Sends what `outputs` name; each is found by the host at the path beside it.
+/// Sends what `sources` name.
 pub async fn deliver(
-    outputs: &[(Output, PathBuf)],
+    sources: &[Source],
     stores: &Stores,
     budget: &TransferBudget,
     console: &Console,
@@ -88,7 +100,8 @@ pub async fn deliver(
 ) -> Delivery {
     let mut delivery = Delivery::default();
     let mut jobs = Vec::new();
-    for (output, path) in outputs {
+    for source in sources {
+        let output = &source.output;
         let store = match stores.open(&output.target) {
             Ok(store) => store,
             Err(error) => {
@@ -97,8 +110,8 @@ pub async fn deliver(
             }
         };
         if output.is_directory() {
-            let (path, seen_as) = (path.clone(), output.source.clone());
-            let walked = tokio::task::spawn_blocking(move || walk(&path, &seen_as)).await;
+            let source = source.clone();
+            let walked = tokio::task::spawn_blocking(move || walk(&source)).await;
             match walked {
                 Ok(Ok((directory, found))) => {
                     plan_directory(output, &store, directory, found, &mut jobs, &mut delivery)
@@ -107,7 +120,7 @@ pub async fn deliver(
                 Err(error) => delivery.failed.push(Failure::platform(error)),
             }
         } else {
-            match plan_file(output, path, &store) {
+            match plan_file(output, &source.path, &store) {
                 Ok(job) => jobs.push(job),
                 Err(failure) => delivery.failed.push(failure),
             }
@@ -147,15 +160,16 @@ fn could_not_open(what: &Path, error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::NotFound { missing(what) } else { unreadable(what, error) }
 }
 
-fn walk(path: &Path, seen_as: &Path) -> Result<(std::os::fd::OwnedFd, found::Found), Failure> {
-    let directory = found::open_directory(path).map_err(|error| could_not_open(seen_as, &error))?;
-    Ok((directory, found::walk(path, seen_as)))
+fn walk(source: &Source) -> Result<(OwnedFd, found::Found), Failure> {
+    let seen_as = &source.output.source;
+    let directory = found::open_directory(&source.path).map_err(|error| could_not_open(seen_as, &error))?;
+    Ok((directory, found::walk(&source.path, seen_as, &source.without)))
 }
 
 fn plan_directory(
     output: &Output,
     store: &Arc<dyn Store>,
-    directory: std::os::fd::OwnedFd,
+    directory: OwnedFd,
     found: found::Found,
     jobs: &mut Vec<Job>,
     delivery: &mut Delivery,

@@ -17,6 +17,7 @@
 //!
 //! Each output is answered with the path at which the *host* finds it once the namespace is gone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,14 @@ pub enum ViewError {
         /// The file in its way.
         file: PathBuf,
     },
+    /// Something is wanted inside of what can only be read.
+    #[error("{} cannot be mapped: {} is mapped read-only there; map them to separate paths", target.display(), cover.display())]
+    Covered {
+        /// The path wanted.
+        target: PathBuf,
+        /// What it lies in.
+        cover: PathBuf,
+    },
     /// A file directly below `/` cannot be told from another instance's.
     #[error("output {}: files directly in / cannot be kept apart from those of other instances; let the program write to a directory, such as /home/output", target.display())]
     OutputInRoot {
@@ -263,6 +272,9 @@ impl Planner<'_> {
             });
             return Ok(());
         }
+        if let Some(cover) = self.cover(target) {
+            return Err(ViewError::Covered { target: target.to_owned(), cover: cover.at.clone() });
+        }
         match self.host.kind(target) {
             Some(found) if found == kind => return Ok(()),
             Some(found) => return Err(ViewError::WrongKind { target: target.to_owned(), wanted: kind, found }),
@@ -360,10 +372,7 @@ impl Planner<'_> {
     fn output(&mut self, target: &Path, kind: Kind) -> Result<PathBuf, ViewError> {
         if self.cover(target).is_none() {
             match kind {
-                Kind::Directory => {
-                    let layer = self.new_directory("output");
-                    self.layer(target, &layer)?;
-                }
+                Kind::Directory => self.make_room_for_directory(target)?,
                 Kind::File => self.make_room_for_file(target)?,
             }
         }
@@ -382,6 +391,20 @@ impl Planner<'_> {
         Ok(behind)
     }
 
+    /// An output directory is a layer of its own, fresh whatever the host has there; where its parents are missing, too, it
+    /// lies in theirs.
+    fn make_room_for_directory(&mut self, target: &Path) -> Result<(), ViewError> {
+        let first_missing = match self.host.kind(target) {
+            Some(_) => target.to_owned(),
+            None => self.first_missing(target)?,
+        };
+        if first_missing != target {
+            return self.open_up(&first_missing, target);
+        }
+        let layer = self.new_directory("output");
+        self.layer(target, &layer)
+    }
+
     fn make_room_for_file(&mut self, target: &Path) -> Result<(), ViewError> {
         if let Some(Kind::Directory) = self.host.kind(target) {
             return Err(ViewError::WrongKind { target: target.to_owned(), wanted: Kind::File, found: Kind::Directory });
@@ -398,8 +421,12 @@ impl Planner<'_> {
 }
 
 /// The machine we run on.
-#[derive(Debug, Clone, Copy)]
-pub struct ThisHost;
+#[derive(Debug, Clone, Default)]
+pub struct ThisHost {
+    /// Mount points that agents have made. They count as missing: what one instance has made is as little there for another
+    /// as if that other one had come first.
+    pub made: BTreeSet<PathBuf>,
+}
 
 impl Host for ThisHost {
     fn resolve(&self, path: &Path) -> PathBuf {
@@ -415,6 +442,9 @@ impl Host for ThisHost {
     }
 
     fn kind(&self, path: &Path) -> Option<Kind> {
+        if self.made.contains(path) {
+            return None;
+        }
         let metadata = std::fs::metadata(path).ok()?;
         Some(if metadata.is_dir() { Kind::Directory } else { Kind::File })
     }
@@ -481,7 +511,7 @@ mod tests {
     #[test]
     fn outputs_under_one_made_up_parent_share_a_mount_so_that_hard_links_work() {
         let host = Fake::with(&[]);
-        let view = plan_for(&host, &[], &[("/root1/call/rc", File), ("/root1/call/glob", Directory)]).unwrap();
+        let view = plan_for(&host, &[], &[("/root1/call/glob", Directory), ("/root1/call/rc", File)]).unwrap();
         assert_eq!(view.outputs[0].parent(), view.outputs[1].parent());
         assert_eq!(view.steps.iter().filter(|s| matches!(s, Step::Bind { .. })).count(), 3);
     }
@@ -530,6 +560,10 @@ mod tests {
         assert!(matches!(plan_for(&host, &[], &[("/x", File)]), Err(ViewError::OutputInRoot { .. })));
         let read_only = plan_for(&host, &[input("/m/0/x", "/d/x", File, false)], &[("/d/x", File)]);
         assert!(matches!(read_only, Err(ViewError::OutputIsReadOnlyInput { .. })), "{read_only:?}");
+        let twice = [input("/m/0", "/d/x", Directory, false), input("/m/1", "/d/x", Directory, false)];
+        assert!(plan_for(&host, &twice, &[]).is_ok(), "what is mounted first is covered, and so writable underneath");
+        let twice = [input("/m/0", "/d/x", File, false), input("/m/1", "/d/x", File, false)];
+        assert!(matches!(plan_for(&host, &twice, &[]), Err(ViewError::Covered { .. })));
     }
 
     proptest! {
@@ -553,7 +587,7 @@ mod tests {
                 .collect();
             let outputs: Vec<_> = outputs.iter().map(|(path, dir)| (path.as_str(), kind(*dir))).collect();
             if let Ok(view) = plan_for(&host, &inputs, &outputs) {
-                let mut seen = std::collections::BTreeSet::new();
+                let mut seen = BTreeSet::new();
                 for path in &view.outputs {
                     prop_assert!(path.starts_with("/s"), "{:?}", path);
                     prop_assert!(seen.insert(path.clone()));

@@ -53,6 +53,8 @@ pub struct Facts<'a> {
     pub worker: Option<&'a str>,
     /// The working directory.
     pub working_directory: &'a str,
+    /// Where else programs are found on this machine: the agent's own `PATH`, which is searched after root's.
+    pub more_path: Option<&'a str>,
     /// Whether it runs in a container and not on the machine itself.
     pub container: bool,
 }
@@ -63,7 +65,7 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
     let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
     set("HOME", "/root");
     set("LOGNAME", "root");
-    set("PATH", if facts.container { CONTAINER_PATH } else { LOGIN_PATH });
+    set("PATH", &if facts.container { CONTAINER_PATH.to_owned() } else { login_path(facts.more_path) });
     set("PWD", facts.working_directory);
     set("SHELL", "/bin/bash");
     set("USER", "root");
@@ -93,11 +95,21 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
     all
 }
 
+/// Root's `PATH`, then what else this machine has that root's does not name. Of the latter only absolute directories: an
+/// empty one would be the working directory, where anything may lie.
+fn login_path(more: Option<&str>) -> String {
+    let known: Vec<&str> = LOGIN_PATH.split(':').collect();
+    let more =
+        more.unwrap_or("").split(':').filter(|directory| directory.starts_with('/') && !known.contains(directory));
+    known.iter().copied().chain(more).collect::<Vec<_>>().join(":")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const FACTS: Facts<'_> = Facts {
+        more_path: None,
         job: "job-1",
         task: "count",
         instance: 2,

@@ -13,78 +13,38 @@
 //!   writes answer with the checksum of what was written, heads and listings have none.
 //! - Multipart uploads live as long as the store object.
 
+mod disk;
 mod fault;
 mod name;
 mod upload;
 mod walk;
 
-use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
-use nix::libc;
 
-use self::upload::{Layout, Part};
-use self::walk::{Hidden, Walk};
-use crate::crc::crc64;
+use self::disk::{Disk, Target, capabilities, read_chunk, short};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
-use crate::staged::Staged;
 use crate::store::{
-    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
-    PartReceipt, PutMode, PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartReceipt, PutMode,
+    PutResponse, Store, UploadId,
 };
-
-/// How much is read at once. Larger gains nothing, and every read is in memory until the reader takes it.
-const CHUNK: u64 = 1 << 20;
-/// Entries on a page when the caller does not say: a page costs one reading of each directory on it, so few and large.
-const PAGE: usize = 10_000;
-/// How long an append waits for another one on the same file.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The local file system.
 #[derive(Debug)]
 pub(super) struct FileStore {
-    shared: Arc<Shared>,
-}
-
-/// What the blocking halves of the operations need.
-#[derive(Debug)]
-struct Shared {
-    root: Location,
-    base: PathBuf,
-    hidden: Hidden,
-    uploads: Mutex<HashMap<UploadId, Arc<Upload>>>,
-}
-
-#[derive(Debug)]
-struct Upload {
-    key: Key,
-    directory: PathBuf,
-    layout: Mutex<Layout>,
-    /// Parts are written under the read lock, so that completing waits for those whose caller has given up.
-    staged: RwLock<Option<Staged>>,
+    disk: Arc<Disk>,
 }
 
 impl FileStore {
     /// The whole local tree.
     pub(super) fn new(root: Location) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                root,
-                base: PathBuf::from("/"),
-                hidden: Hidden::default(),
-                uploads: Mutex::default(),
-            }),
-        }
+        Self { disk: Arc::new(Disk::new(root, PathBuf::from("/"))) }
     }
 
     /// Runs `work` where it may block.
@@ -92,12 +52,12 @@ impl FileStore {
         &self,
         operation: &'static str,
         key: &Key,
-        work: impl FnOnce(&Shared, &Target) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Disk, &Target) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let shared = Arc::clone(&self.shared);
-        let target = Target { operation, location: shared.root.with_key(key.clone()) };
+        let disk = Arc::clone(&self.disk);
+        let target = Target { operation, location: disk.root.with_key(key.clone()) };
         let location = target.location.clone();
-        let done = tokio::task::spawn_blocking(move || work(&shared, &target)).await;
+        let done = tokio::task::spawn_blocking(move || work(&disk, &target)).await;
         done.unwrap_or_else(|error| {
             let message = "the work was given up because the program is ending, or failed inside";
             Err(Error::new(ErrorKind::Unavailable, operation, location, message).with_source(error))
@@ -105,379 +65,10 @@ impl FileStore {
     }
 }
 
-/// What is being done to which object, for messages.
-struct Target {
-    operation: &'static str,
-    location: Location,
-}
-
-impl Target {
-    fn key(&self) -> &str {
-        self.location.key().as_str()
-    }
-
-    fn error(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error::new(kind, self.operation, &self.location, message)
-    }
-
-    fn path(&self, base: &Path) -> Result<PathBuf> {
-        name::path_of(base, self.key()).map_err(|error| fault::from_name(self.operation, &self.location, error))
-    }
-
-    fn io(&self, error: io::Error) -> Error {
-        fault::from_io(self.operation, &self.location, error)
-    }
-
-    fn read(&self, error: io::Error) -> Error {
-        fault::from_read(self.operation, &self.location, error)
-    }
-
-    fn not_found(&self) -> Error {
-        self.error(ErrorKind::NotFound, "there is no such file")
-    }
-
-    /// The key without a trailing slash, for operations on files; a directory is no such thing.
-    fn file_path(&self, base: &Path) -> Result<PathBuf> {
-        let path = self.path(base)?;
-        if self.key().ends_with('/') {
-            return Err(
-                self.error(ErrorKind::Invalid, "a name with a trailing slash is a directory and holds no bytes")
-            );
-        }
-        Ok(path)
-    }
-
-    /// Opens the object for reading: a file, or nothing for a directory's key.
-    fn open(&self, base: &Path) -> Result<(Option<File>, ObjectMeta)> {
-        let path = self.path(base)?;
-        if self.key().ends_with('/') {
-            let metadata = fs::metadata(&path).map_err(|error| self.read(error))?;
-            if !metadata.is_dir() {
-                return Err(self.not_found());
-            }
-            return Ok((None, describe(Key::new(self.key()), &metadata)));
-        }
-        // Not blocking, because the name may be a pipe's.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(&path)
-            .map_err(|error| self.read(error))?;
-        let metadata = file.metadata().map_err(|error| self.read(error))?;
-        if !metadata.is_file() {
-            return Err(self.not_found());
-        }
-        Ok((Some(file), describe(Key::new(self.key()), &metadata)))
-    }
-
-    /// The directory an object's file is in, made if it is not there.
-    fn make_parent(&self, path: &Path) -> Result<PathBuf> {
-        // Every key has at least one segment below the root directory.
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(parent).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => self.io(io::Error::from_raw_os_error(libc::ENOTDIR)),
-            _ => self.io(error),
-        })?;
-        Ok(parent.to_owned())
-    }
-}
-
-fn describe(key: Key, metadata: &Metadata) -> ObjectMeta {
-    let directory = metadata.is_dir();
-    ObjectMeta {
-        key,
-        size: if directory { 0 } else { metadata.len() },
-        etag: (!directory).then(|| etag_of(metadata)),
-        modified: metadata.modified().ok(),
-        checksum: None,
-        archived: false,
-    }
-}
-
-fn etag_of(metadata: &Metadata) -> ETag {
-    ETag(format!("\"{:x}-{:x}.{:09x}-{:x}\"", metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
-}
-
-/// The bytes that `wanted` means of an object of `size` bytes.
-fn clip(target: &Target, wanted: Option<Range<u64>>, size: u64) -> Result<Range<u64>> {
-    match wanted {
-        None => Ok(0..size),
-        Some(range) if range.start < range.end && range.start < size => Ok(range.start..range.end.min(size)),
-        Some(range) => Err(target.error(
-            ErrorKind::Invalid,
-            format!("the range {}..{} lies outside of the object's {size} bytes", range.start, range.end),
-        )),
-    }
-}
-
-/// The file's bytes from `range.start`, at most [`CHUNK`] of them.
-fn read_chunk(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
-    let want = usize::try_from((range.end - range.start).min(CHUNK)).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; want];
-    file.read_exact_at(&mut bytes, range.start)?;
-    Ok(bytes.into())
-}
-
-impl Shared {
-    fn get(&self, target: &Target, options: GetOptions) -> Result<(Option<File>, ObjectMeta, Range<u64>, Bytes)> {
-        let (file, meta) = target.open(&self.base)?;
-        if options.if_match.is_some() && options.if_match != meta.etag {
-            return Err(target.error(ErrorKind::Changed, "the file was replaced or written to since it was first seen"));
-        }
-        let range = clip(target, options.range, meta.size)?;
-        let first = match &file {
-            Some(file) if !range.is_empty() => read_chunk(file, &range).map_err(|error| short(target, error))?,
-            _ => Bytes::new(),
-        };
-        Ok((file, meta, range, first))
-    }
-
-    fn put(&self, target: &Target, body: &[u8], mode: PutMode) -> Result<PutResponse> {
-        if target.key().ends_with('/') {
-            return self.put_directory(target, body, mode);
-        }
-        let path = target.path(&self.base)?;
-        let staged = Staged::new(&target.make_parent(&path)?).map_err(|error| target.io(error))?;
-        (&mut staged.file()).write_all(body).map_err(|error| target.io(error))?;
-        let metadata = staged.commit(&path, mode, true).map_err(|error| target.io(error))?;
-        Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum: Some(Checksum::Crc64(crc64(body))) })
-    }
-
-    fn put_directory(&self, target: &Target, body: &[u8], mode: PutMode) -> Result<PutResponse> {
-        let path = target.path(&self.base)?;
-        if !body.is_empty() {
-            return Err(
-                target.error(ErrorKind::Invalid, "a name with a trailing slash is a directory and holds no bytes")
-            );
-        }
-        target.make_parent(&path)?;
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && mode == PutMode::Overwrite => {
-                if !fs::metadata(&path).map_err(|error| target.io(error))?.is_dir() {
-                    return Err(target.io(io::Error::from_raw_os_error(libc::ENOTDIR)));
-                }
-            }
-            result => result.map_err(|error| target.io(error))?,
-        }
-        Ok(PutResponse { etag: None, checksum: Some(Checksum::Crc64(0)) })
-    }
-
-    fn create_multipart(&self, target: &Target) -> Result<UploadId> {
-        let path = target.file_path(&self.base)?;
-        let directory = target.make_parent(&path)?;
-        let staged = Staged::new(&directory).map_err(|error| target.io(error))?;
-        let upload = Upload {
-            key: target.location.key().clone(),
-            directory,
-            layout: Mutex::default(),
-            staged: RwLock::new(Some(staged)),
-        };
-        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut id = UploadId(format!("{:032x}", fastrand::u128(..)));
-        while uploads.contains_key(&id) {
-            id = UploadId(format!("{:032x}", fastrand::u128(..)));
-        }
-        uploads.insert(id.clone(), Arc::new(upload));
-        Ok(id)
-    }
-
-    fn upload(&self, target: &Target, id: &UploadId) -> Result<Arc<Upload>> {
-        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        match uploads.get(id) {
-            Some(upload) if upload.key.as_str() == target.key() => Ok(Arc::clone(upload)),
-            _ => Err(no_such_upload(target)),
-        }
-    }
-
-    fn put_part(&self, target: &Target, id: &UploadId, number: u32, body: &[u8]) -> Result<PartReceipt> {
-        if !(1..=capabilities().max_parts).contains(&number) {
-            return Err(target.error(ErrorKind::Invalid, format!("parts are numbered from 1 to 10000, not {number}")));
-        }
-        let upload = self.upload(target, id)?;
-        let staged = upload.staged.read().unwrap_or_else(PoisonError::into_inner);
-        let staged = staged.as_ref().ok_or_else(|| no_such_upload(target))?;
-        let size = body.len() as u64;
-        let offset = upload.layout.lock().unwrap_or_else(PoisonError::into_inner).place(number, size);
-        staged.file().write_all_at(body, offset).map_err(|error| target.io(error))?;
-        let part = Part { offset, size, crc64: crc64(body) };
-        upload.layout.lock().unwrap_or_else(PoisonError::into_inner).arrived(number, part);
-        Ok(PartReceipt { number, etag: part_etag(&part), size, crc64: part.crc64 })
-    }
-
-    fn complete(&self, target: &Target, id: &UploadId, receipts: &[PartReceipt], mode: PutMode) -> Result<PutResponse> {
-        let upload = self.upload(target, id)?;
-        let path = target.file_path(&self.base)?;
-        let mut staged = upload.staged.write().unwrap_or_else(PoisonError::into_inner);
-        let mut parts = Vec::with_capacity(receipts.len());
-        let mut last = 0;
-        for receipt in receipts {
-            let arrived = upload.layout.lock().unwrap_or_else(PoisonError::into_inner).part(receipt.number);
-            let part =
-                arrived.filter(|part| part_etag(part) == receipt.etag && receipt.number > last).ok_or_else(|| {
-                    let message =
-                        format!("part {} is out of order, has not arrived or has been sent again", receipt.number);
-                    target.error(ErrorKind::Invalid, message)
-                })?;
-            if (part.size, part.crc64) != (receipt.size, receipt.crc64) {
-                return Err(target.error(ErrorKind::Corrupt, format!("part {} is not what was sent", receipt.number)));
-            }
-            last = receipt.number;
-            parts.push(part);
-        }
-        if parts.is_empty() {
-            return Err(target.error(ErrorKind::Invalid, "an upload has at least one part"));
-        }
-        let from = staged.take().ok_or_else(|| no_such_upload(target))?;
-        self.forget(id);
-        let whole = upload::assemble(from, &upload.directory, &parts).map_err(|error| target.io(error))?;
-        let metadata = whole.commit(&path, mode, true).map_err(|error| target.io(error))?;
-        let checksum = Some(Checksum::Crc64(upload::whole(&parts).1));
-        Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum })
-    }
-
-    fn forget(&self, id: &UploadId) -> Option<Arc<Upload>> {
-        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).remove(id)
-    }
-
-    fn abort(&self, target: &Target, id: &UploadId) -> Result<()> {
-        if let Ok(upload) = self.upload(target, id) {
-            self.forget(id);
-            upload.staged.write().unwrap_or_else(PoisonError::into_inner).take();
-        }
-        Ok(())
-    }
-
-    fn list(&self, target: &Target, request: &ListRequest) -> Result<ListPage> {
-        let (directory, key) = name::directory_of(&self.base, &request.prefix)
-            .map_err(|error| fault::from_name(target.operation, &target.location, error))?;
-        let limit = request.max_keys.map_or(PAGE, |keys| usize::try_from(keys).unwrap_or(PAGE).clamp(1, PAGE));
-        Walk::new(request, limit, &self.hidden, describe).page(&directory, &key).map_err(|error| target.read(error))
-    }
-
-    fn delete(&self, target: &Target) -> Result<()> {
-        let path = target.path(&self.base)?;
-        let result = if target.key().ends_with('/') {
-            fs::remove_dir(&path)
-        } else {
-            match fs::symlink_metadata(&path) {
-                // What is not an object is not there, and not ours to remove.
-                Ok(metadata) if !metadata.is_file() => return Ok(()),
-                Ok(_) => fs::remove_file(&path),
-                Err(error) => Err(error),
-            }
-        };
-        match result {
-            Err(error)
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::DirectoryNotEmpty
-                ) =>
-            {
-                Err(target.io(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn copy(&self, from: &Target, to: &Target) -> Result<PutResponse> {
-        let (file, _) = from.open(&self.base)?;
-        let Some(mut file) = file else {
-            return self.put(to, b"", PutMode::Overwrite);
-        };
-        let path = to.file_path(&self.base)?;
-        let staged = Staged::new(&to.make_parent(&path)?).map_err(|error| to.io(error))?;
-        // In the kernel, and on some file systems without moving a byte.
-        io::copy(&mut file, &mut staged.file()).map_err(|error| to.io(error))?;
-        let metadata = staged.commit(&path, PutMode::Overwrite, true).map_err(|error| to.io(error))?;
-        Ok(PutResponse { etag: Some(etag_of(&metadata)), checksum: None })
-    }
-
-    fn append(&self, target: &Target, position: u64, body: &[u8]) -> Result<AppendResponse> {
-        let path = target.file_path(&self.base)?;
-        if position == 0 {
-            target.make_parent(&path)?;
-        }
-        let file = OpenOptions::new()
-            .append(true)
-            .create(position == 0)
-            .mode(0o644)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(&path);
-        let file = match file {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && position > 0 => {
-                let message = format!("there is no such file, so it cannot be {position} bytes long");
-                return Err(target.error(ErrorKind::PositionMismatch { next: Some(0) }, message).with_source(error));
-            }
-            result => result.map_err(|error| target.io(error))?,
-        };
-        if !file.metadata().map_err(|error| target.io(error))?.is_file() {
-            return Err(target.error(ErrorKind::NotAppendable, "this is not a regular file"));
-        }
-        lock(&file).map_err(|error| target.io(error))?;
-        let size = file.metadata().map_err(|error| target.io(error))?.len();
-        if size != position {
-            let message = format!("the file is {size} bytes long, not {position}");
-            return Err(target.error(ErrorKind::PositionMismatch { next: Some(size) }, message));
-        }
-        if let Err(error) = (&mut &file).write_all(body) {
-            // All or nothing. Should this fail too, the caller finds the true length by asking.
-            if let Err(error) = file.set_len(position) {
-                tracing::warn!("cannot take back an incomplete append to {}: {error}", target.location.escaped());
-            }
-            return Err(target.io(error));
-        }
-        Ok(AppendResponse { next_position: position + body.len() as u64, crc64: None })
-    }
-}
-
-/// Waits for other appends to this file.
-fn lock(file: &File) -> io::Result<()> {
-    let begun = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if begun.elapsed() > LOCK_PATIENCE => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another program holds a lock on the file"));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
-}
-
-fn part_etag(part: &Part) -> String {
-    format!("\"{:x}-{:x}-{:016x}\"", part.offset, part.size, part.crc64)
-}
-
-fn no_such_upload(target: &Target) -> Error {
-    target.error(ErrorKind::NotFound, "there is no such upload in progress; begin a new one")
-}
-
-/// A file that ends before its length was cut short after it was opened.
-fn short(target: &Target, error: io::Error) -> Error {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        return target.error(ErrorKind::Changed, "the file became shorter while it was being read");
-    }
-    target.read(error)
-}
-
-fn capabilities() -> Capabilities {
-    Capabilities {
-        append: true,
-        max_append_size: i64::MAX.unsigned_abs(),
-        put_if_absent: true,
-        copy_part: true,
-        crc64: false,
-        min_part_size: 1,
-        max_part_size: i64::MAX.unsigned_abs(),
-        max_parts: 10_000,
-    }
-}
-
 #[async_trait]
 impl Store for FileStore {
     fn root(&self) -> &Location {
-        &self.shared.root
+        &self.disk.root
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -485,18 +76,18 @@ impl Store for FileStore {
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta> {
-        self.blocking("HEAD", key, |shared, target| Ok(target.open(&shared.base)?.1)).await
+        self.blocking("HEAD", key, |disk, target| disk.head(target)).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResponse> {
         let (file, meta, range, first) =
-            self.blocking("GET", key, move |shared, target| shared.get(target, options)).await?;
+            self.blocking("GET", key, move |disk, target| disk.get(target, options)).await?;
         let behind_first = range.start + first.len() as u64..range.end;
         let head = stream::iter((!first.is_empty()).then_some(Ok(first)));
         let Some(file) = file.filter(|_| !behind_first.is_empty()) else {
             return Ok(GetResponse { meta, range, body: head.boxed() });
         };
-        let store = Self { shared: Arc::clone(&self.shared) };
+        let store = Self { disk: Arc::clone(&self.disk) };
         let state = (store, key.clone(), Arc::new(file), behind_first);
         let tail = stream::unfold(Some(state), |state| async move {
             let (store, key, file, left) = state.filter(|(.., left)| !left.is_empty())?;
@@ -511,16 +102,16 @@ impl Store for FileStore {
     }
 
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<PutResponse> {
-        self.blocking("PUT", key, move |shared, target| shared.put(target, &body, mode)).await
+        self.blocking("PUT", key, move |disk, target| disk.put(target, &body, mode)).await
     }
 
     async fn create_multipart(&self, key: &Key) -> Result<UploadId> {
-        self.blocking("CREATE UPLOAD", key, |shared, target| shared.create_multipart(target)).await
+        self.blocking("CREATE UPLOAD", key, |disk, target| disk.create_multipart(target)).await
     }
 
     async fn put_part(&self, key: &Key, upload: &UploadId, number: u32, body: Bytes) -> Result<PartReceipt> {
         let upload = upload.clone();
-        self.blocking("PUT PART", key, move |shared, target| shared.put_part(target, &upload, number, &body)).await
+        self.blocking("PUT PART", key, move |disk, target| disk.put_part(target, &upload, number, &body)).await
     }
 
     async fn copy_part(
@@ -557,30 +148,222 @@ impl Store for FileStore {
         mode: PutMode,
     ) -> Result<PutResponse> {
         let (upload, parts) = (upload.clone(), parts.to_vec());
-        self.blocking("COMPLETE UPLOAD", key, move |shared, target| shared.complete(target, &upload, &parts, mode))
-            .await
+        self.blocking("COMPLETE UPLOAD", key, move |disk, target| disk.complete(target, &upload, &parts, mode)).await
     }
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()> {
         let upload = upload.clone();
-        self.blocking("ABORT UPLOAD", key, move |shared, target| shared.abort(target, &upload)).await
+        self.blocking("ABORT UPLOAD", key, move |disk, target| disk.abort(target, &upload)).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
         let key = Key::new(request.prefix.clone());
-        self.blocking("LIST", &key, move |shared, target| shared.list(target, &request)).await
+        self.blocking("LIST", &key, move |disk, target| disk.list(target, &request)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        self.blocking("DELETE", key, |shared, target| shared.delete(target)).await
+        self.blocking("DELETE", key, |disk, target| disk.delete(target)).await
     }
 
     async fn copy(&self, from: &Key, to: &Key) -> Result<PutResponse> {
         let source = Target { operation: "COPY", location: self.root().with_key(from.clone()) };
-        self.blocking("COPY", to, move |shared, target| shared.copy(&source, target)).await
+        self.blocking("COPY", to, move |disk, target| disk.copy(&source, target)).await
     }
 
     async fn append(&self, key: &Key, position: u64, body: Bytes) -> Result<AppendResponse> {
-        self.blocking("APPEND", key, move |shared, target| shared.append(target, position, &body)).await
+        self.blocking("APPEND", key, move |disk, target| disk.append(target, position, &body)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use futures_util::future::join_all;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conformance::sample;
+    use crate::location::Scheme;
+    use crate::memory::MemoryStore;
+    use crate::store::ObjectMeta;
+
+    fn store() -> FileStore {
+        FileStore::new(Location::new(Scheme::File, "", "").unwrap())
+    }
+
+    fn key(directory: &Path, name: &str) -> Key {
+        Key::new(format!("{}/{name}", directory.to_str().unwrap().trim_start_matches('/')))
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn kind<T>(result: Result<T>) -> ErrorKind {
+        result.err().unwrap().kind().clone()
+    }
+
+    async fn keys(store: &dyn Store, prefix: &str, delimiter: bool, max_keys: Option<u32>) -> Vec<String> {
+        let mut request = ListRequest { prefix: prefix.to_owned(), delimiter, continuation: None, max_keys };
+        let mut all = Vec::new();
+        loop {
+            let page = store.list(request.clone()).await.unwrap();
+            all.extend(page.objects.into_iter().map(|object: ObjectMeta| object.key.to_string()));
+            all.extend(page.prefixes);
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => break,
+            }
+        }
+        // Objects and prefixes of one page are apart, so only the whole can be compared.
+        all.sort();
+        all
+    }
+
+    #[tokio::test]
+    async fn links_and_special_files_are_no_objects() {
+        let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (path, store) = (directory.path(), store());
+        fs::write(outside.path().join("secret"), "secret").unwrap();
+        symlink(outside.path().join("secret"), path.join("link")).unwrap();
+        symlink(outside.path(), path.join("links")).unwrap();
+        symlink("nowhere", path.join("dangling")).unwrap();
+        nix::unistd::mkfifo(&path.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(path.join(OsStr::from_bytes(b"not\xffutf-8")), "").unwrap();
+        fs::write(path.join("file"), "1").unwrap();
+        let prefix = key(path, "").to_string();
+        assert_eq!(keys(&store, &prefix, false, None).await, [format!("{prefix}file")]);
+        assert_eq!(keys(&store, &prefix, true, None).await, [format!("{prefix}file")]);
+
+        assert_eq!(kind(store.get(&key(path, "link"), GetOptions::default()).await), ErrorKind::Invalid);
+        assert_eq!(kind(store.head(&key(path, "link")).await), ErrorKind::Invalid);
+        assert_eq!(kind(store.append(&key(path, "link"), 6, "x".into()).await), ErrorKind::Invalid);
+        assert_eq!(kind(store.append(&key(path, "dangling"), 0, "x".into()).await), ErrorKind::Invalid);
+        assert_eq!(kind(store.get(&key(path, "pipe"), GetOptions::default()).await), ErrorKind::NotFound);
+        for name in ["link", "links", "links/", "pipe", "dangling"] {
+            store.delete(&key(path, name)).await.unwrap();
+        }
+        assert_eq!(fs::read_dir(path).unwrap().count(), 6);
+        // A write replaces the link and not what it points to.
+        store.put(&key(path, "link"), "new".into(), PutMode::Overwrite).await.unwrap();
+        assert_eq!(fs::read_to_string(outside.path().join("secret")).unwrap(), "secret");
+        assert_eq!(fs::read_to_string(path.join("link")).unwrap(), "new");
+    }
+
+    #[tokio::test]
+    async fn nothing_half_done_is_seen_or_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, store) = (directory.path(), store());
+        let upload = store.create_multipart(&key(path, "x")).await.unwrap();
+        store.put_part(&key(path, "x"), &upload, 1, sample(1000, 1)).await.unwrap();
+        assert_eq!(keys(&store, key(path, "").as_str(), false, None).await, [key(path, "").to_string()]);
+        drop(store);
+        assert_eq!(names(path), Vec::<String>::new());
+        // The temporary name of another program is neither listed nor taken for an object.
+        fs::write(path.join(".oss-tmp.1"), "").unwrap();
+        let store = self::store();
+        assert_eq!(keys(&store, key(path, ".").as_str(), false, None).await, Vec::<String>::new());
+        assert_eq!(kind(store.head(&key(path, ".oss-tmp.1")).await), ErrorKind::Invalid);
+        assert_eq!(kind(store.put_part(&key(path, "x"), &upload, 1, "".into()).await), ErrorKind::NotFound);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_writers_at_once_exactly_one_is_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, store) = (directory.path(), store());
+        let (new, log) = (key(path, "new"), key(path, "log"));
+        let puts = join_all((0..8).map(|n| store.put(&new, sample(10, n), PutMode::IfAbsent))).await;
+        assert_eq!(puts.iter().filter(|result| result.is_ok()).count(), 1);
+        let appends = join_all((0..8).map(|n| store.append(&log, 0, sample(10, n)))).await;
+        assert_eq!(appends.iter().filter(|result| result.is_ok()).count(), 1);
+        for error in appends.into_iter().filter_map(Result::err) {
+            assert_eq!(*error.kind(), ErrorKind::PositionMismatch { next: Some(10) });
+        }
+        assert_eq!(names(path), ["log", "new"]);
+    }
+
+    #[tokio::test]
+    async fn every_content_has_its_own_entity_tag() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, store) = (directory.path(), store());
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..50 {
+            let written = store.put(&key(path, "x"), sample(10, n), PutMode::Overwrite).await.unwrap();
+            assert!(seen.insert(written.etag.unwrap().0), "after {n} writes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_gets_what_it_opened_or_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, store) = (directory.path(), store());
+        let (x, bytes) = (key(path, "x"), sample(5 << 20, 1));
+        store.put(&x, bytes.clone(), PutMode::Overwrite).await.unwrap();
+        let reader = store.get(&x, GetOptions::default()).await.unwrap();
+        store.put(&x, "other".into(), PutMode::Overwrite).await.unwrap();
+        assert!(reader.bytes().await.unwrap() == bytes);
+
+        store.put(&x, bytes, PutMode::Overwrite).await.unwrap();
+        let reader = store.get(&x, GetOptions::default()).await.unwrap();
+        fs::File::options().write(true).open(path.join("x")).unwrap().set_len(3 << 20).unwrap();
+        assert_eq!(kind(reader.bytes().await), ErrorKind::Changed);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_no_directory_and_a_directory_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, store) = (directory.path(), store());
+        store.put(&key(path, "file"), "1".into(), PutMode::Overwrite).await.unwrap();
+        store.put(&key(path, "dir/x"), "2".into(), PutMode::Overwrite).await.unwrap();
+        for (name, body) in [("file/x", "3"), ("file/", ""), ("dir", "3"), ("dir/", "3")] {
+            let result = store.put(&key(path, name), body.into(), PutMode::Overwrite).await;
+            assert_eq!(kind(result), ErrorKind::Invalid, "{name}");
+        }
+        assert_eq!(kind(store.head(&key(path, "file/x")).await), ErrorKind::NotFound);
+        assert_eq!(kind(store.head(&key(path, "file/")).await), ErrorKind::NotFound);
+        assert_eq!(kind(store.head(&key(path, "dir")).await), ErrorKind::NotFound);
+        for name in ["file/x", "file/", "dir", "dir/"] {
+            store.delete(&key(path, name)).await.unwrap();
+        }
+        assert_eq!(keys(&store, key(path, "").as_str(), false, None).await.len(), 2);
+        assert_eq!(kind(store.head(&key(path, "../x")).await), ErrorKind::Invalid);
+        let parent = ListRequest { prefix: key(path, "../").to_string(), ..ListRequest::default() };
+        assert_eq!(kind(store.list(parent).await), ErrorKind::Invalid);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn listings_are_those_of_the_model(
+            files in proptest::collection::btree_set("(d[.0%-]{0,2}/){0,3}f[.0-]{0,2}", 1..12),
+            prefix in "(d[.0%-]{0,2}/){0,2}[df]?[.0-]?", delimiter in any::<bool>(), page in 1..5_u32
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let directory = tempfile::tempdir().unwrap();
+                let (real, model) = (store(), MemoryStore::oss());
+                for file in &files {
+                    for store in [&real as &dyn Store, &model] {
+                        let key = key(directory.path(), file);
+                        store.put(&key, Bytes::copy_from_slice(file.as_bytes()), PutMode::Overwrite).await.unwrap();
+                    }
+                }
+                let prefix = key(directory.path(), &prefix).to_string();
+                for page in [None, Some(page)] {
+                    assert_eq!(
+                        keys(&real, &prefix, delimiter, page).await,
+                        keys(&model, &prefix, delimiter, page).await
+                    );
+                }
+            });
+        }
     }
 }

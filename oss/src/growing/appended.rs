@@ -15,6 +15,8 @@ use crate::store::{Checksum, GetOptions, PutMode, Store};
 
 /// How often a call tries before it fails. The store itself does not repeat an append, because it must be looked first.
 const ATTEMPTS: u32 = 6;
+/// How often the store may refuse a position that it has just named. More than one request can be under way, but not many.
+const CONTRADICTIONS: u32 = 10;
 /// The pause before the second attempt; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
@@ -47,6 +49,7 @@ impl Appended {
     pub(super) async fn append(&mut self, offered: Bytes) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
+        let mut contradictions = 0;
         loop {
             let result = match self.next(&offered)? {
                 Step::Done => return Ok(()),
@@ -54,19 +57,29 @@ impl Appended {
                 Step::Send { position, bytes } => {
                     let result = self.send(position, offered.slice(bytes)).await;
                     if result.is_ok() {
-                        (attempt, pause) = (1, FIRST_PAUSE);
+                        (attempt, pause, contradictions) = (1, FIRST_PAUSE, 0);
                     }
                     result
                 }
             };
-            let Err(error) = result else { continue };
-            if attempt == ATTEMPTS || !is_worth_another_try(error.kind()) {
-                return Err(error);
+            match result {
+                Ok(()) => {}
+                // An earlier request has arrived after all: looking at once tells what of it.
+                Err(error) if matches!(error.kind(), ErrorKind::PositionMismatch { .. }) => {
+                    contradictions += 1;
+                    if contradictions > CONTRADICTIONS {
+                        let message = "the store names another length whenever it is asked";
+                        return Err(self.names.error(ErrorKind::Unavailable, message).with_source(error));
+                    }
+                }
+                Err(error) if attempt < ATTEMPTS && is_passing(error.kind()) => {
+                    tracing::debug!("{error}; looking at the object in {pause:?}");
+                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+                    pause *= 2;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
             }
-            tracing::debug!("{error}; looking at the object in {pause:?}");
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-            pause *= 2;
-            attempt += 1;
         }
     }
 
@@ -143,7 +156,11 @@ impl Appended {
     }
 
     async fn verify(&mut self, key: &Key, extent: Extent) -> Result<()> {
-        let meta = self.store.head(key).await?;
+        let meta = match self.store.head(key).await {
+            // Who may write only has to take the store's answers to the appends for the truth.
+            Err(error) if *error.kind() == ErrorKind::Denied => return Ok(()),
+            result => result?,
+        };
         let (known, found) = (extent.size, meta.size);
         if found < known {
             return Err(self.breaks(Broken::Shorter { known, found }));
@@ -169,6 +186,6 @@ impl Appended {
     }
 }
 
-fn is_worth_another_try(kind: &ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. } | ErrorKind::PositionMismatch { .. })
+fn is_passing(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. })
 }

@@ -35,7 +35,7 @@ pub(super) enum Composed {
 /// Puts `segments` together into the object of their name, if that can be done and be proven.
 ///
 /// # Errors
-/// Only those that may pass; it may be called again then, also when the attempt that failed had succeeded after all.
+/// It may be called again after any, also when the attempt that failed had succeeded after all.
 pub(super) async fn compose(
     store: &Arc<dyn Store>,
     names: &Names,
@@ -47,7 +47,14 @@ pub(super) async fn compose(
         tracing::info!("{location} stays in {} parts: {why}", segments.len());
         return Ok(Composed::Parts);
     }
-    match attempt(store, names, segments, whole).await {
+    let first = match store.head(&names.key).await {
+        Err(error) if *error.kind() == ErrorKind::Denied => {
+            tracing::info!("{location} stays in {} parts: {error}", segments.len());
+            return Ok(Composed::Parts);
+        }
+        result => result?,
+    };
+    match attempt(store, names, segments, whole, first).await {
         Ok(()) => {
             clean_up(store, names, segments.len()).await;
             Ok(Composed::Whole)
@@ -75,9 +82,15 @@ fn cannot(store: &Arc<dyn Store>, segments: &[Segment]) -> Option<String> {
     Some(format!("a segment of {} bytes is shorter than the store's smallest part", short.sums.size))
 }
 
-async fn attempt(store: &Arc<dyn Store>, names: &Names, segments: &[Segment], whole: Sums) -> Result<()> {
+/// `now` is what the store holds under the first segment's name.
+async fn attempt(
+    store: &Arc<dyn Store>,
+    names: &Names,
+    segments: &[Segment],
+    whole: Sums,
+    now: ObjectMeta,
+) -> Result<()> {
     let (first, rest) = segments.split_first().ok_or_else(|| names.error(ErrorKind::Invalid, "no segments"))?;
-    let now = store.head(&first.key).await?;
     if !first.is(&now) {
         // An attempt whose answer was lost may have succeeded.
         return prove(store, names, whole).await;

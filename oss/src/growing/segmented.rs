@@ -79,6 +79,10 @@ impl Segmented {
 
     /// Sending the present segment again must not take more than the rate allows.
     pub(super) fn interval(&self) -> Duration {
+        // The first segment is what people look at while a task starts, and all there is of most logs.
+        if self.sealed.is_empty() {
+            return self.options.shortest_interval;
+        }
         let bytes = u32::try_from(self.present.len()).unwrap_or(u32::MAX);
         let rate = u32::try_from(self.options.resend_rate).unwrap_or(u32::MAX).max(1);
         let shortest = self.options.shortest_interval;
@@ -135,15 +139,17 @@ impl Segmented {
         for _ in 0..ATTEMPTS {
             if !self.in_doubt {
                 match self.store.head(&segment.key).await {
-                    Ok(meta) if segment.is(&meta) => {
+                    // Another, or gone: put it again.
+                    Ok(meta) if !segment.is(&meta) => {}
+                    Err(error) if error.is_not_found() => {}
+                    // Who may write only has to take the store's answer to the put for the truth.
+                    Err(error) if *error.kind() != ErrorKind::Denied => return Err(error),
+                    _ => {
                         self.sealed.push(segment);
                         self.present.clear();
                         self.etag = None;
                         return Ok(());
                     }
-                    Err(error) if !error.is_not_found() => return Err(error),
-                    // Another, or gone: put it again.
-                    _ => {}
                 }
             }
             self.put(&[]).await?;
@@ -169,7 +175,12 @@ impl Segmented {
             self.seal().await?;
         } else if self.in_doubt {
             // The beginning of a segment that was never accepted.
-            self.store.delete(&self.key()).await?;
+            match self.store.delete(&self.key()).await {
+                Err(error) if *error.kind() == ErrorKind::Denied => {
+                    tracing::warn!("{error}; it is no part of the log and may be removed");
+                }
+                result => result?,
+            }
             self.in_doubt = false;
         }
         let whole = self.sealed.iter().fold(Sums::default(), |whole, segment| whole.then(segment.sums));

@@ -5,23 +5,24 @@
 //! remembered, because a later refusal may then be the echo of our own success: the operations know how to tell.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{Request, Uri};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::call::{Call, Dialect, Expect, Replay, Reply};
+use super::clock::Clock;
 use super::endpoint::{Endpoint, Unresolved, resolve};
+use super::fault::{Failure, Fault};
 use super::meter::Meter;
-use super::refusal::{Condition, Refusal, request_id};
-use super::retry::{Deadline, Remedy, pause, remedy_for};
+use super::refusal::{Refusal, request_id};
+use super::retry::{Deadline, FEW, Remedy, pause};
 use super::xml;
 use crate::credentials::{Credentials, Identity, Metadata};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{HttpClient, SendError, collect};
+use crate::http::{HttpClient, collect};
 use crate::location::{Key, Location, Scheme};
 use crate::settings::{StoreSettings, Timeouts};
 use crate::sign::{self, EmptyValue, KeyCache, Scope, UNSIGNED_PAYLOAD, Unsigned};
@@ -40,151 +41,6 @@ const SAY_SO: Duration = Duration::from_secs(5);
 
 /// The longest error document that is read, in bytes.
 const ERROR_LIMIT: usize = 64 << 10;
-
-/// Which of the two protocols is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dialect {
-    Oss,
-    S3,
-}
-
-/// What may be sent a second time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Replay {
-    /// Doing it twice is as good as once, or the operation sorts it out.
-    Always,
-    /// Only when it surely was not done: append.
-    UnlessAmbiguous,
-}
-
-/// What is read of a success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expect {
-    /// The head only; the body is handed out.
-    Stream,
-    /// A body up to [`xml::LIMIT`].
-    Body,
-}
-
-/// A request of the protocol.
-pub(crate) struct Call<'a> {
-    /// For messages: `GET`, `PUT`, `LIST`.
-    pub operation: &'static str,
-    pub method: Method,
-    /// The object; absent for the bucket.
-    pub key: Option<&'a Key>,
-    pub query: Vec<(&'static str, Cow<'a, str>)>,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub condition: Condition,
-    pub replay: Replay,
-    pub expect: Expect,
-    /// A header whose value cannot be sent.
-    unsendable: Option<&'static str>,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) fn new(operation: &'static str, method: Method, key: Option<&'a Key>) -> Self {
-        Self {
-            operation,
-            method,
-            key,
-            query: Vec::new(),
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            condition: Condition::None,
-            replay: Replay::Always,
-            expect: Expect::Body,
-            unsendable: None,
-        }
-    }
-
-    pub(crate) fn query(mut self, name: &'static str, value: impl Into<Cow<'a, str>>) -> Self {
-        self.query.push((name, value.into()));
-        self
-    }
-
-    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
-        match http::HeaderValue::from_str(value) {
-            Ok(value) => {
-                self.headers.insert(name, value);
-            }
-            // Reported when the call is run. A condition that was left out would be worse than a failure.
-            Err(_) => self.unsendable = Some(name),
-        }
-        self
-    }
-}
-
-/// A success.
-pub(crate) struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    /// The body, when it was expected whole.
-    pub bytes: Bytes,
-    /// The body, when it was expected as a stream.
-    pub stream: Option<Incoming>,
-    /// Whether an earlier attempt may have been carried out.
-    pub ambiguous: bool,
-}
-
-impl Reply {
-    /// A header's text.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-}
-
-/// A failure, after all retries.
-pub(crate) struct Failure {
-    pub error: Error,
-    /// Whether one of the attempts may have been carried out.
-    pub ambiguous: bool,
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        failure.error
-    }
-}
-
-/// What is wrong with one attempt.
-pub(crate) struct Fault {
-    kind: ErrorKind,
-    message: String,
-    status: Option<StatusCode>,
-    code: Option<String>,
-    request_id: Option<String>,
-    remedy: Remedy,
-    ambiguous: bool,
-}
-
-impl Fault {
-    fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let remedy = remedy_for(&kind);
-        Self { kind, message: message.into(), status: None, code: None, request_id: None, remedy, ambiguous: false }
-    }
-
-    /// The answer is a success and its content is not right: bytes changed on the way, or no sense in it.
-    pub(crate) fn in_answer(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let mut fault = Self::new(kind, message);
-        fault.ambiguous = true;
-        fault
-    }
-
-    fn refused(refusal: &Refusal, condition: Condition) -> Self {
-        let kind = refusal.kind(condition);
-        Self {
-            remedy: remedy_for(&kind),
-            kind,
-            message: refusal.message.clone(),
-            status: Some(refusal.status),
-            code: refusal.code.clone(),
-            request_id: refusal.request_id.clone(),
-            ambiguous: refusal.may_have_happened(),
-        }
-    }
-}
 
 /// What is done to a success before it counts, such as comparing checksums.
 pub(crate) type Check<'c> = &'c (dyn Fn(&Reply) -> Result<(), Fault> + Send + Sync);
@@ -315,13 +171,14 @@ impl Channel {
             Err(error) => return Err(Failure { error, ambiguous: false }),
         };
         let started = Instant::now();
-        let mut attempts = 0;
+        let (mut attempts, mut hopeless) = (0, 0);
         let mut ambiguous = false;
         let mut said = false;
         let (mut clock_tried, mut credentials_tried) = (false, false);
+        let mut before: Option<Fault> = None;
         loop {
             attempts += 1;
-            let (fault, context) = match self.attempt(call, endpoint, deadline, check).await {
+            let (mut fault, context) = match self.attempt(call, endpoint, deadline, check).await {
                 Ok(mut reply) => {
                     reply.ambiguous = ambiguous;
                     if said {
@@ -348,9 +205,18 @@ impl Channel {
                     }
                 }
             }
+            // Counted apart: attempts that failed in other ways say nothing about it.
+            hopeless += u32::from(remedy == Remedy::WaitFew);
+            if hopeless >= FEW {
+                remedy = Remedy::None;
+            }
             let wait = pause(remedy, attempts, fastrand::f64()).filter(|wait| deadline.allows(*wait));
             let forbidden = fault.ambiguous && call.replay == Replay::UnlessAmbiguous;
             let Some(wait) = wait.filter(|_| !forbidden) else {
+                // An attempt that the deadline cut short says less than the one before it.
+                if let (true, Some(before)) = (fault.cut_short, before) {
+                    fault = before;
+                }
                 let error = self
                     .error(fault.kind, call.operation, call.key, fault.message)
                     .with_attempts(attempts)
@@ -363,11 +229,12 @@ impl Channel {
             };
             if !said && started.elapsed() > SAY_SO {
                 said = true;
-                let error = self.error(fault.kind, call.operation, call.key, fault.message);
+                let error = self.error(fault.kind.clone(), call.operation, call.key, fault.message.as_str());
                 tracing::warn!(%error, attempts, "still trying");
             } else {
-                tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message, "trying again");
+                tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message.as_str(), "trying again");
             }
+            before = Some(fault);
             tokio::time::sleep(wait).await;
         }
     }
@@ -406,11 +273,12 @@ impl Channel {
         };
         let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
             Ok(Ok(parts)) => parts,
-            Ok(Err(error)) => return Err((broken(&error), None)),
+            Ok(Err(error)) => return Err((Fault::broken(&error), None)),
             Err(_) => {
                 let total = self.settings.timeouts.total.as_secs_f32();
                 let mut fault = Fault::new(ErrorKind::Unavailable, format!("no answer within {total} s in all"));
                 fault.ambiguous = true;
+                fault.cut_short = true;
                 return Err((fault, None));
             }
         };
@@ -498,47 +366,4 @@ struct Refused {
     refusal: Refusal,
     signed_at: SystemTime,
     identity: Option<std::sync::Arc<Identity>>,
-}
-
-fn broken(error: &SendError) -> Fault {
-    let mut fault = Fault::new(ErrorKind::Unavailable, error.to_string());
-    fault.ambiguous = error.may_have_arrived();
-    if matches!(error, SendError::Connect(cause) if cause.is_permanent()) {
-        fault.remedy = Remedy::WaitFew;
-    }
-    fault
-}
-
-/// Our clock, corrected by the store's.
-#[derive(Debug, Default)]
-struct Clock {
-    offset_millis: AtomicI64,
-    said: AtomicBool,
-}
-
-impl Clock {
-    fn now(&self) -> SystemTime {
-        let offset = self.offset_millis.load(Ordering::Relaxed);
-        let by = Duration::from_millis(offset.unsigned_abs());
-        let now = SystemTime::now();
-        let moved = if offset < 0 { now.checked_sub(by) } else { now.checked_add(by) };
-        moved.unwrap_or(now)
-    }
-
-    fn set_to(&self, date: SystemTime, root: &Location) {
-        let now = SystemTime::now();
-        let millis = |by: Duration| i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        let offset = match date.duration_since(now) {
-            Ok(ahead) => millis(ahead),
-            Err(behind) => -millis(behind.duration()),
-        };
-        self.offset_millis.store(offset, Ordering::Relaxed);
-        if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                bucket = %root.escaped(),
-                seconds = offset / 1000,
-                "this machine's clock is off by so much from the store's; signing with the store's time. Set the clock (NTP)"
-            );
-        }
-    }
 }

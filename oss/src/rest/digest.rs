@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use md5::{Digest as _, Md5};
 
-use super::channel::Dialect;
+use super::call::Dialect;
 use crate::crc::{Crc64, Crc64Nvme};
 use crate::store::Checksum;
 

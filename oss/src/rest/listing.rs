@@ -2,12 +2,16 @@
 
 use http::Method;
 
-use super::channel::{Call, Dialect, Fault, Reply};
+use super::call::{Call, Dialect, Reply};
+use super::fault::Fault;
 use super::xml::{self, Listing};
 use super::{RestStore, is_archived, parse_time};
 use crate::error::{ErrorKind, Result};
 use crate::location::Key;
 use crate::store::{ETag, ListPage, ListRequest, ObjectMeta};
+
+/// The most keys on a page, by either vendor's limit.
+const PAGE: u32 = 1000;
 
 impl RestStore {
     /// One page.
@@ -24,9 +28,8 @@ impl RestStore {
         if let Some(token) = &request.continuation {
             call = call.query("continuation-token", token.as_str());
         }
-        if let Some(max) = request.max_keys {
-            call = call.query("max-keys", max.clamp(1, 1000).to_string());
-        }
+        // Said always: OSS gives a hundred when it is not asked for more.
+        call = call.query("max-keys", request.max_keys.unwrap_or(PAGE).clamp(1, PAGE).to_string());
         let parse = |reply: &Reply| xml::parse::<Listing>(&reply.bytes, "listing");
         // A page that was cut off on the way is asked for again.
         let check =

@@ -2,7 +2,7 @@
 //!
 //! When a connection breaks, ends early, falls silent or crawls, the rest is asked for anew from the byte where it stopped, on
 //! condition that the object is still the same. Timeouts run only while we wait for the store, not while whoever reads the stream
-//! is busy. As long as bytes keep coming the stream may take any time; once nothing does, the total deadline counts.
+//! is busy. As long as bytes keep coming the stream may take any time; once they do not, the total deadline counts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,8 +15,10 @@ use http::Method;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::channel::{Call, Channel, Dialect, Expect, Fault, Reply};
+use super::call::{Call, Dialect, Expect, Reply};
+use super::channel::Channel;
 use super::digest::Digest;
+use super::fault::Fault;
 use super::meter::{Gauge, Pace};
 use super::refusal::Condition;
 use super::retry::{Deadline, Remedy, pause};
@@ -24,6 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::{SendError, next_chunk};
 use crate::location::Key;
 use crate::store::{Checksum, ETag};
+
+/// A connection that brought this many bytes before it broke was good, and the next is made as after a first failure.
+const GOOD_CONNECTION: u64 = 1 << 20;
 
 /// Which bytes an answer to a `GET` holds, and how long the object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,10 +95,14 @@ pub(crate) struct Reader {
     body: Option<Incoming>,
     digest: Option<Digest>,
     gauge: Gauge,
-    /// Connections that failed since bytes last came at a good pace.
+    /// Connections that failed since the last that was any good.
     failures: u32,
-    /// When they last did.
+    /// Bytes that came over the present connection.
+    came: u64,
+    /// Counts from when bytes last came at a good pace, without the time that whoever reads them took.
     deadline: Deadline,
+    /// When bytes were last handed out.
+    handed_out: Option<Instant>,
     done: bool,
 }
 
@@ -126,7 +135,9 @@ impl Reader {
             digest: checksum.map(Digest::new),
             gauge,
             failures: 0,
+            came: 0,
             deadline,
+            handed_out: None,
             done: false,
         }
     }
@@ -159,8 +170,14 @@ impl Reader {
         if self.done {
             return None;
         }
+        if let Some(since) = self.handed_out.take() {
+            self.deadline = self.deadline.later_by(since.elapsed());
+        }
         match self.advance().await {
-            Ok(Some(chunk)) => Some(Ok(chunk)),
+            Ok(Some(chunk)) => {
+                self.handed_out = Some(Instant::now());
+                Some(Ok(chunk))
+            }
             Ok(None) => {
                 self.done = true;
                 None
@@ -191,8 +208,9 @@ impl Reader {
             match got {
                 Ok(Some(mut chunk)) => {
                     let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+                    self.came += length;
                     match self.gauge.record(&self.channel.meter, length, waited) {
-                        Some(Pace::Good) => self.progress(),
+                        Some(Pace::Good) => self.deadline = self.channel.deadline(),
                         Some(Pace::Stalled) => self.interrupted(&"hardly anything comes any more").await?,
                         // A slow line is given time as long as it moves.
                         Some(Pace::SlowForAll) | None => {}
@@ -219,16 +237,11 @@ impl Reader {
         }
     }
 
-    /// Bytes came at a good pace.
-    fn progress(&mut self) {
-        self.failures = 0;
-        self.deadline = self.channel.deadline();
-    }
-
     /// Drops the connection, and waits before the next; fails when it is time to give up.
     async fn interrupted(&mut self, cause: &(dyn std::fmt::Display + Sync)) -> Result<()> {
         self.body = None;
-        self.failures += 1;
+        self.failures = if self.came >= GOOD_CONNECTION { 1 } else { self.failures + 1 };
+        self.came = 0;
         let at = self.rest.start;
         let wait = pause(Remedy::Wait, self.failures, fastrand::f64());
         let Some(wait) = wait.filter(|wait| self.etag.is_some() && self.deadline.allows(*wait)) else {

@@ -164,7 +164,12 @@ impl Refusal {
 
     /// Whether the store may have done what it was asked for all the same: something in between failed, or it itself did, late.
     pub(crate) fn may_have_happened(&self) -> bool {
-        self.status.is_success() || matches!(self.status.as_u16(), 500 | 502 | 504 | 408)
+        match self.status.as_u16() {
+            500 | 502 | 504 | 408 => true,
+            // With a code it is the store's own word that it was too busy; without, a balancer's who may have lost its answer.
+            503 => self.code.is_none(),
+            _ => self.status.is_success(),
+        }
     }
 
     /// Whether fresh credentials may help, for certain (`Some(true)`), perhaps (`Some(false)`), or not.
@@ -288,6 +293,8 @@ mod tests {
         let html = refusal(502, &[], "<html>bad gateway</html>");
         assert_eq!(html.kind(Condition::None), ErrorKind::Unavailable);
         assert!(html.may_have_happened() && html.message == "Bad Gateway");
+        assert!(refusal(503, &[], "<html>").may_have_happened());
+        assert!(!refusal(503, &[], "<Error><Code>SlowDown</Code></Error>").may_have_happened());
         assert_eq!(refusal(412, &[], "").kind(Condition::IsUnchanged), ErrorKind::Changed);
         assert_eq!(refusal(412, &[], "").kind(Condition::IsAbsent), ErrorKind::AlreadyExists);
         let wait = refusal(503, &[("retry-after", "7")], "");

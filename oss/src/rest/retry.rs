@@ -18,8 +18,8 @@ const FIRST_THROTTLED_PAUSE: Duration = Duration::from_millis(500);
 /// We wait at most this long on a server's word; more looks like a mistake and the total deadline would end it anyway.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How often we try when trying again is unlikely to help: bytes that arrive changed, a name that does not resolve.
-pub(crate) const FEW: u32 = 3;
+/// How often such a failure may happen to one operation when trying again is unlikely to help: bytes that arrive changed, a name that does not resolve.
+pub(crate) const FEW: u32 = 5;
 
 /// What a failed attempt calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) enum Remedy {
     None,
     /// Again after a pause, until the deadline.
     Wait,
-    /// Again after a pause, a few times.
+    /// Again after a pause, [`FEW`] times.
     WaitFew,
     /// Again after at least this pause: the server said so.
     WaitFor(Duration),
@@ -49,7 +49,6 @@ pub(crate) fn pause(remedy: Remedy, attempt: u32, random: f64) -> Option<Duratio
     };
     match remedy {
         Remedy::None => None,
-        Remedy::WaitFew if attempt >= FEW => None,
         Remedy::Wait | Remedy::WaitFew => Some(double(FIRST_PAUSE)),
         Remedy::SlowDown => Some(double(FIRST_THROTTLED_PAUSE)),
         Remedy::WaitFor(asked) => {
@@ -86,6 +85,11 @@ impl Deadline {
         self.0
     }
 
+    /// The same, later by time that was not ours.
+    pub(crate) fn later_by(self, time: Duration) -> Self {
+        Self(self.0.checked_add(time).unwrap_or(self.0))
+    }
+
     /// Whether a pause still leaves time for an attempt.
     pub(crate) fn allows(self, pause: Duration) -> bool {
         Instant::now() + pause < self.0
@@ -103,8 +107,6 @@ mod tests {
         assert_eq!(pause(Remedy::Wait, 1, 1.0), Some(Duration::from_millis(100)));
         assert_eq!(pause(Remedy::Wait, 40, 1.0), Some(LONGEST_PAUSE));
         assert_eq!(pause(Remedy::None, 1, 0.5), None);
-        assert!(pause(Remedy::WaitFew, 2, 0.5).is_some());
-        assert_eq!(pause(Remedy::WaitFew, 3, 0.5), None);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
-use super::channel::{Call, Dialect, Failure, Fault, Replay, Reply};
+use super::call::{Call, Dialect, Replay, Reply};
+use super::digest::Digest;
+use super::fault::{Failure, Fault};
 use super::refusal::Condition;
 use super::xml::{self, Complete, Initiated, Part, Written};
 use super::{RestStore, digest};
@@ -30,13 +32,18 @@ const COPY_PART: u64 = 512 << 20;
 
 /// What was sent, for comparing it with what arrived.
 struct Sent {
-    size: u64,
+    body: Bytes,
     crc64: u64,
+    /// Computed where the request carries it.
     md5: Option<[u8; 16]>,
     nvme: Option<u64>,
 }
 
 impl Sent {
+    fn size(&self) -> u64 {
+        length(&self.body)
+    }
+
     /// Whether the store's answer to a put agrees. Nothing to compare with is agreement.
     fn agrees(&self, dialect: Dialect, headers: &HeaderMap) -> Result<(), String> {
         if dialect == Dialect::Oss {
@@ -57,15 +64,14 @@ impl Sent {
         }
     }
 
-    /// Whether an object that is there is surely the one that was sent.
+    /// Whether an object that is there is surely the one that was sent, by whichever checksum the store has of it.
     fn is(&self, meta: &ObjectMeta) -> bool {
-        self.size == meta.size
-            && match meta.checksum {
-                Some(Checksum::Crc64(theirs)) => theirs == self.crc64,
-                Some(Checksum::Crc64Nvme(theirs)) => self.nvme == Some(theirs),
-                Some(Checksum::Md5(theirs)) => self.md5 == Some(theirs),
-                None => false,
-            }
+        let Some(checksum) = meta.checksum.filter(|_| meta.size == self.size()) else {
+            return false;
+        };
+        let mut ours = Digest::new(checksum);
+        ours.update(&self.body);
+        ours.finish().is_ok()
     }
 }
 
@@ -80,7 +86,7 @@ fn length(body: &Bytes) -> u64 {
 impl RestStore {
     /// Gives a call its body and the checksums by which the store verifies it.
     async fn with_body<'a>(&self, mut call: Call<'a>, body: Bytes, vouch: bool) -> Result<(Call<'a>, Sent)> {
-        let mut sent = Sent { size: length(&body), crc64: crc64(&body), md5: None, nvme: None };
+        let mut sent = Sent { crc64: crc64(&body), body: body.clone(), md5: None, nvme: None };
         match self.channel.dialect() {
             // The answer's CRC-64 shows damage, and the put is sent again; where it cannot be, the store has to look first.
             Dialect::Oss if !vouch => {}
@@ -180,7 +186,7 @@ impl RestStore {
         };
         let reply = self.channel.run(&call, self.channel.deadline(), &check).await?;
         let etag = etag_of(&reply.headers).map(|etag| etag.0).unwrap_or_default();
-        Ok(PartReceipt { number, etag, size: sent.size, crc64: sent.crc64 })
+        Ok(PartReceipt { number, etag, size: sent.size(), crc64: sent.crc64 })
     }
 
     pub(super) async fn upload_part_copy(
@@ -314,7 +320,7 @@ impl RestStore {
                 Ok(PutResponse { etag, checksum: crc_of_copy(&reply.headers) })
             }
             // Too large for one request: the stores say so in different words.
-            Err(failure) if *failure.error.kind() == ErrorKind::Invalid => {
+            Err(failure) if *failure.error.kind() == ErrorKind::Invalid && failure.error.status().is_some() => {
                 let source = self.head_with_checksum(from).await?;
                 if source.size < COPY_AT_ONCE {
                     return Err(failure.error);

@@ -41,6 +41,12 @@ impl From<Vec<u8>> for Content {
     }
 }
 
+impl From<String> for Content {
+    fn from(text: String) -> Self {
+        text.into_bytes().into()
+    }
+}
+
 impl From<&str> for Content {
     fn from(text: &str) -> Self {
         text.as_bytes().into()

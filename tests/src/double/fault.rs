@@ -26,6 +26,8 @@ pub enum Fault {
     LoseReply,
     /// The request is read and never answered; nothing was done.
     Stall,
+    /// The body of the request is not read and there is no answer; nothing was done. Only requests with a body are met.
+    StallUpload,
     /// The answer stops after so many bytes of its body; the connection stays open.
     StallBody {
         /// Bytes of the body that still come.
@@ -54,7 +56,7 @@ impl Fault {
     fn fits(&self, request: &Request) -> bool {
         match self {
             Self::WrongByte => request.operation == Operation::GetObject,
-            Self::WrongUpload => {
+            Self::WrongUpload | Self::StallUpload => {
                 matches!(request.operation, Operation::PutObject | Operation::UploadPart | Operation::AppendObject)
             }
             Self::ErrorInside200 => {

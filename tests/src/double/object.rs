@@ -19,6 +19,9 @@ use super::request::{Call, Head, decode, encode};
 use super::world::{Object, ObjectKind, World};
 use super::xml::{self, Xml};
 
+/// The largest object that can be copied in one request, in bytes.
+const MAX_COPY: u64 = 5 << 30;
+
 /// An ETag as each service writes it: OSS in upper case, both in quotes.
 pub(crate) fn quoted(etag: &str) -> String {
     format!("\"{etag}\"")
@@ -272,6 +275,11 @@ pub(crate) fn copy_source(world: &mut World, head: &Head, caller: &Caller) -> Ou
 pub(crate) fn copy(world: &mut World, call: &Call, caller: &Caller) -> Outcome<Reply> {
     let head = &call.head;
     let mut object = copy_source(world, head, caller)?;
+    if object.content.len() > MAX_COPY {
+        let message =
+            "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120";
+        return Err(Refusal::new(400, "InvalidRequest", message));
+    }
     let bucket = head.bucket()?;
     check_overwrite(world, head, bucket, &head.key)?;
     if head.own_header("metadata-directive").as_deref() == Some("REPLACE") {

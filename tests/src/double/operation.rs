@@ -186,6 +186,11 @@ pub(crate) fn perform(world: &Mutex<World>, call: Call) -> Outcome<Reply> {
     if !head.is_oss() && call.head.headers.contains_key("transfer-encoding") {
         return Err(Refusal::not_implemented("Transfer-Encoding"));
     }
+    let has_body = matches!(operation, Operation::PutObject | Operation::UploadPart | Operation::AppendObject);
+    let says_length = ["content-length", "transfer-encoding"].iter().any(|name| call.head.headers.contains_key(*name));
+    if has_body && !says_length {
+        return Err(Refusal::new(411, "MissingContentLength", "You must provide the Content-Length HTTP header."));
+    }
     let call = sigv4::unchunk(call)?;
     match operation {
         Operation::Unknown => {

@@ -1,6 +1,5 @@
 //! The wire: accepts connections, turns requests into calls and replies into bytes, and makes things go wrong.
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,16 +7,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use futures_util::stream;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http::{Method, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -25,11 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use super::config::Dialect;
-use super::error::Refusal;
+use super::answer::{Answer, Body, damaged, injected};
 use super::fault::{Fault, Faults};
 use super::log::Request;
-use super::operation::{Operation, Reply, lock, perform};
+use super::operation::{Operation, lock, perform};
 use super::request::{Call, Head, parse};
 use super::world::World;
 
@@ -45,7 +37,7 @@ pub enum Outage {
 /// What the owner tells the server's thread; each comes with a channel on which it says that it is done.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Outage(Option<Outage>, std::sync::mpsc::Sender<()>),
+    Outage(Option<Outage>, std::sync::mpsc::Sender<io::Result<()>>),
     Stop,
 }
 
@@ -74,6 +66,9 @@ impl Shared {
     }
 }
 
+/// How many connections may wait to be accepted.
+pub(crate) const BACKLOG: u32 = 1024;
+
 /// Binds a socket to the port. It must listen before it accepts; until then it only keeps others off the port.
 pub(crate) fn bind(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
@@ -97,13 +92,17 @@ pub(crate) async fn run(
                 None | Some(Command::Stop) => return,
                 Some(Command::Outage(outage, done)) => {
                     link.send_replace(outage);
+                    let mut result = Ok(());
                     if outage == Some(Outage::Refuse) {
                         listener = None;
                     } else if listener.is_none() {
-                        listener = bind(port).and_then(|socket| socket.listen(1024)).ok();
+                        match bind(port).and_then(|socket| socket.listen(BACKLOG)) {
+                            Ok(again) => listener = Some(again),
+                            Err(error) => result = Err(error),
+                        }
                     }
                     // The owner may have gone.
-                    let _ = done.send(());
+                    let _ = done.send(result);
                 }
             },
             stream = accept(listener.as_ref()), if *link.borrow() != Some(Outage::Silent) => {
@@ -207,8 +206,6 @@ impl AsyncWrite for Wire {
     }
 }
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
-
 /// Ends the connection with a reset.
 fn reset_now(reset: &AtomicBool) -> io::Error {
     reset.store(true, Ordering::Relaxed);
@@ -233,12 +230,15 @@ async fn answer(
     });
     let logged = entry(number, &head);
     let plan = shared.faults(|faults| faults.plan(&logged));
-    shared.note(number, |entry| entry.fault.clone_from(&plan.fault));
+    let delay = (!plan.delay.is_zero()).then_some(Fault::Latency(plan.delay));
+    shared.note(number, |entry| entry.fault = plan.fault.clone().or(delay));
     if !plan.delay.is_zero() {
         tokio::time::sleep(plan.delay).await;
     }
-    if plan.fault == Some(Fault::ResetEarly) {
-        return Err(reset_now(&reset));
+    match plan.fault {
+        Some(Fault::ResetEarly) => return Err(reset_now(&reset)),
+        Some(Fault::StallUpload) => pending().await,
+        _ => {}
     }
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     shared.note(number, |entry| entry.received = body.len() as u64);
@@ -290,155 +290,4 @@ fn entry(number: usize, head: &Head) -> Request {
         sent: 0,
         fault: None,
     }
-}
-
-/// The refusal that a fault makes up.
-fn injected(fault: Option<&Fault>) -> Option<Refusal> {
-    let internal = || Refusal::new(500, "InternalError", "We encountered an internal error. Please try again.");
-    match fault? {
-        Fault::InternalError | Fault::ErrorInside200 => Some(internal()),
-        Fault::SlowDown { retry_after } => {
-            let refusal = Refusal::new(503, "SlowDown", "Please reduce your request rate.");
-            Some(match retry_after {
-                Some(time) => refusal.header("retry-after", time.as_secs().to_string()),
-                None => refusal,
-            })
-        }
-        _ => None,
-    }
-}
-
-/// The same bytes with one bit of the one in the middle flipped.
-fn damaged(bytes: &Bytes) -> Bytes {
-    let mut copy = bytes.to_vec();
-    let middle = copy.len() / 2;
-    if let Some(byte) = copy.get_mut(middle) {
-        *byte ^= 1;
-    }
-    copy.into()
-}
-
-/// What an answer needs to know about its request.
-struct Answer {
-    dialect: Dialect,
-    host: String,
-    is_head: bool,
-    request_id: String,
-    now: SystemTime,
-}
-
-impl Answer {
-    /// The reply, whatever the outcome.
-    fn reply(&self, outcome: Result<Reply, Refusal>, hide_status: bool) -> Reply {
-        let refusal = match outcome {
-            Ok(reply) => return reply,
-            Err(refusal) => refusal,
-        };
-        let status = if hide_status { 200 } else { refusal.status };
-        let mut reply =
-            refusal.headers.iter().fold(Reply::empty(status), |reply, (name, value)| reply.header(name, value));
-        if status == 304 {
-            return reply;
-        }
-        let document = refusal.document(self.dialect, &self.host, &self.request_id);
-        if let Some(ec) = refusal.ec_code().filter(|_| self.dialect == Dialect::Oss) {
-            reply = reply.header("x-oss-ec", ec);
-        }
-        if self.is_head && self.dialect == Dialect::Oss {
-            // There is no body to say it in.
-            reply = reply.header("x-oss-err", STANDARD.encode(&document));
-        }
-        reply.content = document.into();
-        reply.header("content-type", "application/xml")
-    }
-
-    fn response(&self, reply: Reply, fault: Option<&Fault>) -> Response<Body> {
-        let mut response = Response::new(StreamBody::new(stream::empty()).boxed_unsync());
-        *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut header = |name: &str, value: &[u8]| {
-            if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(value)) {
-                response.headers_mut().append(name, value);
-            }
-        };
-        header("date", httpdate::fmt_http_date(self.now).as_bytes());
-        header("server", if self.dialect == Dialect::Oss { b"AliyunOSS" } else { b"AmazonS3" });
-        header(self.dialect.request_id_header(), self.request_id.as_bytes());
-        for (name, value) in &reply.headers {
-            header(name, value.as_bytes());
-        }
-        let has_body = !matches!(reply.status, 204 | 304);
-        // S3 says nothing about the length of an error that a HEAD does not carry.
-        if has_body && !(self.is_head && reply.status >= 300) {
-            header("content-length", reply.content.len().to_string().as_bytes());
-        }
-        if has_body && !self.is_head {
-            *response.body_mut() = body(reply, fault);
-        }
-        response
-    }
-}
-
-/// How a body goes out.
-struct Pace {
-    chunks: VecDeque<Bytes>,
-    /// Before each chunk but the first.
-    pause: Duration,
-    end: End,
-}
-
-/// What comes after the last chunk.
-enum End {
-    Good,
-    Cut,
-    Hang,
-}
-
-fn body(reply: Reply, fault: Option<&Fault>) -> Body {
-    let len = reply.content.len();
-    let all = 0..len;
-    let pace = match fault {
-        Some(Fault::Truncate) => {
-            Pace { chunks: reply.content.chunks(0..len / 2).into(), pause: Duration::ZERO, end: End::Cut }
-        }
-        Some(Fault::StallBody { after }) => {
-            Pace { chunks: reply.content.chunks(0..(*after).min(len)).into(), pause: Duration::ZERO, end: End::Hang }
-        }
-        Some(Fault::Slow { bytes_per_second }) => {
-            // Ten times a second, and at least a byte.
-            let step = (bytes_per_second / 10).max(1);
-            let starts = (0..len).step_by(usize::try_from(step).unwrap_or(usize::MAX));
-            Pace {
-                chunks: starts.flat_map(|start| reply.content.chunks(start..(start + step).min(len))).collect(),
-                pause: Duration::from_secs(1) * u32::try_from(step).unwrap_or(u32::MAX)
-                    / u32::try_from(*bytes_per_second).unwrap_or(u32::MAX).max(1),
-                end: End::Good,
-            }
-        }
-        Some(Fault::WrongByte) if reply.is_object && len > 0 => {
-            let middle = len / 2;
-            let mut chunks: VecDeque<Bytes> = reply.content.chunks(0..middle).into();
-            chunks.extend(reply.content.chunks(middle..middle + 1).iter().map(damaged));
-            chunks.extend(reply.content.chunks(middle + 1..len));
-            Pace { chunks, pause: Duration::ZERO, end: End::Good }
-        }
-        _ => Pace { chunks: reply.content.chunks(all).into(), pause: Duration::ZERO, end: End::Good },
-    };
-    let frames = stream::unfold((pace, true), |(mut pace, first)| async move {
-        if let Some(chunk) = pace.chunks.pop_front() {
-            if !first && !pace.pause.is_zero() {
-                tokio::time::sleep(pace.pause).await;
-            }
-            return Some((Ok(Frame::data(chunk)), (pace, false)));
-        }
-        match pace.end {
-            End::Good => None,
-            End::Hang => pending().await,
-            End::Cut => {
-                // What was written before must reach the client, or this would be another fault.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Some((Err(io::Error::from(io::ErrorKind::ConnectionAborted)), (pace, false)))
-            }
-        }
-    });
-    StreamBody::new(frames).boxed_unsync()
 }

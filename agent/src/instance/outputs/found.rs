@@ -37,8 +37,8 @@ pub struct Entry {
     pub size: u64,
 }
 
-/// Walks `root`, which the task knew as `seen_as`. Blocking.
-pub fn walk(root: &Path, seen_as: &Path) -> Found {
+/// Walks `root`, which the task knew as `seen_as`, and passes over the relative paths in `without`. Blocking.
+pub fn walk(root: &Path, seen_as: &Path, without: &[PathBuf]) -> Found {
     let mut found = Found::default();
     let mut queue = vec![PathBuf::new()];
     while let Some(directory) = queue.pop() {
@@ -59,7 +59,9 @@ pub fn walk(root: &Path, seen_as: &Path) -> Found {
                     continue;
                 }
             };
-            look_at(root, seen_as, path, &mut queue, &mut found);
+            if !without.contains(&path) {
+                look_at(root, seen_as, path, &mut queue, &mut found);
+            }
         }
         if is_empty && !directory.as_os_str().is_empty() {
             match directory.to_str() {
@@ -168,7 +170,8 @@ mod tests {
         symlink("/proc/self/root/etc/passwd", root.join("magic")).unwrap();
         nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
 
-        let found = walk(&root, seen_as);
+        fs::create_dir(root.join("mounted")).unwrap();
+        let found = walk(&root, seen_as, &[PathBuf::from("mounted")]);
         let names: Vec<_> = found.files.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["a/real", "absolute", "inside"]);
         assert_eq!(found.empty_directories, ["a/empty/"]);
@@ -190,9 +193,9 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
-        let found = walk(root.path(), Path::new("/out"));
+        let found = walk(root.path(), Path::new("/out"), &[]);
         assert_eq!(found.problems.len(), 1);
         assert!(found.problems[0].contains("not UTF-8"));
-        assert!(walk(&root.path().join("gone"), Path::new("/out")).problems[0].contains("/out"));
+        assert!(walk(&root.path().join("gone"), Path::new("/out"), &[]).problems[0].contains("/out"));
     }
 }

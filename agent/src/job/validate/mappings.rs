@@ -325,10 +325,15 @@ fn claim_path(path: &Path, claim: Claim, claims: &mut BTreeMap<PathBuf, Claim>, 
             format!("{shown} is an output already, to {}", quoted(&other.remote)),
             "map each local path to one location",
         ),
+        // Read from one place and written to another: what the task changes there is its output.
+        (ClaimKind::Input, ClaimKind::Output) if other.remote != claim.remote && other.directory == claim.directory => {
+            claims.insert(path.to_owned(), claim);
+            return true;
+        }
         (_, ClaimKind::Output) => findings.error_with(
             &claim.place,
             format!("{shown} is an input already, from {}", quoted(&other.remote)),
-            "give outputs a directory of their own; it may be inside the input",
+            "upload to another location than is read from, or give outputs a directory of their own",
         ),
         _ => findings.error_with(
             &claim.place,

@@ -58,3 +58,32 @@ pub(super) fn from_read(operation: &'static str, target: &Location, error: io::E
 pub(super) fn from_name(operation: &'static str, target: &Location, error: NameError) -> Error {
     Error::new(ErrorKind::Invalid, operation, target, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::location::Scheme;
+
+    #[test]
+    fn what_the_kernel_says_is_what_the_caller_must_know() {
+        let location = Location::new(Scheme::File, "", "a/b").unwrap();
+        for (number, kind, text) in [
+            (libc::ENOENT, ErrorKind::NotFound, "no such file"),
+            (libc::EACCES, ErrorKind::Denied, "does not allow"),
+            (libc::EROFS, ErrorKind::Denied, "read-only"),
+            (libc::ENOSPC, ErrorKind::Unavailable, "the file system is full"),
+            (libc::EDQUOT, ErrorKind::Unavailable, "quota"),
+            (libc::EEXIST, ErrorKind::AlreadyExists, "already"),
+            (libc::ENOTDIR, ErrorKind::Invalid, "a part of the path is a file"),
+            (libc::ELOOP, ErrorKind::Invalid, "symbolic link"),
+            (libc::ESTALE, ErrorKind::Changed, "replaced"),
+            (libc::EIO, ErrorKind::Unavailable, "the file system failed"),
+        ] {
+            let error = from_io("PUT", &location, io::Error::from_raw_os_error(number));
+            assert_eq!(*error.kind(), kind, "{error}");
+            assert!(error.to_string().starts_with("PUT file:///a/b: ") && error.to_string().contains(text), "{error}");
+        }
+        let below_a_file = from_read("GET", &location, io::Error::from_raw_os_error(libc::ENOTDIR));
+        assert_eq!(*below_a_file.kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,80 @@
+//! What is wrong with one attempt, and with an operation after all of them.
+
+use http::StatusCode;
+
+use super::refusal::{Condition, Refusal};
+use super::retry::{Remedy, remedy_for};
+use crate::error::{Error, ErrorKind};
+use crate::http::SendError;
+
+/// A failure, after all retries.
+pub(crate) struct Failure {
+    pub error: Error,
+    /// Whether one of the attempts may have been carried out.
+    pub ambiguous: bool,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+/// What is wrong with one attempt.
+pub(crate) struct Fault {
+    pub kind: ErrorKind,
+    pub message: String,
+    pub status: Option<StatusCode>,
+    pub code: Option<String>,
+    pub request_id: Option<String>,
+    pub remedy: Remedy,
+    pub ambiguous: bool,
+    /// Our own deadline ended it.
+    pub cut_short: bool,
+}
+
+impl Fault {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let remedy = remedy_for(&kind);
+        Self {
+            kind,
+            message: message.into(),
+            status: None,
+            code: None,
+            request_id: None,
+            remedy,
+            ambiguous: false,
+            cut_short: false,
+        }
+    }
+
+    /// The answer is a success and its content is not right: bytes changed on the way, or no sense in it.
+    pub(crate) fn in_answer(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let mut fault = Self::new(kind, message);
+        fault.ambiguous = true;
+        fault
+    }
+
+    pub(crate) fn refused(refusal: &Refusal, condition: Condition) -> Self {
+        let kind = refusal.kind(condition);
+        Self {
+            remedy: remedy_for(&kind),
+            kind,
+            message: refusal.message.clone(),
+            status: Some(refusal.status),
+            code: refusal.code.clone(),
+            request_id: refusal.request_id.clone(),
+            ambiguous: refusal.may_have_happened(),
+            cut_short: false,
+        }
+    }
+    /// No answer came.
+    pub(crate) fn broken(error: &SendError) -> Self {
+        let mut fault = Self::new(ErrorKind::Unavailable, error.to_string());
+        fault.ambiguous = error.may_have_arrived();
+        if matches!(error, SendError::Connect(cause) if cause.is_permanent()) {
+            fault.remedy = Remedy::WaitFew;
+        }
+        fault
+    }
+}
