@@ -74,6 +74,7 @@ pub struct Blocks {
 struct Objects {
     open: HashMap<ObjectId, Weak<Object>>,
     warm: LruCache<ObjectId, Arc<Object>>,
+    sweep_at: usize,
 }
 
 impl Blocks {
@@ -89,7 +90,7 @@ impl Blocks {
             budget: Arc::new(Semaphore::new(usize::try_from(budget_kib).unwrap_or(Semaphore::MAX_PERMITS))),
             budget_kib,
             disk,
-            objects: Mutex::new(Objects { open: HashMap::new(), warm }),
+            objects: Mutex::new(Objects { open: HashMap::new(), warm, sweep_at: 2 * WARM_OBJECTS }),
             wrong: Mutex::default(),
             fetched: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
@@ -119,8 +120,9 @@ impl Blocks {
         let id = object.id;
         objects.warm.put(id, Arc::clone(&object));
         // The table of weak references is swept when it has doubled since the last time.
-        if objects.open.len() > 2 * WARM_OBJECTS && objects.open.len().is_power_of_two() {
+        if objects.open.len() >= objects.sweep_at {
             objects.open.retain(|_, object| object.strong_count() > 0);
+            objects.sweep_at = 2 * objects.open.len().max(WARM_OBJECTS);
         }
         object
     }

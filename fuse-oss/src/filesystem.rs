@@ -34,8 +34,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Names handed over per directory request at most; the kernel's buffer is full long before.
-const NAMES_PER_REPLY: usize = 4096;
+/// Names taken from a directory in one go: about what the buffer of an older kernel holds.
+const NAMES_AT_ONCE: usize = 64;
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -149,12 +149,19 @@ impl Inner {
                 return;
             }
         }
-        let from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
-        for node in self.namespace.entries(directory, from, NAMES_PER_REPLY) {
-            offset += 1;
-            if add(&self.attributes(&node), offset, &node.name) {
+        let mut from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
+        loop {
+            let names = self.namespace.entries(directory, from, NAMES_AT_ONCE);
+            for node in &names {
+                offset += 1;
+                if add(&self.attributes(node), offset, &node.name) {
+                    return;
+                }
+            }
+            if names.len() < NAMES_AT_ONCE {
                 return;
             }
+            from += names.len();
         }
     }
 

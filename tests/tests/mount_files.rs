@@ -1,5 +1,7 @@
 //! What a mount shows and what is read through it, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};

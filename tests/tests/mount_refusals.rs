@@ -1,5 +1,7 @@
 //! Everything that keeps a mount from being made: the message, the exit status, and that nothing is left.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
