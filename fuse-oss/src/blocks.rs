@@ -18,7 +18,7 @@ pub mod memory;
 pub mod object;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, error, warn};
 
 use crate::fault::Fault;
+use crate::log_limit::LogLimit;
 use disk::Disk;
 use index::{BLOCK, block_len};
 use memory::{BlockId, Claim, Memory, Outcome};
@@ -38,6 +39,9 @@ use object::{Loaded, Object, ObjectId, Whole};
 
 /// The most blocks one request asks for.
 pub const MAX_RUN: u32 = 8;
+
+/// The most blocks that are fetched ahead of one reader.
+const MAX_AHEAD: u32 = 32;
 
 /// Objects whose index stays in memory after the last reader closed them.
 const WARM_OBJECTS: usize = 256;
@@ -57,9 +61,13 @@ pub struct Blocks {
     budget_kib: u32,
     disk: Option<Disk>,
     objects: Mutex<Objects>,
+    /// How often an object as a whole was found to be wrong; empty on a good day.
+    wrong: Mutex<HashMap<ObjectId, u64>>,
     fetched: AtomicU64,
     corrupt: AtomicU64,
     disk_trouble: AtomicU64,
+    readers: AtomicUsize,
+    log_limit: LogLimit,
 }
 
 #[derive(Debug)]
@@ -82,9 +90,12 @@ impl Blocks {
             budget_kib,
             disk,
             objects: Mutex::new(Objects { open: HashMap::new(), warm }),
+            wrong: Mutex::default(),
             fetched: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             disk_trouble: AtomicU64::new(0),
+            readers: AtomicUsize::new(0),
+            log_limit: LogLimit::default(),
         }
     }
 
@@ -141,9 +152,26 @@ impl Blocks {
         self.corrupt.load(Ordering::Relaxed)
     }
 
-    /// The most blocks that reading ahead may be in front of one reader.
+    /// How often this object was found to be wrong as a whole. When that has changed since a file was opened before, the kernel's
+    /// pages of it are not to be trusted.
+    pub fn times_wrong(&self, object: ObjectId) -> u64 {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).get(&object).copied().unwrap_or(0)
+    }
+
+    /// One more open file, or with `false` one fewer: they share the memory for reading ahead.
+    pub fn count_reader(&self, opened: bool) {
+        if opened {
+            self.readers.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.readers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The most blocks that reading ahead may be in front of one reader: its share of a quarter of the memory, so that what was
+    /// fetched in advance is still there when its reader comes; none at all when very many files are open.
     pub fn max_ahead(&self) -> u32 {
-        (self.budget_kib / 4 / u32::try_from(BLOCK / 1024).expect("1024 fits")).clamp(1, 32)
+        let readers = u32::try_from(self.readers.load(Ordering::Relaxed).max(1)).unwrap_or(u32::MAX);
+        (self.budget_kib / 2 / u32::try_from(BLOCK / 1024).expect("1024 fits") / readers).min(MAX_AHEAD)
     }
 
     /// Counts what the disk holds from earlier; for a thread of its own.
@@ -256,6 +284,7 @@ impl Blocks {
                     "the checksum of the whole object is not the one its store keeps: bytes were changed on the way or in the \
                      store. All its blocks are dropped and fetched again; what was read before may have been wrong"
                 );
+                *self.wrong.lock().unwrap_or_else(PoisonError::into_inner).entry(object.id).or_default() += 1;
                 self.memory.forget(object.id, object.blocks());
                 object.clear();
                 disk.removed(object.id);
@@ -426,8 +455,10 @@ impl Flight {
             if self.object.set_replaced() {
                 warn!(object = self.object.name(), %fault, "no longer what was mounted; reads of it fail (ESTALE) until it is mounted again");
             }
-        } else if self.object.may_complain(unix_seconds()) {
-            warn!(object = self.object.name(), block = self.next, %fault, "cannot be read");
+        } else if self.object.may_complain(unix_seconds())
+            && let Some(left_out) = self.blocks.log_limit.allow(Instant::now())
+        {
+            warn!(object = self.object.name(), block = self.next, %fault, left_out, "cannot be read");
         }
         while self.next < self.end {
             let id = (self.object.id, self.next);

@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -22,6 +22,8 @@ use tracing::{debug, warn};
 
 use crate::blocks::Blocks;
 use crate::blocks::object::Object;
+use crate::fault::Fault;
+use crate::log_limit::LogLimit;
 use crate::namespace::{Body, File, Known, Namespace, Node};
 use crate::options::MountOptions;
 use crate::reader::Reader;
@@ -53,6 +55,7 @@ pub struct Inner {
     readers: RwLock<HashMap<u64, Arc<Reader>>>,
     next_handle: AtomicU64,
     salt: u64,
+    log_limit: LogLimit,
 }
 
 impl Mounted {
@@ -62,7 +65,8 @@ impl Mounted {
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
         let readers = RwLock::default();
         let next_handle = AtomicU64::new(1);
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt });
+        let log_limit = LogLimit::default();
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -119,11 +123,17 @@ impl Inner {
         Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
     }
 
-    fn opened(&self, object: Arc<Object>, reply: ReplyOpen) {
+    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
+        let mut flags = FopenFlags::FOPEN_NOFLUSH;
+        // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
+        let times_wrong = self.blocks.times_wrong(object.id);
+        if file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
         self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
-        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        reply.opened(FileHandle(handle), flags);
     }
 
     /// Answers a directory request from names that are known.
@@ -148,6 +158,13 @@ impl Inner {
         }
     }
 
+    /// Says what went wrong, unless too much has been said already.
+    fn report(&self, name: &str, fault: &Fault, what: &str) {
+        if let Some(left_out) = self.log_limit.allow(Instant::now()) {
+            warn!(name = %name.escape_debug(), %fault, left_out, "{what}");
+        }
+    }
+
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
@@ -158,7 +175,7 @@ impl Inner {
     async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
         let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
         self.namespace.list_to(node, from).await.map_err(|fault| {
-            warn!(directory = %node.name.escape_debug(), %fault, "cannot be listed");
+            self.report(&node.name, &fault, "cannot be listed");
             Errno::from_i32(fault.errno_at_open())
         })
     }
@@ -199,7 +216,7 @@ impl Filesystem for Mounted {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
                         Ok(None) => missing(&inner, reply),
                         Err(fault) => {
-                            warn!(name = %name.escape_debug(), %fault, "cannot be looked up");
+                            inner.report(&name, &fault, "cannot be looked up");
                             reply.error(Errno::from_i32(fault.errno_at_open()));
                         }
                     }
@@ -225,24 +242,28 @@ impl Filesystem for Mounted {
         // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
         if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
-            return self.inner.opened(object, reply);
+            return self.inner.opened(file, object, reply);
         }
         if file.archived {
-            warn!(
-                object = object.name(),
-                "the object is in an archive tier: restore it first (ossutil restore, aws s3api restore-object), which can take hours"
-            );
+            if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
+                warn!(
+                    object = object.name(),
+                    left_out,
+                    "the object is in an archive tier: restore it first (ossutil restore, aws s3api restore-object), which can take hours"
+                );
+            }
             return reply.error(Errno::EIO);
         }
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
             match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => {
-                    if let Some(file) = node.file() {
+                Ok(_) => match node.file() {
+                    Some(file) => {
                         file.proved.store(true, Ordering::Relaxed);
+                        inner.opened(file, object, reply);
                     }
-                    inner.opened(object, reply);
-                }
+                    None => reply.error(Errno::EISDIR),
+                },
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
                     reply.error(Errno::from_i32(fault.errno_at_open()));

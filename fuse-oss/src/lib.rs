@@ -17,6 +17,7 @@ mod double;
 mod error;
 pub mod fault;
 pub mod filesystem;
+pub mod log_limit;
 pub mod mountpoint;
 pub mod namespace;
 mod options;

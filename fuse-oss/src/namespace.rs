@@ -88,6 +88,8 @@ pub struct File {
     pub archived: bool,
     /// It was read from the store once in this mount, so it is there and we may read it.
     pub proved: AtomicBool,
+    /// How often its content had been found wrong when it was opened last; see [`Blocks::times_wrong`](crate::blocks::Blocks::times_wrong).
+    pub times_wrong: AtomicU64,
 }
 
 /// A directory, as far as it has been looked at.
@@ -484,6 +486,7 @@ fn file(origin: Arc<Origin>, key: Option<Box<str>>, meta: ObjectMeta) -> File {
         etag: meta.etag,
         archived: meta.archived,
         proved: AtomicBool::new(false),
+        times_wrong: AtomicU64::new(0),
     }
 }
 

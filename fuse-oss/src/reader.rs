@@ -18,7 +18,7 @@ use crate::fault::Fault;
 const SLACK: u64 = 4 << 20;
 
 /// Where a reader is and how far ahead of it is fetched. Pure.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Window {
     /// The furthest byte that was read.
     reached: u64,
@@ -26,21 +26,15 @@ pub struct Window {
     frontier: u32,
     /// Blocks to be ahead, at present.
     size: u32,
-    max: u32,
 }
 
 impl Window {
-    /// For a reader that may be `max` blocks ahead.
-    pub fn new(max: u32) -> Self {
-        Self { reached: 0, frontier: 0, size: 0, max }
-    }
-
-    /// Notes a read of `len` bytes at `offset` and says which blocks to fetch in advance.
-    pub fn on_read(&mut self, offset: u64, len: u64) -> Range<u32> {
+    /// Notes a read of `len` bytes at `offset` and says which blocks to fetch in advance, at most `max` from here.
+    pub fn on_read(&mut self, offset: u64, len: u64, max: u32) -> Range<u32> {
         let end = offset + len;
         let sequential = offset <= self.reached + SLACK && end + SLACK >= self.reached;
         if !sequential {
-            *self = Self { reached: end, frontier: block_after(end), size: 0, max: self.max };
+            *self = Self { reached: end, frontier: block_after(end), size: 0 };
             return 0..0;
         }
         let progressed = end > self.reached;
@@ -51,7 +45,7 @@ impl Window {
         if !progressed || self.frontier - next > self.size / 2 {
             return 0..0;
         }
-        self.size = (self.size * 2).clamp(1, self.max);
+        self.size = (self.size * 2).max(1).min(max);
         let range = self.frontier..next.saturating_add(self.size).max(self.frontier);
         self.frontier = range.end;
         range
@@ -74,7 +68,8 @@ pub struct Reader {
 impl Reader {
     /// A reader of an object.
     pub fn new(object: Arc<Object>, blocks: Arc<Blocks>) -> Self {
-        let window = Mutex::new(Window::new(blocks.max_ahead()));
+        blocks.count_reader(true);
+        let window = Mutex::default();
         Self { object, blocks, window }
     }
 
@@ -93,7 +88,8 @@ impl Reader {
     /// Notes the read and begins to fetch what will be wanted next.
     pub fn read_ahead(&self, offset: u64, len: usize) {
         let len = u64::try_from(len).unwrap_or(u64::MAX);
-        let range = self.window.lock().unwrap_or_else(PoisonError::into_inner).on_read(offset, len);
+        let max = self.blocks.max_ahead();
+        let range = self.window.lock().unwrap_or_else(PoisonError::into_inner).on_read(offset, len, max);
         if !range.is_empty() {
             self.blocks.ahead(&self.object, range);
         }
@@ -138,6 +134,12 @@ impl Reader {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.blocks.count_reader(false);
+    }
+}
+
 fn slice(block: &Bytes, number: u32, offset: u64, len: usize) -> Option<Bytes> {
     let from = usize::try_from(offset - u64::from(number) * BLOCK).ok()?;
     (block.len() >= from + len).then(|| block.slice(from..from + len))
@@ -161,11 +163,11 @@ mod tests {
 
     #[test]
     fn the_window_grows_while_reading_on_and_closes_on_a_jump() {
-        let mut window = Window::new(32);
+        let mut window = Window::default();
         let mut asked: Vec<u32> = Vec::new();
         let mut sizes = Vec::new();
         for block in 0..100 {
-            let range = window.on_read(block * BLOCK, BLOCK);
+            let range = window.on_read(block * BLOCK, BLOCK, 32);
             if !range.is_empty() {
                 sizes.push(range.len());
             }
@@ -175,19 +177,19 @@ mod tests {
         assert_eq!(asked.first(), Some(&1));
         assert!(*asked.last().unwrap() >= 110, "{asked:?}");
         assert!(sizes[0] == 1 && *sizes.iter().max().unwrap() >= 16, "{sizes:?}");
-        assert!(window.on_read(90_000 * BLOCK, 4096).is_empty());
-        assert!(window.on_read(50 * BLOCK, 4096).is_empty());
-        assert!(window.on_read(7_000 * BLOCK, 4096).is_empty());
+        assert!(window.on_read(90_000 * BLOCK, 4096, 32).is_empty());
+        assert!(window.on_read(50 * BLOCK, 4096, 32).is_empty());
+        assert!(window.on_read(7_000 * BLOCK, 4096, 32).is_empty());
     }
 
     proptest! {
         #[test]
         fn never_further_ahead_than_allowed(
-            max in 1_u32..40, reads in prop::collection::vec((0_u64..200 << 20, 1_u64..1 << 20), 1..60)
+            max in 0_u32..40, reads in prop::collection::vec((0_u64..200 << 20, 1_u64..1 << 20), 1..60)
         ) {
-            let mut window = Window::new(max);
+            let mut window = Window::default();
             for (offset, len) in reads {
-                let range = window.on_read(offset, len);
+                let range = window.on_read(offset, len, max);
                 prop_assert!(range.start <= range.end);
                 prop_assert!(range.is_empty() || u64::from(range.end) <= window.reached.div_ceil(BLOCK) + u64::from(max));
             }

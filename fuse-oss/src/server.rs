@@ -184,6 +184,8 @@ impl Server {
         let no_signals = |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        // A terminal that is closed must not leave a dead mount behind.
+        let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
         let mut idle_since = None;
         loop {
             let idle = self.is_idle();
@@ -207,6 +209,7 @@ impl Server {
                 () = self.changed.notified() => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                _ = hangup.recv() => break,
                 () = async { match end { Some(end) => tokio::time::sleep_until(end).await, None => std::future::pending().await } } => {
                     if self.is_idle() {
                         info!("nothing is mounted any more; ending");
