@@ -11,7 +11,6 @@ mod stop;
 pub mod view;
 mod workspace;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,8 +46,6 @@ pub struct Context {
     pub mount_points: MountPoints,
     /// What the user sees.
     pub console: Console,
-    /// The agent's own binary, which is the shim as well.
-    pub program: PathBuf,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// What the task is told about where it runs.

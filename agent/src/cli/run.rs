@@ -184,7 +184,6 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         mounter: Mounter::new(serve),
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
-        program,
         grace: Duration::from_secs(arguments.grace),
         node,
     })

@@ -167,7 +167,7 @@ async fn prepare_and_run(
         .acquire(&workspace.record.id, |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made }))?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
-    let mut shim = Shim::start(&context.program, &workspace.shim_spec(), &spec)
+    let mut shim = Shim::start(&workspace.shim_spec(), &spec)
         .await
         .map_err(|error| Failure::new(Cause::Mount, exit::OS, format!("the task's view cannot be built: {error}")))?;
     workspace.record.shim = Some(shim.id().clone());

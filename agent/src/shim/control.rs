@@ -16,6 +16,9 @@ use crate::durable::{self, FileError};
 /// How long a shim may take to build the task's view and start the program. Only mounts that hang take longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
+/// This very binary, also when it has been replaced or removed since it was started.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// How a task is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
@@ -51,15 +54,22 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Starts `program` (the agent's own binary) as a shim for `spec`, which is written to `file`.
+    /// Starts a shim for `spec`, which is written to `file`.
     ///
     /// # Errors
     /// When the task's view cannot be built. A program that cannot be started is not an error here: the record says so.
-    pub async fn start(program: &Path, file: &Path, spec: &Spec) -> Result<Self, ShimError> {
+    pub async fn start(file: &Path, spec: &Spec) -> Result<Self, ShimError> {
         durable::replace_json(file, spec)?;
-        let mut command = Command::new(program);
-        command.arg("shim").arg(file).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = command.spawn().map_err(|error| ShimError::Start(format!("{}: {error}", program.display())))?;
+        let mut command = Command::new(OWN_PROGRAM);
+        command
+            .arg0("batch-agent")
+            .arg("shim")
+            .arg(file)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut child = command.spawn().map_err(|error| ShimError::Start(format!("{OWN_PROGRAM}: {error}")))?;
         let mut hello = Vec::new();
         let mut stdout = child.stdout.take().ok_or_else(|| ShimError::Start("no pipe".to_owned()))?;
         let read = tokio::time::timeout(START_DEADLINE, stdout.read_to_end(&mut hello)).await;
