@@ -1,7 +1,7 @@
 //! Which instance runs next: the order of a job as a state machine, without clocks or processes.
 //!
 //! An instance is started when every task that its own task depends on has finished, and when one of the slots is free.
-//! With [`Job::stop_on_failure`](crate::job::Job) the first failure ends everything; without it the rest runs on, and only what
+//! With [`Job::stop_on_failure`](crate::job::JobDescription) the first failure ends everything; without it the rest runs on, and only what
 //! depends on a failed task, directly or not, is never started.
 
 use std::collections::BTreeMap;

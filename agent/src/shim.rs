@@ -80,9 +80,7 @@ fn run(spec: &Path) -> Result<(), String> {
 fn close_inherited() {
     const FIRST: libc::c_uint = 3;
     // SAFETY: close_range takes three plain numbers and, with this flag, changes nothing but the close-on-exec mark.
-    let marked = unsafe {
-        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
-    };
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if marked == -1 {
         // Before Linux 5.11. Rust opens nothing without the mark; only what our own parent left open is not covered.
         tracing::debug!("inherited descriptors cannot be kept from the task: {}", std::io::Error::last_os_error());

@@ -44,7 +44,7 @@ const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
 const MOUNT_MARGIN: Duration = Duration::from_secs(60);
 
 /// How long a server started by a client lives on after its last mount.
-const IDLE_EXIT_SECONDS: u64 = 10;
+const IDLE_EXIT_SECONDS: u64 = 3;
 
 /// What a server started by a client keeps of its environment. Credentials are not among it: they come with each mount
 /// request, and one mount's are not another's.

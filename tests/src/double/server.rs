@@ -143,13 +143,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, mut link: watch::Rec
                     return;
                 }
             }
+            // The link first: once an outage has been asked for, nothing more is answered.
             None => tokio::select! {
-                _ = &mut served => return,
+                biased;
                 changed = link.changed() => {
                     if changed.is_err() {
                         return;
                     }
                 }
+                _ = &mut served => return,
             },
         }
     }
