@@ -33,12 +33,8 @@ impl FileError {
 /// When any step fails; the old file is then still whole, and no temporary file is left.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    // Named after the process: two agents never write one state file, but one may have died in the middle.
-    let temporary = directory.join(format!(
-        ".{}.{}.tmp",
-        path.file_name().unwrap_or_default().to_string_lossy(),
-        std::process::id()
-    ));
+    // Named after the process: no two write one state file, but one may have died in the middle.
+    let temporary = directory.join(format!("{}{}", temporary_prefix(path), std::process::id()));
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
@@ -50,6 +46,31 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
         let _ = fs::remove_file(&temporary);
         FileError { action: "write", path: path.to_owned(), source }
     })
+}
+
+/// What the names of temporary files for `path` begin with; a process id follows.
+fn temporary_prefix(path: &Path) -> String {
+    format!(".{}.tmp-", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Removes a file and what a killed writer of it may have left. A file that is gone already is a success.
+///
+/// # Errors
+/// When something is there and cannot be removed.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let prefix = temporary_prefix(path);
+    let entries = fs::read_dir(directory).map_err(FileError::on("read", directory))?;
+    let torn = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    for path in torn.map(|entry| entry.path()).chain([path.to_owned()]) {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError { action: "remove", path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// [`replace`] with a JSON document.
@@ -108,6 +129,19 @@ mod tests {
         assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), Some(vec![3]));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_with_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        fs::write(directory.path().join(".state.json.tmp-17"), "{").unwrap();
+        fs::write(directory.path().join("other.json"), "{}").unwrap();
+        replace_json(&path, &1).unwrap();
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["other.json"]);
     }
 
     #[test]

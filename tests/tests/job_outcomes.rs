@@ -462,6 +462,46 @@ fn nothing_stays_after_kill_9_and_a_rerun() {
     node.assert_clean();
 }
 
+/// An agent killed at any moment of a job leaves nothing that the next run does not take away.
+fn killed_at_random_moments(times: u64) {
+    let double = double();
+    let node = Node::with_double(&double.endpoint());
+    double.put(BUCKET, "in/x", "x");
+    double.put(BUCKET, "pkg", package(&[("run", "#!/bin/sh\ncat $1/x\necho out > $2/out\nsleep 0.3\n")]));
+    let (input, out) = (node.mapped("in"), node.mapped("out"));
+    let description = task(
+        &format!("./run {input} {out}"),
+        json!({
+            "Parameters": {"Command": {"PackagePath": "oss://test-bucket/pkg"}},
+            "InputMapping": {"oss://test-bucket/in/": format!("{input}/")},
+            "OutputMapping": {format!("{out}/"): "oss://test-bucket/out/"},
+        }),
+    );
+    let mut random = fastrand::Rng::with_seed(times);
+    for round in 0..times {
+        let running = node.start(&description, &[]);
+        let moment = Duration::from_millis(random.u64(0..900));
+        std::thread::sleep(moment);
+        running.signal(nix::sys::signal::Signal::SIGKILL);
+        running.wait();
+        let run = node.run(&description);
+        assert_eq!(run.status, 0, "round {round}, killed after {moment:?}: {run:#?}");
+        assert_eq!(log(&double, "stdout", &run), "x");
+    }
+    node.assert_clean();
+}
+
+#[test]
+fn killed_at_any_moment_and_run_again() {
+    killed_at_random_moments(8);
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_killed_at_any_moment_and_run_again() {
+    killed_at_random_moments(200);
+}
+
 #[test]
 fn other_buckets_and_stores_are_reached_in_one_job() {
     let double = double();

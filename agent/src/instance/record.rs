@@ -94,15 +94,9 @@ impl Record {
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn remove(&self, node: &Node) -> Result<(), FileError> {
-        for path in [self.exit_record(node), self.path(node)] {
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError { action: "remove", path, source });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        let (exit_record, record) = (self.exit_record(node), self.path(node));
+        durable::remove(&exit_record)?;
+        durable::remove(&record)
     }
 
     /// All records there are.

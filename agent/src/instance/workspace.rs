@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::inputs::Mounter;
 use super::mount_point::MountPoints;
@@ -104,14 +104,16 @@ pub async fn clean_up(
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
-/// Kills a shim that nobody waits for, with everything below it. First what is below: while the shim lives it is their
-/// parent, so none can get away.
+/// Ends a shim that nobody waits for, with everything below it. First what is below: while the shim lives it is their
+/// parent, so none can get away. The shim itself then ends as after every task; it is killed only if it does not.
 fn end_shim(shim: &crate::shim::ProcessId) -> Result<(), usize> {
     let below = kill_descendants(shim.pid, KILL_DEADLINE, || ());
     let pid = nix::unistd::Pid::from_raw(shim.pid);
-    let end = std::time::Instant::now() + KILL_DEADLINE;
-    while shim.is_alive() && std::time::Instant::now() < end {
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    let began = Instant::now();
+    while shim.is_alive() && began.elapsed() < 2 * KILL_DEADLINE {
+        if began.elapsed() >= KILL_DEADLINE {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     below.map(drop)
