@@ -109,8 +109,8 @@ test)
     ;;
 soak)
     setup
-    step "build" cargo build --quiet --locked --release --workspace --bins
-    SOAK=1 step "soak tests" cargo test --locked --workspace -- --include-ignored --nocapture soak
+    step "build" cargo build --quiet --locked --workspace --all-targets
+    step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak
     step "nothing left behind" nothing_left
     ;;
 *)
