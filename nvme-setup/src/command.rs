@@ -171,8 +171,15 @@ impl Command {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| CommandError::Start { command: self.line(), source })?;
-        let stdout = Captured::start(child.stdout.take());
-        let stderr = Captured::start(child.stderr.take());
+        let captured =
+            Captured::start(child.stdout.take()).and_then(|stdout| Ok((stdout, Captured::start(child.stderr.take())?)));
+        let (stdout, stderr) = match captured {
+            Ok(captured) => captured,
+            Err(source) => {
+                kill(child);
+                return Err(CommandError::Start { command: self.line(), source });
+            }
+        };
         match wait(&mut child, self.limit) {
             Some(status) => {
                 let (stdout, stderr) = (stdout.finish(), stderr.finish());
@@ -214,7 +221,8 @@ fn kill(mut child: Child) -> bool {
     }
     let gone = wait(&mut child, GRACE).is_some();
     if !gone {
-        thread::spawn(move || child.wait());
+        // Without the thread it is a zombie until we end, no more.
+        let _ = thread::Builder::new().spawn(move || child.wait());
     }
     gone
 }
@@ -226,11 +234,11 @@ struct Captured {
 }
 
 impl Captured {
-    fn start(stream: Option<impl Read + Send + 'static>) -> Self {
+    fn start(stream: Option<impl Read + Send + 'static>) -> std::io::Result<Self> {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&kept);
         let reader = stream.map(|mut stream| {
-            thread::spawn(move || {
+            thread::Builder::new().spawn(move || {
                 let mut buffer = [0; 8192];
                 while let Ok(read @ 1..) = stream.read(&mut buffer) {
                     let mut kept = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,7 +247,7 @@ impl Captured {
                 }
             })
         });
-        Self { kept, reader }
+        Ok(Self { kept, reader: reader.transpose()? })
     }
 
     /// What was read. The program has ended; something it left behind may hold the stream open, and is not waited for.

@@ -80,15 +80,18 @@ impl Examiner {
         let devices: Vec<&Device> = devices.into_iter().collect();
         let next = AtomicUsize::new(0);
         let found = Mutex::new(BTreeMap::new());
-        thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(devices.len()) {
-                scope.spawn(|| {
-                    while let Some(device) = devices.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let evidence = self.examine(device);
-                        found.lock().unwrap_or_else(PoisonError::into_inner).insert(device.name.clone(), evidence);
-                    }
-                });
+        let work = || {
+            while let Some(device) = devices.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let evidence = self.examine(device);
+                found.lock().unwrap_or_else(PoisonError::into_inner).insert(device.name.clone(), evidence);
             }
+        };
+        thread::scope(|scope| {
+            for _ in 1..AT_ONCE.min(devices.len()) {
+                // Where no thread can be had, there are fewer; this one does the work in any case.
+                let _ = thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
         });
         found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }

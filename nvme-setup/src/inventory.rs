@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
@@ -268,14 +268,17 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The device that a path names: by its number where it is a device, else by its name after links. The latter finds a
-    /// device whose node has been removed.
+    /// The device that a path in `/dev` names: by its number where it is a device, else by its name after links. The latter
+    /// finds a device whose node has been removed.
+    ///
+    /// Other paths are not followed: there, looking may wait for ever for a server that is gone.
     fn of_path(&self, path: &Path) -> Option<String> {
         // What /proc says of /dev is looked for where devices are.
-        let path = match path.strip_prefix("/dev") {
-            Ok(rest) => self.roots.dev.join(rest),
-            Err(_) => path.to_owned(),
-        };
+        let rest = path.strip_prefix("/dev").or_else(|_| path.strip_prefix(&self.roots.dev)).ok()?;
+        if rest.components().any(|part| part == Component::ParentDir) {
+            return None;
+        }
+        let path = self.roots.dev.join(rest);
         let by_number = device_number(&path).and_then(|number| self.by_number.get(&number));
         let by_path = || {
             let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
@@ -293,12 +296,13 @@ impl<'a> Names<'a> {
         if let Some(name) = self.by_number.get(&line.number) {
             return vec![(*name).to_owned()];
         }
-        if line.number.major != 0 {
+        // A server's name, or no path at all.
+        if line.number.major != 0 || !line.source.as_bytes().starts_with(b"/") {
             return Vec::new();
         }
         // A file system with a number of its own. bcachefs names all its devices, with colons between them.
         let sources = line.source.as_bytes().split(|&byte| byte == b':').map(|path| Path::new(OsStr::from_bytes(path)));
-        sources.filter(|path| path.is_absolute()).filter_map(|path| self.of_path(path)).collect()
+        sources.filter_map(|path| self.of_path(path)).collect()
     }
 }
 
@@ -316,15 +320,18 @@ pub(crate) fn number_of(device: u64) -> DeviceNumber {
 /// The mounts of this process and of the first one. A service may have a mount namespace of its own, in which the mounts
 /// that others see are missing.
 fn mount_lines(roots: &Roots) -> Result<Vec<mounts::MountLine>, InventoryError> {
-    let own = roots.proc.join("self/mountinfo");
-    let text = fs::read(&own).map_err(|source| InventoryError::Unreadable { path: own.clone(), source })?;
-    // Only for root, and not there in a container that hides it; then the kernel's claim on the device still protects it.
-    let first = fs::read(roots.proc.join("1/mountinfo")).unwrap_or_default();
     let mut lines = Vec::new();
-    for text in [text, first] {
+    for process in ["self", "1"] {
+        let path = roots.proc.join(process).join("mountinfo");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(source) if process == "self" => return Err(InventoryError::Unreadable { path, source }),
+            // Only for root, and hidden in some containers; then the kernel's claim on the device still protects it.
+            Err(_) => continue,
+        };
         let (understood, strange) = mounts::mounts(&text);
         if let Some(line) = strange.first() {
-            return Err(InventoryError::Strange { path: own, why: format!("the line {line:?} is not a mount") });
+            return Err(InventoryError::Strange { path, why: format!("the line {line:?} is not a mount") });
         }
         for line in understood {
             if !lines.contains(&line) {

@@ -284,7 +284,7 @@ mod tests {
         let content = |content| Evidence { content, claimed: false };
         let signature = Signature { kind: Some("ext4".into()), label: Some("a\u{1b}b".into()), ..Signature::default() };
         for (evidence, sentence) in [
-            (content(Content::Signature(signature)), "it carries ext4 labelled \"a\\\\u{1b}b\""),
+            (content(Content::Signature(signature)), "it carries ext4 labelled \"a\\u{1b}b\""),
             (content(Content::Data { first_nonzero_at: 4096 }), "it carries data of no known kind: the byte at 4096"),
             (content(Content::Ambiguous), "several signatures that contradict each other"),
             (content(Content::Unknown { why: "x".into() }), "no: what it carries is not known: x"),

@@ -56,7 +56,7 @@ impl std::fmt::Display for Signature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [
             self.kind.as_deref().map(printable),
-            self.label.as_deref().map(|label| format!("labelled {:?}", printable(label))),
+            self.label.as_deref().map(|label| format!("labelled {label:?}")),
             self.partition_table.as_deref().map(|table| format!("{} partition table", printable(table))),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" "))

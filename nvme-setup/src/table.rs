@@ -93,7 +93,9 @@ impl<'a> Report<'a> {
 impl Row<'_> {
     /// Whether its content could not be found out though there is some.
     fn is_unknown(&self) -> bool {
-        matches!(self.content, Content::Unknown { .. }) && !self.is_vacant() && self.device.kind != Kind::Optical
+        matches!(self.content, Content::Unknown { .. })
+            && !self.is_vacant()
+            && !matches!(self.device.kind, Kind::Optical | Kind::Floppy)
     }
 
     fn is_vacant(&self) -> bool {

@@ -196,10 +196,17 @@ fn root_on_an_encrypted_array_reaches_every_member() {
 #[test]
 fn a_btrfs_without_a_device_number_is_found_by_its_source() {
     let mut machine = Machine::new();
-    for index in 0..4 {
+    for index in 0..5 {
         machine.nvme(index, "x", 10);
     }
-    machine.mount("0:40", "/", "btrfs", "/dev/nvme0n1").mount("0:50", "/my\\040data", "bcachefs", "/dev/nvme2n1");
+    machine.mount("0:40", "/", "btrfs", "/dev/nvme0n1").mount(
+        "0:50",
+        "/my\\040data",
+        "bcachefs",
+        "/dev/nvme2n1:/dev/nvme3n1",
+    );
+    // What only looks like a path is not followed: its file system may not answer.
+    machine.mount("0:60", "/nas", "nfs4", "server:/dev/nvme4n1").mount("0:61", "/pool", "fuse", "/dev/../nvme4n1");
     for name in ["nvme0n1", "nvme1n1"] {
         machine.write(format!("sys/fs/btrfs/c8b5-b2da/devices/{name}"), "");
     }
@@ -210,7 +217,8 @@ fn a_btrfs_without_a_device_number_is_found_by_its_source() {
     assert_eq!(mounts("nvme1n1"), [PathBuf::from("/")]);
     assert_eq!(inventory.get("nvme1n1").unwrap().role, Role::Root);
     assert_eq!(mounts("nvme2n1"), [PathBuf::from("/my data")]);
-    assert_eq!(mounts("nvme3n1"), [PathBuf::new(); 0]);
+    assert_eq!(mounts("nvme3n1"), [PathBuf::from("/my data")]);
+    assert!(mounts("nvme4n1").is_empty());
 }
 
 #[test]
