@@ -55,12 +55,12 @@ struct StatusArguments {
 
 const STATUS_HELP: &str = "\
 ROLE     root            the root file system lies on it
-         cloud disk      a volume of the cloud's block storage (by model): outlives the instance
-         instance store  a disk of the host (by model): comes back empty after a stop
+         cloud disk      a volume of the cloud (by model): outlives the instance
+         instance store  a disk of the host (by model): empty after a stop
          data disk       any other disk
-CARRIES  nothing         no signature, and zeros in every sample; both ends are read, and 256 pieces between
-         data            no known signature, but not zeros: somebody's data, or the rest of it
-         ambiguous       several signatures that contradict each other: `wipefs DEVICE` lists them
+CARRIES  nothing         no signature, and zeros in every sample, both ends included
+         data            no signature, but not zeros: somebody's data, or its rest
+         ambiguous       several signatures: `wipefs DEVICE` lists them
          ?               it could not be looked at; `--device NAME` says why
 USABLE?  yes             free and empty
          no: ...         the weightiest reason; `--device NAME` lists all

@@ -1,8 +1,9 @@
-//! Reads samples of a device: the first and the last MiB and, evenly between them, 256 pieces of 64 KiB.
+//! Reads samples of a device: the first and the last MiB, 256 pieces of 64 KiB evenly between them, and the places where
+//! file systems keep copies of their superblocks.
 //!
 //! Both ends hold nearly everything that makes a disk somebody's: file systems, swap and LUKS begin at the beginning, GPT,
-//! RAID and ZFS have their second copy at the end. The pieces between find the data of those that have lost their
-//! beginning. A disk below 18 MiB is read whole.
+//! RAID and ZFS have their second copy at the end. The pieces between find those that have lost their beginning. What
+//! lies between the samples is not seen: a few MiB written far from any of these places look like an empty disk. A disk below 18 MiB is read whole.
 
 use std::fs::File;
 use std::io;
@@ -33,21 +34,35 @@ pub(crate) enum Sampled {
     },
 }
 
+/// Where file systems keep further copies of their beginning, in bytes: what shows them when the first one is gone.
+const COPIES: [u64; 5] = [
+    8 << 20,   // ext4 with blocks of 1 KiB: its second block group.
+    64 << 20,  // btrfs: its second superblock.
+    128 << 20, // ext4 with blocks of 4 KiB: its second block group.
+    256 << 30, // btrfs: its third superblock.
+    1 << 40,   // xfs of 4 TiB and more: its second allocation group. Of smaller ones it begins at a quarter.
+];
+
 /// The parts of a device of `size` bytes that are looked at: in order, none of them empty, none touching another.
 fn ranges(size: u64) -> Vec<Range<u64>> {
     if size <= 2 * END + PIECES * PIECE {
         return if size == 0 { Vec::new() } else { Vec::from([Range { start: 0, end: size }]) };
     }
+    // Between the first MiB and the last one there is room for all pieces: checked above.
     let last = size - END;
-    // From the end of the first MiB to the beginning of the last one there is room for all pieces: checked above.
     let step = (last - END) / PIECES;
-    let piece = |index: u64| (END + index * step) / ALIGNMENT * ALIGNMENT;
+    let even = (0..PIECES).map(|index| END + index * step);
+    let mut starts: Vec<u64> =
+        even.chain(COPIES).chain([size / 4]).map(|start| start / ALIGNMENT * ALIGNMENT).collect();
+    starts.retain(|start| (END..last).contains(start));
+    starts.sort_unstable();
+
     let mut ranges = Vec::from([Range { start: 0, end: END }]);
-    for start in (0..PIECES).map(piece).chain([last]) {
-        let end = if start == last { size } else { (start + PIECE).min(last) };
+    let pieces = starts.into_iter().map(|start| start..(start + PIECE).min(last));
+    for range in pieces.chain(std::iter::once(last..size)) {
         match ranges.last_mut() {
-            Some(previous) if previous.end >= start => previous.end = end,
-            _ => ranges.push(start..end),
+            Some(previous) if previous.end >= range.start => previous.end = range.end.max(previous.end),
+            _ => ranges.push(range),
         }
     }
     ranges
@@ -93,9 +108,11 @@ mod tests {
 
     #[test]
     fn both_ends_are_looked_at_to_the_last_byte() {
-        let size = 1_000_000_000_512;
-        assert_eq!(sample(&file(size, &[]), size).unwrap(), Sampled::Zeros { bytes: 2 * END + PIECES * PIECE });
-        for at in [0, 1024, END - 1, size - END, size - 1] {
+        let size = 2_000_000_000_512;
+        let Sampled::Zeros { bytes } = sample(&file(size, &[]), size).unwrap() else { panic!("not zeros") };
+        let pieces = PIECES + 6;
+        assert_eq!(bytes, 2 * END + pieces * PIECE);
+        for at in [0, 1024, END - 1, 8 << 20, 64 << 20, (128 << 20) + 56, 256 << 30, size / 4, size - END, size - 1] {
             assert_eq!(sample(&file(size, &[(at, 1)]), size).unwrap(), Sampled::Nonzero { at });
         }
         assert_eq!(sample(&file(size, &[(size - 1, 1), (7, 1)]), size).unwrap(), Sampled::Nonzero { at: 7 });

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 
 const SIZE: u64 = 400 << 20;
 
+/// How much of a disk of that size is read: both ends, 256 pieces evenly between, and 4 places of superblock copies.
+const SAMPLED: u64 = (2 << 20) + 260 * (64 << 10);
+
 /// Runs a program that has to succeed. A missing one fails with the name of its package.
 fn run(program: &str, package: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
@@ -114,7 +117,7 @@ fn an_empty_disk_is_usable_and_stays_untouched() {
     let disk = Disk::new(SIZE);
     disk.remember();
     let evidence = disk.examine();
-    assert_eq!(evidence, Evidence { content: Content::Empty { sampled: 18 << 20 }, claimed: false });
+    assert_eq!(evidence, Evidence { content: Content::Empty { sampled: SAMPLED }, claimed: false });
     let verdict = disk.verdict();
     assert!(verdict.usable(), "{verdict}");
     disk.is_as_remembered();
@@ -184,6 +187,25 @@ fn a_torn_superblock_is_still_data() {
         let content = disk.examine().content;
         assert!(matches!(content, Content::Data { .. }), "{program}: {content:?}");
         assert!(!disk.verdict().usable());
+    }
+}
+
+#[test]
+fn a_file_system_that_lost_its_beginning_is_found_by_its_copies() {
+    for (program, package, size, copy) in [
+        ("mkfs.xfs", "xfsprogs", 4 << 30, 1 << 30),
+        ("mkfs.ext4", "e2fsprogs", SIZE, (8 << 20) + 1024),
+        ("mkfs.ext4", "e2fsprogs", 4 << 30, 128 << 20),
+    ] {
+        let disk = Disk::prepared(size, &[], |file| {
+            let file = file.to_str().unwrap();
+            run(program, package, &["-q", file]);
+            // Everything before the copy goes.
+            run("fallocate", "util-linux", &["--punch-hole", "--length", &copy.to_string(), file]);
+        });
+        let content = disk.examine().content;
+        let Content::Data { first_nonzero_at } = content else { panic!("{program}: {content:?}") };
+        assert!((copy..copy + 4096).contains(&first_nonzero_at), "{program}: {first_nonzero_at}");
     }
 }
 
@@ -272,12 +294,12 @@ fn a_blkid_that_lies_hangs_or_is_not_there_proves_nothing() {
         let Content::Unknown { why } = content(script) else { panic!("{script}") };
         assert!(why.contains(expected), "{script}: {why}");
     }
-    assert_eq!(content("exit 2"), Content::Empty { sampled: 18 << 20 });
+    assert_eq!(content("exit 2"), Content::Empty { sampled: SAMPLED });
     let missing = Examiner::default().with_blkid("/nonexistent/blkid").examine(&device).content;
     assert!(matches!(missing, Content::Unknown { .. }), "{missing:?}");
     // Whatever it is given, it is `-p -o export` and the device.
     let script = format!("[ \"$*\" = '-p -o export {}' ] || exit 4; exit 2", disk.path());
-    assert_eq!(content(&script), Content::Empty { sampled: 18 << 20 });
+    assert_eq!(content(&script), Content::Empty { sampled: SAMPLED });
 }
 
 #[test]
