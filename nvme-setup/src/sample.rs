@@ -133,6 +133,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn ranges_are_in_order_within_the_device_and_hold_both_ends(size in prop_oneof![0..1_u64 << 26, 0..1_u64 << 50, 0..=u64::MAX]) {
             let ranges = ranges(size);
