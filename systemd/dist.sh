@@ -8,11 +8,11 @@ name="batch-agent-$version-${target%%-*}"
 
 # With --target, the flags reach the programs and not the build scripts and macros, which cannot be static.
 RUSTFLAGS="-C target-feature=+crt-static" CARGO_INCREMENTAL=0 \
-    cargo build --locked --release --target "$target" -p batch-agent -p fuse-oss --bins
+    cargo build --locked --release --target "$target" -p batch-agent -p fuse-oss -p nvme-setup --bins
 
 rm -rf "dist/$name"
 mkdir -p "dist/$name"
-for program in batch-agent fuse-oss; do
+for program in batch-agent fuse-oss nvme-setup; do
     built="target/$target/release/$program"
     if ldd "$built" 2>/dev/null | grep -q '=>'; then
         echo "$built is not static" >&2
