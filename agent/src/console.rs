@@ -8,6 +8,8 @@ use std::io::{self, IsTerminal, Write};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -42,8 +44,10 @@ impl Console {
             LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
             LogFormat::Text => {
                 let text = subscriber.compact().with_target(verbosity > 0).with_ansi(is_terminal);
-                // journald adds a time of its own.
-                if std::env::var_os("JOURNAL_STREAM").is_some() && !is_terminal {
+                // journald adds a time of its own; a person at a terminal knows the date.
+                if is_terminal {
+                    text.with_timer(TimeOfDay).try_init()
+                } else if std::env::var_os("JOURNAL_STREAM").is_some() {
                     text.without_time().try_init()
                 } else {
                     text.try_init()
@@ -62,6 +66,17 @@ impl Console {
         }
         bar.set_message(label);
         Bar(bar)
+    }
+}
+
+/// Hours to milliseconds, in UTC.
+struct TimeOfDay;
+
+impl FormatTime for TimeOfDay {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        let now = jiff::Timestamp::now().to_string();
+        // 2026-11-20T11:02:22.980366472Z; a timestamp that falls on a whole second has no fraction.
+        write!(writer, "{}", now.get(11..23).unwrap_or(&now))
     }
 }
 

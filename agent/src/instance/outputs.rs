@@ -126,6 +126,9 @@ pub async fn deliver(
             }
         }
     }
+    if jobs.is_empty() {
+        return delivery;
+    }
     let bar = console.bar(label.to_owned(), jobs.iter().map(|job| job.size).sum());
     let results = futures_util::stream::iter(jobs)
         .map(|job| send(job, budget.clone(), bar.clone()))
