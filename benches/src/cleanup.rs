@@ -233,7 +233,7 @@ impl Served {
 
     /// Whether the kernel lists its mount.
     pub fn is_mounted(&self) -> bool {
-        mounts().iter().any(|mount| *mount == self.target)
+        mounts().contains(&self.target)
     }
 
     fn wait(&mut self, limit: Duration) -> bool {

@@ -97,8 +97,14 @@ fn chosen(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn Case>>> {
     Ok(cases)
 }
 
+/// Programs that can be measured.
+type Mounters = Vec<Box<dyn Mounter>>;
+
+/// How a peer is made of its program's path.
+type Peer = fn(PathBuf) -> Box<dyn Mounter>;
+
 /// Our mount and the peers that are here, and what is said about each.
-fn mounters(arguments: &Arguments) -> anyhow::Result<(Vec<Box<dyn Mounter>>, Vec<Program>)> {
+fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
     let program = match &arguments.fuse_oss {
         Some(path) => path.clone(),
         None => beside_us()?,
@@ -109,9 +115,9 @@ fn mounters(arguments: &Arguments) -> anyhow::Result<(Vec<Box<dyn Mounter>>, Vec
             program.display()
         )
     })?;
-    let mut mounters: Vec<Box<dyn Mounter>> = vec![Box::new(FuseOss { program })];
+    let mut mounters: Mounters = vec![Box::new(FuseOss { program })];
     let mut programs = Vec::new();
-    let peers: [(&str, fn(PathBuf) -> Box<dyn Mounter>); 3] = [
+    let peers: [(&str, Peer); 3] = [
         ("s3fs", |program| Box::new(S3fs { program })),
         ("rclone", |program| Box::new(Rclone { program })),
         ("mount-s3", |program| Box::new(MountS3 { program })),

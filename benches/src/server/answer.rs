@@ -165,8 +165,8 @@ impl Body for Answer {
                 if rest.is_empty() {
                     return Poll::Ready(None);
                 }
-                if *bandwidth > 0 {
-                    let due = *begun + Duration::from_micros(sent.saturating_mul(1_000_000) / *bandwidth);
+                if let Some(micros) = sent.saturating_mul(1_000_000).checked_div(*bandwidth) {
+                    let due = *begun + Duration::from_micros(micros);
                     let timer = pause.get_or_insert_with(|| Box::pin(sleep_until(due)));
                     if timer.as_mut().poll(context).is_pending() {
                         return Poll::Pending;

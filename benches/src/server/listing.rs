@@ -64,7 +64,7 @@ impl Query {
         let mut last = None;
         let mut from: Bound<String> = if self.after < self.prefix {
             Bound::Included(self.prefix.clone())
-        } else if self.delimiter && self.after.ends_with('/') {
+        } else if self.delimiter && self.after.len() > self.prefix.len() && self.after.ends_with('/') {
             beyond(&self.after)
         } else {
             Bound::Excluded(self.after.clone())
