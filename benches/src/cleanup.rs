@@ -276,11 +276,16 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process numbers are below 2^22"))
 }
 
-/// Has the kernel end the program when we are killed.
+/// Has the kernel end the program when we are killed, and gives it back the signals that [`guard`] has blocked in us: they are
+/// inherited, and a program that cannot be told to end stays.
 fn die_with_parent(command: &mut Command) {
-    let ask = || nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(std::io::Error::from);
-    // SAFETY: the closure makes one system call and neither allocates nor takes locks.
-    unsafe { command.pre_exec(ask) };
+    let prepare = || {
+        SigSet::empty().thread_set_mask()?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes two system calls and neither allocates nor takes locks.
+    unsafe { command.pre_exec(prepare) };
 }
 
 #[cfg(test)]
@@ -301,5 +306,27 @@ mod tests {
         std::fs::write(scratch.path().join("x"), "x").unwrap();
         drop(scratch);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn children_take_the_signals_that_we_block() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        die_with_parent(&mut command);
+        let mut child = command.spawn().unwrap();
+        kill(pid(&child), Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if Instant::now() > deadline => break None,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let _ = child.kill();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended.unwrap()), Some(Signal::SIGTERM as i32));
     }
 }

@@ -32,7 +32,7 @@ pub trait Mounter: Sync {
 
     /// The command that prints its version on the first line of its standard output.
     fn version(&self) -> Command {
-        let mut command = Command::new(self.program());
+        let mut command = clean(self.program());
         command.arg("--version");
         command
     }
@@ -62,6 +62,19 @@ impl Place<'_> {
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
+}
+
+/// A command with next to no environment: proxies, certificates, credentials and settings of whoever runs the benchmark
+/// would make it measure something else.
+fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    for name in ["PATH", "HOME", "LD_LIBRARY_PATH"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
 }
 
 /// The program's path, if it is on the PATH.

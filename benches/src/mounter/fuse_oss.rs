@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Mounter, Place};
+use super::{Mounter, Place, clean};
 use crate::server::BUCKET;
 
 /// `fuse-oss mount --foreground`, everything else by default.
@@ -23,14 +23,10 @@ impl Mounter for FuseOss {
     }
 
     fn command(&self, place: &Place) -> anyhow::Result<Command> {
-        let mut command = Command::new(&self.program);
+        let mut command = clean(&self.program);
         command.arg("mount").arg(format!("s3://{BUCKET}/")).arg(place.target).arg("--foreground");
         command.args(["--region", "us-east-1", "--addressing", "path", "--anonymous", "--endpoint", &place.endpoint()]);
         command.arg("--cache-dir").arg(place.cache).arg("--runtime-dir").arg(place.work);
-        // The machine's own settings would measure something else.
-        for variable in ["FUSE_OSS_CACHE_SIZE", "FUSE_OSS_MEMORY_LIMIT", "RUST_LOG", "http_proxy", "HTTP_PROXY"] {
-            command.env_remove(variable);
-        }
         Ok(command)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Mounter, Place};
+use super::{Mounter, Place, clean};
 use crate::server::BUCKET;
 
 /// `mount-s3 --read-only --cache`. It empties its cache at every mount, so that its warm figures show fetches.
@@ -23,7 +23,7 @@ impl Mounter for MountS3 {
     }
 
     fn command(&self, place: &Place) -> anyhow::Result<Command> {
-        let mut command = Command::new(&self.program);
+        let mut command = clean(&self.program);
         command.arg(BUCKET).arg(place.target).args(["--foreground", "--read-only", "--force-path-style"]);
         command.args(["--no-sign-request", "--region", "us-east-1", "--endpoint-url", &place.endpoint()]);
         command.arg("--cache").arg(place.cache);

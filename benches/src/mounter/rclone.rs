@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-use super::{Mounter, Place};
+use super::{Mounter, Place, clean};
 use crate::server::BUCKET;
 
 /// `rclone mount --vfs-cache-mode full`, which is its mode with a disk cache for reads.
@@ -25,7 +25,7 @@ impl Mounter for Rclone {
     }
 
     fn version(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = clean(&self.program);
         command.arg("version");
         command
     }
@@ -39,7 +39,7 @@ impl Mounter for Rclone {
             place.endpoint()
         );
         std::fs::write(&config, text).context("cannot write rclone's configuration")?;
-        let mut command = Command::new(&self.program);
+        let mut command = clean(&self.program);
         command.arg("mount").arg(format!("store:{BUCKET}")).arg(place.target);
         command.arg("--config").arg(config).arg("--cache-dir").arg(place.cache);
         command.args(["--read-only", "--vfs-cache-mode", "full"]);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-use super::{Mounter, Place};
+use super::{Mounter, Place, clean};
 use crate::server::BUCKET;
 
 /// `s3fs` with its disk cache (`use_cache`), the only one it has.
@@ -45,7 +45,7 @@ impl Mounter for S3fs {
             format!("passwd_file={}", password.display()),
             format!("use_cache={}", place.cache.display()),
         ];
-        let mut command = Command::new(&self.program);
+        let mut command = clean(&self.program);
         command.arg(BUCKET).arg(place.target).arg("-f").args(["-o", &options.join(",")]);
         Ok(command)
     }
