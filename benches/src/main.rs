@@ -1,0 +1,185 @@
+//! `bench`: measures `fuse-oss` beside other mounts and beside the limit of disk and wire, on a store of its own.
+//!
+//! From the top down: a [`case`] says what is done and what bounds it; a [`mounter`] is a program that mounts; [`server`] is the
+//! store, with made-up [`content`]; [`raw`] and [`files`] do the reading; [`figures`] and [`report`] are what comes out.
+//! [`cleanup`] sees to it that nothing stays behind.
+
+mod case;
+mod cleanup;
+mod cli;
+mod content;
+mod figures;
+mod files;
+mod machine;
+mod mounter;
+mod raw;
+mod report;
+mod server;
+mod threads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser as _;
+
+use case::{Case, Limit, Sample, Scale, Stage};
+use cli::Arguments;
+use mounter::{FuseOss, MountS3, Mounter, Rclone, S3fs};
+use report::{CaseReport, Program, Report, Row};
+
+/// When one sample with all that goes with it takes longer than this (in seconds), it is the only one.
+const PATIENCE: u64 = 20;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let cases = chosen(arguments)?;
+    if arguments.list {
+        for case in cases {
+            println!("{:<18} {}", case.name(), case.about());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark mounts file systems and so must run as root");
+    // Before any thread: they inherit which signals are blocked.
+    cleanup::guard()?;
+
+    let (mounters, programs) = mounters(arguments)?;
+    let machine = machine::Machine::look(&arguments.dir);
+    if machine::file_system(&arguments.dir) == "tmpfs" {
+        eprintln!(
+            "bench: {} is in memory, so nothing here says anything about disks; use --dir",
+            arguments.dir.display()
+        );
+    }
+    let mut world = content::World::new();
+    cases.iter().for_each(|case| case.prepare(&mut world));
+    let stage = Stage::new(server::Server::start(world)?, cleanup::Scratch::new(&arguments.dir)?);
+
+    let mut report =
+        Report { format: 1, machine, load_at_end: String::new(), programs, scale: arguments.scale, cases: Vec::new() };
+    println!("{}", report.head());
+    let begun = Instant::now();
+    for case in &cases {
+        let result = measure(&stage, case.as_ref(), &mounters, arguments.repeat);
+        println!("{}", result.table());
+        report.cases.push(result);
+    }
+    report.load_at_end = machine::load();
+    println!("{} s, load at the end {}", begun.elapsed().as_secs(), report.load_at_end);
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report).context("cannot write JSON")?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(if report.failed("fuse-oss") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn chosen(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn Case>>> {
+    let mut cases = case::all(Scale(arguments.scale));
+    for wanted in &arguments.cases {
+        if !cases.iter().any(|case| case.name().contains(wanted.as_str())) {
+            bail!("no case has {wanted:?} in its name; --list shows them");
+        }
+    }
+    cases.retain(|case| {
+        arguments.cases.is_empty() || arguments.cases.iter().any(|wanted| case.name().contains(wanted.as_str()))
+    });
+    Ok(cases)
+}
+
+/// Programs that can be measured.
+type Mounters = Vec<Box<dyn Mounter>>;
+
+/// How a peer is made of its program's path.
+type Peer = fn(PathBuf) -> Box<dyn Mounter>;
+
+/// Our mount and the peers that are here, and what is said about each.
+fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
+    let program = match &arguments.fuse_oss {
+        Some(path) => path.clone(),
+        None => beside_us()?,
+    };
+    let program = program.canonicalize().with_context(|| {
+        format!(
+            "there is no {}; cargo build --release -p fuse-oss builds it, --fuse-oss names another",
+            program.display()
+        )
+    })?;
+    let mut mounters: Mounters = vec![Box::new(FuseOss { program })];
+    let mut programs = Vec::new();
+    let peers: [(&str, Peer); 3] = [
+        ("s3fs", |program| Box::new(S3fs { program })),
+        ("rclone", |program| Box::new(Rclone { program })),
+        ("mount-s3", |program| Box::new(MountS3 { program })),
+    ];
+    for (name, make) in peers.into_iter().filter(|_| !arguments.alone) {
+        match mounter::on_path(name) {
+            Some(program) => mounters.push(make(program)),
+            None => programs.push(Program { name: name.to_owned(), version: "not installed".to_owned() }),
+        }
+    }
+    let here = mounters.iter().map(|mounter| {
+        let version = mounter::version(mounter.as_ref())?;
+        Ok(Program { name: mounter.name().to_owned(), version })
+    });
+    let here = here.collect::<anyhow::Result<Vec<_>>>()?;
+    programs.splice(0..0, here);
+    Ok((mounters, programs))
+}
+
+fn beside_us() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("this program does not know where it is")?;
+    Ok(own.with_file_name("fuse-oss"))
+}
+
+/// What a row is about.
+enum Subject<'a> {
+    Limit(Limit),
+    Mount(&'a dyn Mounter),
+}
+
+/// Measures everything in a case, in turns, so that a change in the machine's load hits all alike.
+fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat: u32) -> CaseReport {
+    let limits = case.limits().iter().map(|limit| Subject::Limit(*limit));
+    let subjects: Vec<_> = limits.chain(mounters.iter().map(|mounter| Subject::Mount(mounter.as_ref()))).collect();
+    let mut results: Vec<(Vec<Sample>, Option<String>, bool)> = subjects.iter().map(|_| Default::default()).collect();
+    stage.server.set_conditions(case.conditions());
+    for round in 0..repeat {
+        for (subject, (samples, error, enough)) in subjects.iter().zip(&mut results) {
+            if *enough {
+                continue;
+            }
+            let begun = Instant::now();
+            let sample = match subject {
+                Subject::Limit(limit) => case.limit(stage, *limit),
+                Subject::Mount(mounter) => case.mounted(stage, *mounter, round == 0),
+            };
+            match sample {
+                Ok(sample) => {
+                    samples.push(sample);
+                    *enough = begun.elapsed().as_secs() >= PATIENCE;
+                }
+                Err(failure) => {
+                    *error = Some(format!("{failure:#}"));
+                    *enough = true;
+                }
+            }
+        }
+    }
+    let rows = subjects.iter().zip(results).map(|(subject, (samples, error, _))| match subject {
+        Subject::Limit(limit) => Row::new(limit.name(), true, &samples, error),
+        Subject::Mount(mounter) => Row::new(mounter.name().to_owned(), false, &samples, error),
+    });
+    let rows = rows.collect();
+    CaseReport { name: case.name().to_owned(), about: case.about(), unit: case.unit(), rows }.with_ratios()
+}
