@@ -148,6 +148,25 @@ fn yaml_without_a_place_for_logs_keeps_them_on_the_node() {
 }
 
 #[test]
+fn a_task_hears_every_signal() {
+    let double = Double::start(DoubleConfig::default());
+    let node = Node::with_double(&double.endpoint()).option("--grace=60");
+    let run = node.run(&dag(&[("task", "/bin/grep -E ^Sig(Blk|Ign) /proc/self/status")], json!({}), true));
+    let id = run.outcome["job_id"].as_str().unwrap();
+    let seen = String::from_utf8(double.get(BUCKET, &format!("logs/stdout.{id}.task.0")).unwrap()).unwrap();
+    let masks: Vec<u64> =
+        seen.lines().map(|line| u64::from_str_radix(line.split('\t').nth(1).unwrap(), 16).unwrap()).collect();
+    // Signals 32 and 33 are the C library's own; it lets nobody touch them.
+    assert_eq!((masks[0], masks[1] & 0x7fff_ffff), (0, 0), "{seen}");
+    // A program that does not care ends by SIGTERM and not after the grace.
+    let mut sleeping = dag(&[("task", "/bin/sleep 1000")], json!({}), true);
+    sleeping["DAG"]["Tasks"]["task"]["Timeout"] = json!(1);
+    let run = node.run(&sleeping);
+    assert_eq!((run.status, &run.instance("task", 0)["signal"]), (143, &json!(15)), "{run:#?}");
+    node.assert_clean();
+}
+
+#[test]
 fn a_task_finds_nothing_of_the_agents_environment() {
     let double = Double::start(DoubleConfig::default());
     let node = Node::with_double(&double.endpoint()).environment("SOME_SECRET", "hunter2");

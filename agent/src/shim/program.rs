@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{SigHandler, SigSet, Signal};
+
 use super::{Spec, StartFailure};
 
 const NOT_FOUND: i32 = 127;
@@ -43,10 +45,23 @@ fn spawn(program: &Path, arguments: &[String], spec: &Spec) -> io::Result<Child>
         .stdout(log(&spec.stdout)?)
         .stderr(log(&spec.stderr)?)
         .process_group(0);
+    // SAFETY: the function calls nothing between fork and exec that is not async-signal-safe.
+    unsafe { command.pre_exec(hear_every_signal) };
     if spec.command.first().is_some_and(|name| !name.contains('/')) && program.file_name().is_some() {
         command.arg0(program.file_name().unwrap_or_default());
     }
     command.spawn()
+}
+
+/// Between fork and exec: undoes what a child would inherit. We block the signals we listen to, and whoever started the
+/// agent may have had some ignored (nohup does); a task must hear them all.
+fn hear_every_signal() -> io::Result<()> {
+    for signal in Signal::iterator() {
+        // SAFETY: signal(2) to its default is async-signal-safe and installs no handler. SIGKILL and SIGSTOP refuse, which is
+        // as good.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    }
+    Ok(SigSet::empty().thread_set_mask()?)
 }
 
 /// The file that `name` stands for: searched on PATH when it has no slash, else taken relative to the working directory.
