@@ -39,8 +39,14 @@ impl Server {
     /// When no port or thread can be had.
     pub fn start(handler: impl Fn(&Request<Bytes>) -> Response<Bytes> + Send + Sync + 'static) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        // Not by the runtime: whoever starts a server may be inside of one, where no other may be waited for.
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let (stop, stopped) = oneshot::channel();
         let handler: Arc<Handler> = Arc::new(handler);
         let thread = std::thread::Builder::new().name("http-double".to_owned()).spawn(move || {
