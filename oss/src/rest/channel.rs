@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{Request, StatusCode, Uri};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -132,6 +132,12 @@ impl Channel {
     ) -> Error {
         let target = key.map_or_else(|| self.root.escaped(), |key| self.root.with_key(key.clone()).escaped());
         Error::new(kind, operation, target, why)
+    }
+
+    /// For messages: the proxy that requests go through, if they do.
+    pub(crate) fn via(&self) -> String {
+        let target = self.endpoint.get().and_then(|endpoint| endpoint.base.parse::<Uri>().ok());
+        target.map(|target| self.http.via(&target)).unwrap_or_default()
     }
 
     /// Where the bucket is.
@@ -273,10 +279,11 @@ impl Channel {
         };
         let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
             Ok(Ok(parts)) => parts,
-            Ok(Err(error)) => return Err((Fault::broken(&error), None)),
+            Ok(Err(error)) => return Err((Fault::broken(&error, &self.via()), None)),
             Err(_) => {
                 let total = self.settings.timeouts.total.as_secs_f32();
-                let mut fault = Fault::new(ErrorKind::Unavailable, format!("no answer within {total} s in all"));
+                let why = format!("no answer within {total} s in all{}", self.via());
+                let mut fault = Fault::new(ErrorKind::Unavailable, why);
                 fault.ambiguous = true;
                 fault.cut_short = true;
                 return Err((fault, None));
@@ -284,8 +291,15 @@ impl Channel {
         };
         let refused_late = head.status.is_success() && stream.is_none() && xml::is_error(&bytes);
         if !head.status.is_success() || refused_late {
+            if head.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+                return Err((Fault::proxy_wants_credentials(&self.via()), None));
+            }
             let refusal = Refusal::read(head.status, &head.headers, &bytes);
             let mut fault = Fault::refused(&refusal, call.condition);
+            if refusal.code.is_none() && refusal.request_id.is_none() && !endpoint.secure {
+                // Without the marks of a store it may well be the proxy's own answer.
+                fault.message.push_str(&self.via());
+            }
             if refused_late && fault.kind == ErrorKind::Invalid {
                 // InternalError and its like, inside a 200.
                 let permanent =
