@@ -58,7 +58,10 @@ impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().expect("ring makes keys");
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
+        // Two of one name with two keys would be taken for one whose certificates are forged.
+        static COUNTER: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::SeqCst);
+        params.distinguished_name.push(DnType::CommonName, format!("authority {number} of the tests"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let certificate = params.self_signed(&key).expect("the parameters are complete");

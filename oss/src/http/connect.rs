@@ -29,21 +29,28 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) struct ConnectError {
     message: String,
     permanent: bool,
+    /// It is the name that is not known.
+    unknown_name: bool,
 }
 
 impl ConnectError {
     pub(super) fn other(message: String) -> Self {
-        Self { message, permanent: false }
+        Self { message, permanent: false, unknown_name: false }
     }
 
     fn permanent(message: String) -> Self {
-        Self { message, permanent: true }
+        Self { message, permanent: true, unknown_name: false }
     }
 
-    /// Whether trying again is pointless: a certificate that is not trusted, a proxy setting we do not understand, a name
+    /// Whether trying again is hardly any use: a certificate that is not trusted, a proxy setting we do not understand, a name
     /// that the name server says does not exist.
     pub(crate) fn is_permanent(&self) -> bool {
         self.permanent
+    }
+
+    /// Whether somebody has to change something first. Not so with names: name servers are sometimes wrong for a while.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.permanent && !self.unknown_name
     }
 }
 
@@ -122,6 +129,7 @@ async fn through_proxy(
     tunnel::open(&mut socket, &format!("{host}:{port}"), auth).await.map_err(|error| ConnectError {
         message: format!("the proxy {name} of the environment {error}"),
         permanent: error.is_permanent(),
+        unknown_name: false,
     })?;
     let stream = handshake(&target, socket).await.map_err(|error| {
         let message = format!("{error} (through the proxy {name})");
@@ -140,13 +148,13 @@ impl Dial {
     async fn connect(mut self, target: Uri) -> Result<Socket, ConnectError> {
         let tcp = self.tcp.call(target.clone()).await.map_err(|error| {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-            let mut permanent = false;
+            let mut unknown_name = false;
             while let Some(inner) = cause {
-                permanent |= inner.downcast_ref::<NoSuchName>().is_some();
+                unknown_name |= inner.downcast_ref::<NoSuchName>().is_some();
                 cause = inner.source();
             }
             let message = format!("cannot connect to {}: {}", place(&target), super::chain(&error));
-            ConnectError { message, permanent }
+            ConnectError { message, permanent: unknown_name, unknown_name }
         })?;
         if target.scheme_str() != Some("https") {
             return Ok(Socket::Plain(tcp));
@@ -173,7 +181,11 @@ where
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let advice = cause.and_then(tls::advice);
         let hint = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
-        ConnectError { message: format!("TLS with {}: {error}{hint}", place(target)), permanent: advice.is_some() }
+        ConnectError {
+            message: format!("TLS with {}: {error}{hint}", place(target)),
+            permanent: advice.is_some(),
+            unknown_name: false,
+        }
     })
 }
 

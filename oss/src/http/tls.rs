@@ -50,7 +50,8 @@ pub(super) fn advice(error: &Error) -> Option<&'static str> {
     const CLOCK: &str = "check this machine's clock; if it is right, the server needs a new certificate";
     Some(match error {
         Error::InvalidCertificate(cause) => match cause {
-            CertificateError::UnknownIssuer => {
+            // A bad signature is what an authority that was made anew under its old name looks like.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "if the server is the right one, add the certificate of its authority to this machine's \
                  (update-ca-certificates), or name its file by SSL_CERT_FILE"
             }

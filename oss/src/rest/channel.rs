@@ -226,6 +226,7 @@ impl Channel {
                 let error = self
                     .error(fault.kind, call.operation, call.key, fault.message)
                     .with_attempts(attempts)
+                    .lasting(fault.lasting)
                     .with_request_id(fault.request_id.as_deref());
                 let error = match fault.status {
                     Some(status) => error.with_status(status.as_u16(), fault.code.as_deref()),

@@ -31,6 +31,8 @@ pub(crate) struct Fault {
     pub ambiguous: bool,
     /// Our own deadline ended it.
     pub cut_short: bool,
+    /// It will stay so until somebody changes something.
+    pub lasting: bool,
 }
 
 impl Fault {
@@ -45,6 +47,7 @@ impl Fault {
             remedy,
             ambiguous: false,
             cut_short: false,
+            lasting: false,
         }
     }
 
@@ -66,6 +69,7 @@ impl Fault {
             request_id: refusal.request_id.clone(),
             ambiguous: refusal.may_have_happened(),
             cut_short: false,
+            lasting: false,
         }
     }
 
@@ -75,14 +79,15 @@ impl Fault {
         let via = if matches!(error, SendError::Connect(_)) { "" } else { via };
         let mut fault = Self::new(ErrorKind::Unavailable, format!("{error}{via}"));
         fault.ambiguous = error.may_have_arrived();
-        let lasting = match error {
-            SendError::Connect(cause) => cause.is_permanent(),
-            SendError::NotHttp(_) => true,
-            SendError::Timeout(_) | SendError::Broken(_) => false,
+        let (few, lasting) = match error {
+            SendError::Connect(cause) => (cause.is_permanent(), cause.is_lasting()),
+            SendError::NotHttp(_) => (true, true),
+            SendError::Timeout(_) | SendError::Broken(_) => (false, false),
         };
-        if lasting {
+        if few {
             fault.remedy = Remedy::WaitFew;
         }
+        fault.lasting = lasting;
         fault
     }
 
@@ -94,6 +99,7 @@ impl Fault {
         let mut fault = Self::new(ErrorKind::Unavailable, why);
         fault.status = Some(StatusCode::PROXY_AUTHENTICATION_REQUIRED);
         fault.remedy = Remedy::None;
+        fault.lasting = true;
         fault
     }
 }

@@ -1,5 +1,5 @@
 //! The REST client by hand, or by a test that wants it in a process of its own: settings, proxies and CA certificates are what
-//! the environment says.
+//! the environment says. `STORE_CLIENT_TOTAL_MS` is how long one operation may take with all its retries, in milliseconds.
 //!
 //! ```text
 //! store-client read oss://bucket/key
@@ -7,6 +7,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -58,7 +59,13 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let stores = Stores::new(Settings::from_env()?);
+    let mut settings = Settings::from_env()?;
+    if let Ok(total) = std::env::var("STORE_CLIENT_TOTAL_MS") {
+        let total = Duration::from_millis(total.parse().context("STORE_CLIENT_TOTAL_MS")?);
+        settings.oss.timeouts.total = total;
+        settings.s3.timeouts.total = total;
+    }
+    let stores = Stores::new(settings);
     match arguments {
         Arguments::Read { location } => {
             let location: Location = location.parse()?;
