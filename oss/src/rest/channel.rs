@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Replay, Reply};
 use super::clock::Clock;
+use super::digest;
 use super::endpoint::{Endpoint, Unresolved, resolve};
 use super::fault::{Failure, Fault};
 use super::meter::Meter;
@@ -24,7 +25,7 @@ use crate::credentials::{Credentials, Identity, Metadata};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{HttpClient, collect};
 use crate::location::{Key, Location, Scheme};
-use crate::settings::{StoreSettings, Timeouts};
+use crate::settings::{CredentialSource, StoreSettings, Timeouts};
 use crate::sign::{self, EmptyValue, KeyCache, Scope, UNSIGNED_PAYLOAD, Unsigned};
 
 /// SHA-256 of nothing.
@@ -176,6 +177,8 @@ impl Channel {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(Failure { error, ambiguous: false }),
         };
+        // Once for all attempts.
+        let hash = self.payload_hash(call, endpoint).await;
         let started = Instant::now();
         let (mut attempts, mut hopeless) = (0, 0);
         let mut ambiguous = false;
@@ -184,7 +187,7 @@ impl Channel {
         let mut before: Option<Fault> = None;
         loop {
             attempts += 1;
-            let (mut fault, context) = match self.attempt(call, endpoint, deadline, check).await {
+            let (mut fault, context) = match self.attempt(call, &hash, endpoint, deadline, check).await {
                 Ok(mut reply) => {
                     reply.ambiguous = ambiguous;
                     if said {
@@ -249,6 +252,7 @@ impl Channel {
     async fn attempt(
         &self,
         call: &Call<'_>,
+        hash: &str,
         endpoint: &Endpoint,
         deadline: Deadline,
         check: Check<'_>,
@@ -259,7 +263,7 @@ impl Channel {
             Err(error) => return Err((Fault::new(ErrorKind::BadCredentials, error.to_string()), None)),
         };
         let request = self
-            .request(call, endpoint, identity.as_deref(), signed_at)
+            .request(call, hash, endpoint, identity.as_deref(), signed_at)
             .map_err(|(kind, why)| (Fault::new(kind, why), None))?;
 
         let read = self.settings.timeouts.read;
@@ -323,10 +327,29 @@ impl Channel {
         }
     }
 
-    /// Puts a request together and signs it.
+    /// What the signature says of the body.
+    async fn payload_hash(&self, call: &Call<'_>, endpoint: &Endpoint) -> Cow<'static, str> {
+        if !self.signs_bodies(endpoint) {
+            Cow::Borrowed(UNSIGNED_PAYLOAD)
+        } else if call.body.is_empty() {
+            Cow::Borrowed(EMPTY_SHA256)
+        } else {
+            Cow::Owned(digest::sha256_hex(&call.body).await)
+        }
+    }
+
+    /// Whether each request's signature covers its body, by SHA-256, which the store has to check. Under TLS it does not:
+    /// encryption protects the body better than a hash that costs as much as the transfer. OSS has no such signature.
+    pub(crate) fn signs_bodies(&self, endpoint: &Endpoint) -> bool {
+        let signed = self.settings.credentials != CredentialSource::Anonymous;
+        self.dialect == Dialect::S3 && !endpoint.secure && signed
+    }
+
+    /// Puts a request together and signs it. `hash` is of the body, for S3.
     fn request(
         &self,
         call: &Call<'_>,
+        hash: &str,
         endpoint: &Endpoint,
         identity: Option<&Identity>,
         now: SystemTime,
@@ -352,15 +375,7 @@ impl Channel {
             };
             let signed = match self.dialect {
                 Dialect::Oss => sign::sign_oss(unsigned, identity.signatory(), &scope),
-                Dialect::S3 => {
-                    let hash = match (endpoint.secure, call.body.is_empty()) {
-                        // Encryption protects the body better than a hash that costs as much as the transfer.
-                        (true, _) => Cow::Borrowed(UNSIGNED_PAYLOAD),
-                        (false, true) => Cow::Borrowed(EMPTY_SHA256),
-                        (false, false) => Cow::Owned(sign::sha256_hex(&call.body)),
-                    };
-                    sign::sign_s3(unsigned, &hash, identity.signatory(), &scope)
-                }
+                Dialect::S3 => sign::sign_s3(unsigned, hash, identity.signatory(), &scope),
             };
             signed.map_err(|error| (ErrorKind::BadCredentials, error.to_string()))?;
         }
