@@ -69,6 +69,7 @@ struct Inner {
     code: Option<String>,
     request_id: Option<String>,
     attempts: u32,
+    lasting: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -89,6 +90,7 @@ impl Error {
             code: None,
             request_id: None,
             attempts: 1,
+            lasting: false,
             source: None,
         }))
     }
@@ -122,6 +124,13 @@ impl Error {
         self
     }
 
+    /// Says that it will stay so until somebody changes something.
+    #[must_use]
+    pub(crate) fn lasting(mut self, lasting: bool) -> Self {
+        self.0.lasting = lasting;
+        self
+    }
+
     /// Adds the error underneath.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -152,6 +161,12 @@ impl Error {
     /// Whether the object or bucket is simply not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.0.kind, ErrorKind::NotFound | ErrorKind::NoSuchBucket)
+    }
+
+    /// Whether a store that is [`ErrorKind::Unavailable`] will stay so until somebody changes something: its certificate is not
+    /// trusted, it does not speak the protocol, a proxy refuses. Waiting for it is as good as giving up.
+    pub fn is_lasting(&self) -> bool {
+        self.0.lasting
     }
 
     /// What a person can do about it, where that can be said in general.

@@ -9,19 +9,20 @@
 
 mod connect;
 mod tls;
+mod tunnel;
 mod upload;
 
 use std::error::Error as _;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, PROXY_AUTHORIZATION, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, Uri};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
 
@@ -61,6 +62,9 @@ pub(crate) enum SendError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// What came is not HTTP.
+    #[error("the answer is not HTTP ({0}); if the server speaks TLS at this port, write the endpoint with https://")]
+    NotHttp(String),
 }
 
 impl SendError {
@@ -81,6 +85,7 @@ impl HttpClient {
     /// A client that uses the proxies of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either
     /// case). `connect` is the time a connection may take, TLS and proxy included.
     pub(crate) fn new(connect: Duration) -> Self {
+        complain_of_proxies(|name| std::env::var(name).ok());
         Self::build(connect, Some(Arc::new(Matcher::from_env())))
     }
 
@@ -97,6 +102,11 @@ impl HttpClient {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .build(connector);
         Self { client, proxies }
+    }
+
+    /// For messages: `" (through the proxy HOST:PORT)"` when requests for `target` go through one, else nothing.
+    pub(crate) fn via(&self, target: &Uri) -> String {
+        self.proxies.as_ref().and_then(|proxies| proxies.intercept(target)).as_ref().map(via).unwrap_or_default()
     }
 
     /// Sends a request with an absolute URI and waits for the head of the answer.
@@ -152,12 +162,43 @@ impl HttpClient {
     }
 }
 
+/// For messages. The name is without user and password, which the matcher keeps apart.
+fn via(proxy: &Intercept) -> String {
+    proxy.uri().authority().map(|name| format!(" (through the proxy {name})")).unwrap_or_default()
+}
+
+/// The variables that name proxies.
+const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// Says once which proxy settings mean nothing: they are ignored, as every program does, and their owner wonders.
+fn complain_of_proxies(lookup: impl Fn(&str) -> Option<String>) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for name in unusable_proxies(lookup) {
+            // Not the value: there can be a password in it.
+            tracing::warn!(
+                "{name} is not the URL of a proxy and is ignored: write one like http://proxy.example.com:3128"
+            );
+        }
+    });
+}
+
+fn unusable_proxies(lookup: impl Fn(&str) -> Option<String>) -> Vec<&'static str> {
+    let anywhere = Uri::from_static("http://host.invalid/");
+    let usable = |value: &str| Matcher::builder().all(value.to_owned()).build().intercept(&anywhere).is_some();
+    let set = |name: &&str| lookup(name).is_some_and(|value| !value.is_empty() && !usable(&value));
+    PROXY_VARIABLES.into_iter().filter(set).collect()
+}
+
 /// Tells failures to connect, after which the server has seen nothing, from all others.
 fn describe(error: &hyper_util::client::legacy::Error) -> SendError {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(connect) = inner.downcast_ref::<ConnectError>() {
             return SendError::Connect(connect.clone());
+        }
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return SendError::NotHttp(chain(error));
         }
         cause = inner.source();
     }
@@ -281,6 +322,18 @@ mod tests {
         let error = client.send(get(), Duration::from_secs(5)).await.unwrap_err();
         assert!(matches!(&error, SendError::Connect(c) if !c.is_permanent()) && !error.may_have_arrived(), "{error}");
         assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[test]
+    fn proxies_that_cannot_be_used_are_named() {
+        let values = |name: &str| match name {
+            "HTTPS_PROXY" => Some("http://user:pa ss@proxy.example.com:3128".to_owned()),
+            "HTTP_PROXY" => Some("proxy.example.com:3128".to_owned()),
+            "ALL_PROXY" => Some("ftp://proxy.example.com".to_owned()),
+            "http_proxy" => Some(String::new()),
+            _ => None,
+        };
+        assert_eq!(unusable_proxies(values), ["HTTPS_PROXY", "ALL_PROXY"]);
     }
 
     #[tokio::test]

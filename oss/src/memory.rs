@@ -362,7 +362,7 @@ impl MemoryStore {
             Some(upload) => upload.parts.insert(number, (etag.clone(), body)),
             None => return Err(self.error(ErrorKind::NotFound, operation, key, "there is no such upload")),
         };
-        Ok(PartReceipt { number, etag, size: sent.len() as u64, crc64: crc64(sent) })
+        Ok(PartReceipt { number, etag, size: sent.len() as u64, crc64: crc64(sent), crc64_nvme: None })
     }
 
     /// The parts in the order of `receipts`, put together.

@@ -4,7 +4,8 @@
 //! bottom: `endpoint` says where a bucket is, `channel` sends signed requests and tries again, `refusal` says what a failure
 //! means, `reader` makes one stream of a download, `listing` and `writing` are the operations.
 //!
-//! Every upload is verified on arrival, and every download of a whole object: by CRC-64 on OSS, by CRC-64/NVME or MD5 on S3.
+//! Every upload is verified on arrival, and every download of a whole object: by CRC-64 on OSS, by CRC-64/NVME or MD5 on S3
+//! (uploads over plain HTTP by the SHA-256 that is signed).
 
 mod call;
 mod channel;

@@ -141,6 +141,9 @@ pub struct PartReceipt {
     pub size: u64,
     /// CRC-64/XZ of what we sent, to be combined and compared with the whole's on OSS.
     pub crc64: u64,
+    /// The part's CRC-64/NVME, which Amazon's S3 wants combined on completion. None from stores that do not have it.
+    #[serde(default)]
+    pub crc64_nvme: Option<u64>,
 }
 
 /// One page of a listing.

@@ -135,8 +135,7 @@ impl Imds {
             failing: None,
         }));
         let served = Arc::clone(&state);
-        let server = Server::start(move |request| lock(&served).answer(request))
-            .unwrap_or_else(|error| panic!("the metadata double cannot be started: {error}"));
+        let server = Server::start(move |request| lock(&served).answer(request));
         Self { state, server }
     }
 

@@ -1,11 +1,15 @@
 //! Doubles and test support: what stands in for the cloud while the tests run.
 
 pub mod agent;
+pub mod client;
 pub mod disk;
 pub mod double;
 pub mod http_server;
 pub mod imds;
+mod listener;
 pub mod moto;
 pub mod mounts;
 pub mod programs;
+pub mod proxy;
 pub mod python;
+pub mod tls;

@@ -171,7 +171,9 @@ impl Patience {
             self.give_up = Some(Instant::now() + FINAL_DEADLINE);
         }
         let may_pass = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled { .. });
-        if !may_pass || self.give_up.is_some_and(|end| Instant::now() >= end) {
+        // While the task runs there is nothing to lose by hoping that somebody mends it.
+        let hopeless = error.is_lasting() && self.give_up.is_some();
+        if !may_pass || hopeless || self.give_up.is_some_and(|end| Instant::now() >= end) {
             return Err(error);
         }
         tracing::warn!(%error, log = %self.target.escaped(), "log not sent yet; trying again");

@@ -250,7 +250,7 @@ impl Store for CloudStore {
         let (size, crc64) = (body.len() as u64, crc64(&body));
         let part = self.uploads.put_part(&target.path()?, &upload.0, index, PutPayload::from(body)).await;
         let part = part.map_err(|error| target.fault(error))?;
-        Ok(PartReceipt { number, etag: part.content_id, size, crc64 })
+        Ok(PartReceipt { number, etag: part.content_id, size, crc64, crc64_nvme: None })
     }
 
     async fn copy_part(&self, key: &Key, _: &UploadId, _: u32, _: &Key, _: Range<u64>, _: u64) -> Result<PartReceipt> {

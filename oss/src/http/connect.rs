@@ -10,7 +10,6 @@ use std::time::Duration;
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
@@ -19,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::tls;
+use super::{tls, tunnel};
 
 /// How often an idle connection is probed, so that one whose peer vanished does not look alive for hours.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -30,21 +29,28 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) struct ConnectError {
     message: String,
     permanent: bool,
+    /// It is the name that is not known.
+    unknown_name: bool,
 }
 
 impl ConnectError {
     pub(super) fn other(message: String) -> Self {
-        Self { message, permanent: false }
+        Self { message, permanent: false, unknown_name: false }
     }
 
     fn permanent(message: String) -> Self {
-        Self { message, permanent: true }
+        Self { message, permanent: true, unknown_name: false }
     }
 
-    /// Whether trying again is pointless: a certificate that is not trusted, a proxy setting we do not understand, a name
+    /// Whether trying again is hardly any use: a certificate that is not trusted, a proxy setting we do not understand, a name
     /// that the name server says does not exist.
     pub(crate) fn is_permanent(&self) -> bool {
         self.permanent
+    }
+
+    /// Whether somebody has to change something first. Not so with names: name servers are sometimes wrong for a while.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.permanent && !self.unknown_name
     }
 }
 
@@ -80,26 +86,29 @@ impl Service<Uri> for Connector {
     fn call(&mut self, target: Uri) -> Connecting {
         let Self { dial, proxies, limit } = self.clone();
         Box::pin(async move {
-            let host = target.host().unwrap_or_default().to_owned();
+            let place = place(&target);
+            let proxy = proxies.and_then(|proxies| proxies.intercept(&target));
+            let via = proxy.as_ref().map(super::via).unwrap_or_default();
             let connecting = async {
-                match proxies.and_then(|proxies| proxies.intercept(&target)) {
+                match &proxy {
                     None => dial.connect(target).await,
                     Some(proxy) => through_proxy(dial, proxy.uri(), proxy.basic_auth(), target).await,
                 }
             };
             tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-                Err(ConnectError::other(format!("no connection to {host} within {} s", limit.as_secs_f32())))
+                Err(ConnectError::other(format!("no connection to {place} within {} s{via}", limit.as_secs_f32())))
             })
         })
     }
 }
 
 async fn through_proxy(
-    mut dial: Dial,
+    dial: Dial,
     proxy: &Uri,
     auth: Option<&http::HeaderValue>,
     target: Uri,
 ) -> Result<Socket, ConnectError> {
+    // Without user name and password, which are kept apart from the URI.
     let name = proxy.authority().map_or("", |authority| authority.as_str());
     if !matches!(proxy.scheme_str(), Some("http" | "https")) {
         let scheme = proxy.scheme_str().unwrap_or_default();
@@ -107,25 +116,26 @@ async fn through_proxy(
             "the proxy {name} of the environment is a {scheme} proxy; only http:// and https:// proxies can be used"
         )));
     }
-    let failed = |error: &dyn std::error::Error| {
-        ConnectError::other(format!("through the proxy {name}: {error}{}", source_of(error)))
-    };
-    if target.scheme_str() == Some("https") {
-        let mut tunnel = Tunnel::new(proxy.clone(), dial);
-        if let Some(auth) = auth {
-            tunnel = tunnel.with_auth(auth.clone());
-        }
-        let host = target.host().unwrap_or_default().to_owned();
-        let socket = tunnel.call(target).await.map_err(|error| failed(&error))?;
-        let stream = handshake(&host, TokioIo::new(socket)).await?;
-        return Ok(Socket::Tunneled(Box::new(TokioIo::new(stream))));
+    let socket = dial.connect(proxy.clone()).await.map_err(|error| {
+        let message = format!("no connection to the proxy {name} of the environment: {error}");
+        ConnectError { message, ..error }
+    })?;
+    if target.scheme_str() != Some("https") {
+        return Ok(Socket::Proxied(Box::new(socket)));
     }
-    let socket = dial.call(proxy.clone()).await.map_err(|error| failed(&error))?;
-    Ok(Socket::Proxied(Box::new(socket)))
-}
-
-fn source_of(error: &dyn std::error::Error) -> String {
-    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+    let mut socket = TokioIo::new(socket);
+    let host = target.host().unwrap_or_default();
+    let port = target.port_u16().unwrap_or(443);
+    tunnel::open(&mut socket, &format!("{host}:{port}"), auth).await.map_err(|error| ConnectError {
+        message: format!("the proxy {name} of the environment {error}"),
+        permanent: error.is_permanent(),
+        unknown_name: false,
+    })?;
+    let stream = handshake(&target, socket).await.map_err(|error| {
+        let message = format!("{error} (through the proxy {name})");
+        ConnectError { message, ..error }
+    })?;
+    Ok(Socket::Tunneled(Box::new(TokioIo::new(stream))))
 }
 
 /// Connects directly, with TLS when the URI says so.
@@ -136,55 +146,47 @@ struct Dial {
 
 impl Dial {
     async fn connect(mut self, target: Uri) -> Result<Socket, ConnectError> {
-        let host = target.host().unwrap_or_default().to_owned();
-        let secure = target.scheme_str() == Some("https");
-        let tcp = self.tcp.call(target).await.map_err(|error| {
+        let tcp = self.tcp.call(target.clone()).await.map_err(|error| {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-            let mut permanent = false;
+            let mut unknown_name = false;
             while let Some(inner) = cause {
-                permanent |= inner.downcast_ref::<NoSuchName>().is_some();
+                unknown_name |= inner.downcast_ref::<NoSuchName>().is_some();
                 cause = inner.source();
             }
-            ConnectError { message: format!("cannot connect to {host}: {}", super::chain(&error)), permanent }
+            let message = format!("cannot connect to {}: {}", place(&target), super::chain(&error));
+            ConnectError { message, permanent: unknown_name, unknown_name }
         })?;
-        if !secure {
+        if target.scheme_str() != Some("https") {
             return Ok(Socket::Plain(tcp));
         }
-        Ok(Socket::Secure(Box::new(TokioIo::new(handshake(&host, tcp.into_inner()).await?))))
+        Ok(Socket::Secure(Box::new(TokioIo::new(handshake(&target, tcp.into_inner()).await?))))
     }
 }
 
-async fn handshake<S>(host: &str, stream: S) -> Result<TlsStream<S>, ConnectError>
+/// Where a URI points, for messages: host, and port where it is named.
+fn place(target: &Uri) -> String {
+    let host = target.host().unwrap_or_default();
+    target.port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+async fn handshake<S>(target: &Uri, stream: S) -> Result<TlsStream<S>, ConnectError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
+    let host = target.host().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(bare.to_owned())
         .map_err(|_| ConnectError::permanent(format!("{host:?} is not a name that a certificate can be for")))?;
     tls::connector().connect(name, stream).await.map_err(|error| {
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let permanent = matches!(cause, Some(rustls::Error::InvalidCertificate(_)));
-        let hint = if permanent {
-            "; check the clock and the CA certificates of this machine, and the endpoint's name"
-        } else {
-            ""
-        };
-        ConnectError { message: format!("TLS with {host}: {error}{hint}"), permanent }
+        let advice = cause.and_then(tls::advice);
+        let hint = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+        ConnectError {
+            message: format!("TLS with {}: {error}{hint}", place(target)),
+            permanent: advice.is_some(),
+            unknown_name: false,
+        }
     })
-}
-
-impl Service<Uri> for Dial {
-    type Response = Socket;
-    type Error = ConnectError;
-    type Future = Connecting;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, target: Uri) -> Connecting {
-        Box::pin(self.clone().connect(target))
-    }
 }
 
 /// Resolves names with the system's resolver, but `localhost` and all below it to loopback, as RFC 6761 says: so

@@ -8,12 +8,13 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{Request, StatusCode, Uri};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Replay, Reply};
 use super::clock::Clock;
+use super::digest;
 use super::endpoint::{Endpoint, Unresolved, resolve};
 use super::fault::{Failure, Fault};
 use super::meter::Meter;
@@ -24,7 +25,7 @@ use crate::credentials::{Credentials, Identity, Metadata};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{HttpClient, collect};
 use crate::location::{Key, Location, Scheme};
-use crate::settings::{StoreSettings, Timeouts};
+use crate::settings::{CredentialSource, StoreSettings, Timeouts};
 use crate::sign::{self, EmptyValue, KeyCache, Scope, UNSIGNED_PAYLOAD, Unsigned};
 
 /// SHA-256 of nothing.
@@ -134,6 +135,12 @@ impl Channel {
         Error::new(kind, operation, target, why)
     }
 
+    /// For messages: the proxy that requests go through, if they do.
+    pub(crate) fn via(&self) -> String {
+        let target = self.endpoint.get().and_then(|endpoint| endpoint.base.parse::<Uri>().ok());
+        target.map(|target| self.http.via(&target)).unwrap_or_default()
+    }
+
     /// Where the bucket is.
     pub(crate) async fn endpoint(&self) -> Result<&Endpoint> {
         self.endpoint
@@ -170,6 +177,8 @@ impl Channel {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(Failure { error, ambiguous: false }),
         };
+        // Once for all attempts.
+        let hash = self.payload_hash(call, endpoint).await;
         let started = Instant::now();
         let (mut attempts, mut hopeless) = (0, 0);
         let mut ambiguous = false;
@@ -178,7 +187,7 @@ impl Channel {
         let mut before: Option<Fault> = None;
         loop {
             attempts += 1;
-            let (mut fault, context) = match self.attempt(call, endpoint, deadline, check).await {
+            let (mut fault, context) = match self.attempt(call, &hash, endpoint, deadline, check).await {
                 Ok(mut reply) => {
                     reply.ambiguous = ambiguous;
                     if said {
@@ -220,6 +229,7 @@ impl Channel {
                 let error = self
                     .error(fault.kind, call.operation, call.key, fault.message)
                     .with_attempts(attempts)
+                    .lasting(fault.lasting)
                     .with_request_id(fault.request_id.as_deref());
                 let error = match fault.status {
                     Some(status) => error.with_status(status.as_u16(), fault.code.as_deref()),
@@ -242,6 +252,7 @@ impl Channel {
     async fn attempt(
         &self,
         call: &Call<'_>,
+        hash: &str,
         endpoint: &Endpoint,
         deadline: Deadline,
         check: Check<'_>,
@@ -252,7 +263,7 @@ impl Channel {
             Err(error) => return Err((Fault::new(ErrorKind::BadCredentials, error.to_string()), None)),
         };
         let request = self
-            .request(call, endpoint, identity.as_deref(), signed_at)
+            .request(call, hash, endpoint, identity.as_deref(), signed_at)
             .map_err(|(kind, why)| (Fault::new(kind, why), None))?;
 
         let read = self.settings.timeouts.read;
@@ -273,10 +284,11 @@ impl Channel {
         };
         let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
             Ok(Ok(parts)) => parts,
-            Ok(Err(error)) => return Err((Fault::broken(&error), None)),
+            Ok(Err(error)) => return Err((Fault::broken(&error, &self.via()), None)),
             Err(_) => {
                 let total = self.settings.timeouts.total.as_secs_f32();
-                let mut fault = Fault::new(ErrorKind::Unavailable, format!("no answer within {total} s in all"));
+                let why = format!("no answer within {total} s in all{}", self.via());
+                let mut fault = Fault::new(ErrorKind::Unavailable, why);
                 fault.ambiguous = true;
                 fault.cut_short = true;
                 return Err((fault, None));
@@ -284,8 +296,15 @@ impl Channel {
         };
         let refused_late = head.status.is_success() && stream.is_none() && xml::is_error(&bytes);
         if !head.status.is_success() || refused_late {
+            if head.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+                return Err((Fault::proxy_wants_credentials(&self.via()), None));
+            }
             let refusal = Refusal::read(head.status, &head.headers, &bytes);
             let mut fault = Fault::refused(&refusal, call.condition);
+            if refusal.code.is_none() && refusal.request_id.is_none() && !endpoint.secure {
+                // Without the marks of a store it may well be the proxy's own answer.
+                fault.message.push_str(&self.via());
+            }
             if refused_late && fault.kind == ErrorKind::Invalid {
                 // InternalError and its like, inside a 200.
                 let permanent =
@@ -308,10 +327,29 @@ impl Channel {
         }
     }
 
-    /// Puts a request together and signs it.
+    /// What the signature says of the body.
+    async fn payload_hash(&self, call: &Call<'_>, endpoint: &Endpoint) -> Cow<'static, str> {
+        if !self.signs_bodies(endpoint) {
+            Cow::Borrowed(UNSIGNED_PAYLOAD)
+        } else if call.body.is_empty() {
+            Cow::Borrowed(EMPTY_SHA256)
+        } else {
+            Cow::Owned(digest::sha256_hex(&call.body).await)
+        }
+    }
+
+    /// Whether each request's signature covers its body, by SHA-256, which the store has to check. Under TLS it does not:
+    /// encryption protects the body better than a hash that costs as much as the transfer. OSS has no such signature.
+    pub(crate) fn signs_bodies(&self, endpoint: &Endpoint) -> bool {
+        let signed = self.settings.credentials != CredentialSource::Anonymous;
+        self.dialect == Dialect::S3 && !endpoint.secure && signed
+    }
+
+    /// Puts a request together and signs it. `hash` is of the body, for S3.
     fn request(
         &self,
         call: &Call<'_>,
+        hash: &str,
         endpoint: &Endpoint,
         identity: Option<&Identity>,
         now: SystemTime,
@@ -337,15 +375,7 @@ impl Channel {
             };
             let signed = match self.dialect {
                 Dialect::Oss => sign::sign_oss(unsigned, identity.signatory(), &scope),
-                Dialect::S3 => {
-                    let hash = match (endpoint.secure, call.body.is_empty()) {
-                        // Encryption protects the body better than a hash that costs as much as the transfer.
-                        (true, _) => Cow::Borrowed(UNSIGNED_PAYLOAD),
-                        (false, true) => Cow::Borrowed(EMPTY_SHA256),
-                        (false, false) => Cow::Owned(sign::sha256_hex(&call.body)),
-                    };
-                    sign::sign_s3(unsigned, &hash, identity.signatory(), &scope)
-                }
+                Dialect::S3 => sign::sign_s3(unsigned, hash, identity.signatory(), &scope),
             };
             signed.map_err(|error| (ErrorKind::BadCredentials, error.to_string()))?;
         }

@@ -8,9 +8,11 @@ use md5::{Digest as _, Md5};
 
 use super::call::Dialect;
 use crate::crc::{Crc64, Crc64Nvme};
+use crate::sign::sha256_hex as sha256;
 use crate::store::Checksum;
 
-/// From this size on a body is hashed on a thread of its own, so that other requests go on: MD5 takes 1.5 ms per MiB.
+/// From this size on a body is hashed on a thread of its own, so that other requests go on: MD5 takes 1.5 ms per MiB, SHA-256
+/// between 0.6 ms and 2.5, depending on the processor. The CRCs take 0.05 ms and are computed where the body is.
 const OFFLOAD: usize = 512 << 10;
 
 /// A checksum in the making, and what it has to be.
@@ -64,13 +66,33 @@ pub(crate) fn equal(name: &str, ours: u64, theirs: u64) -> Result<(), String> {
 
 /// The MD5 of a body.
 pub(crate) async fn md5(body: &Bytes) -> [u8; 16] {
+    aside(body, |body| Md5::digest(body).into()).await
+}
+
+/// The SHA-256 of a body, in hexadecimal.
+pub(crate) async fn sha256_hex(body: &Bytes) -> String {
+    aside(body, sha256).await
+}
+
+/// Whether a body has this checksum.
+pub(crate) async fn is(body: &Bytes, expected: Checksum) -> bool {
+    aside(body, move |body| {
+        let mut ours = Digest::new(expected);
+        ours.update(body);
+        ours.finish().is_ok()
+    })
+    .await
+}
+
+/// Computes something of a body, on a thread of its own when that takes long.
+async fn aside<T: Default + Send + 'static>(body: &Bytes, compute: impl FnOnce(&[u8]) -> T + Send + 'static) -> T {
     if body.len() < OFFLOAD {
-        return Md5::digest(body).into();
+        return compute(body);
     }
     let body = body.clone();
-    let hashing = tokio::task::spawn_blocking(move || <[u8; 16]>::from(Md5::digest(&body)));
+    let computing = tokio::task::spawn_blocking(move || compute(&body));
     // It fails only when the runtime is shutting down, and with it whoever asked: the request will not be sent.
-    hashing.await.unwrap_or_default()
+    computing.await.unwrap_or_default()
 }
 
 pub(crate) fn base64(bytes: &[u8]) -> String {
@@ -90,9 +112,18 @@ pub(crate) fn of_answer(dialect: Dialect, headers: &HeaderMap) -> Option<Checksu
 
 /// The CRC-64/NVME in an answer of S3.
 pub(crate) fn crc64_nvme(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get("x-amz-checksum-crc64nvme")?.to_str().ok()?;
+    decode_crc64_nvme(headers.get("x-amz-checksum-crc64nvme")?.to_str().ok()?)
+}
+
+/// A CRC-64/NVME as S3 writes it.
+pub(crate) fn decode_crc64_nvme(text: &str) -> Option<u64> {
     let bytes: [u8; 8] = BASE64_STANDARD.decode(text.trim()).ok()?.try_into().ok()?;
     Some(u64::from_be_bytes(bytes))
+}
+
+/// The same for S3 to read.
+pub(crate) fn encode_crc64_nvme(value: u64) -> String {
+    base64(&value.to_be_bytes())
 }
 
 /// The MD5 that an entity tag of S3 is, when it is one: not for objects made of parts, and not for those encrypted with keys
@@ -178,5 +209,8 @@ mod tests {
     async fn large_bodies_are_hashed_the_same() {
         let body = Bytes::from(vec![7; OFFLOAD + 1]);
         assert_eq!(md5(&body).await, <[u8; 16]>::from(Md5::digest(&body)));
+        assert_eq!(sha256_hex(&body).await, sha256(&body));
+        assert!(is(&body, Checksum::Md5(md5(&body).await)).await);
+        assert!(!is(&body, Checksum::Crc64(1)).await);
     }
 }

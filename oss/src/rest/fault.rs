@@ -31,6 +31,8 @@ pub(crate) struct Fault {
     pub ambiguous: bool,
     /// Our own deadline ended it.
     pub cut_short: bool,
+    /// It will stay so until somebody changes something.
+    pub lasting: bool,
 }
 
 impl Fault {
@@ -45,6 +47,7 @@ impl Fault {
             remedy,
             ambiguous: false,
             cut_short: false,
+            lasting: false,
         }
     }
 
@@ -66,15 +69,37 @@ impl Fault {
             request_id: refusal.request_id.clone(),
             ambiguous: refusal.may_have_happened(),
             cut_short: false,
+            lasting: false,
         }
     }
-    /// No answer came.
-    pub(crate) fn broken(error: &SendError) -> Self {
-        let mut fault = Self::new(ErrorKind::Unavailable, error.to_string());
+
+    /// No answer came. `via` names the proxy that was asked, if one was.
+    pub(crate) fn broken(error: &SendError, via: &str) -> Self {
+        // A failure to connect names the proxy by itself.
+        let via = if matches!(error, SendError::Connect(_)) { "" } else { via };
+        let mut fault = Self::new(ErrorKind::Unavailable, format!("{error}{via}"));
         fault.ambiguous = error.may_have_arrived();
-        if matches!(error, SendError::Connect(cause) if cause.is_permanent()) {
+        let (few, lasting) = match error {
+            SendError::Connect(cause) => (cause.is_permanent(), cause.is_lasting()),
+            SendError::NotHttp(_) => (true, true),
+            SendError::Timeout(_) | SendError::Broken(_) => (false, false),
+        };
+        if few {
             fault.remedy = Remedy::WaitFew;
         }
+        fault.lasting = lasting;
+        fault
+    }
+
+    /// The proxy itself refused to carry the request.
+    pub(crate) fn proxy_wants_credentials(via: &str) -> Self {
+        let why = format!(
+            "the proxy wants a user name and password, or others{via}: write them into its URL, HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+        );
+        let mut fault = Self::new(ErrorKind::Unavailable, why);
+        fault.status = Some(StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+        fault.remedy = Remedy::None;
+        fault.lasting = true;
         fault
     }
 }

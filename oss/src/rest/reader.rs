@@ -245,12 +245,13 @@ impl Reader {
         let at = self.rest.start;
         let wait = pause(Remedy::Wait, self.failures, fastrand::f64());
         let Some(wait) = wait.filter(|wait| self.etag.is_some() && self.deadline.allows(*wait)) else {
+            let via = self.channel.via();
             let why = if self.etag.is_none() {
                 format!(
-                    "broke off at byte {at} ({cause}), and without an entity tag it cannot be taken up again safely"
+                    "broke off at byte {at} ({cause}{via}), and without an entity tag it cannot be taken up again safely"
                 )
             } else {
-                format!("broke off at byte {at}: {cause}")
+                format!("broke off at byte {at}: {cause}{via}")
             };
             let error = self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), why);
             return Err(error.with_attempts(self.failures));

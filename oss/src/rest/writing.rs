@@ -1,7 +1,18 @@
 //! Writes: whole objects, parts, copies, appends.
 //!
-//! What is sent is verified by the store where it can (`Content-MD5`, CRC-64/NVME), and its answer by us. After a reply was
-//! lost, a conditional write that is sent again is refused because of its own success; the object is then compared with what
+//! Every upload is verified once, by the cheapest means that store and connection have:
+//!
+//! | | verified by |
+//! | --- | --- |
+//! | OSS | the CRC-64 in its answer, by us; where a damaged write could not be sent again, by `Content-MD5` as well, by the store |
+//! | Amazon's S3 | `x-amz-checksum-crc64nvme`, by the store, per part and for the whole |
+//! | other S3, over TLS or unsigned | `Content-MD5`, by the store; its entity tag, by us |
+//! | other S3, over plain HTTP | the SHA-256 that the signature covers, by the store |
+//!
+//! The last would not be made safer by a `Content-MD5` beside it, which is a weaker hash of the same bytes and takes twice as
+//! long; to compare the entity tag would cost the same. The entity tag of a completed upload costs nothing and is compared.
+//!
+//! After a reply was lost, a conditional write that is sent again is refused because of its own success; the object is then compared with what
 //! was sent. That cannot be told from somebody else having written the very same bytes, which amounts to the same.
 
 use std::ops::Range;
@@ -10,12 +21,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::call::{Call, Dialect, Replay, Reply};
-use super::digest::Digest;
 use super::fault::{Failure, Fault};
 use super::refusal::Condition;
 use super::xml::{self, Complete, Initiated, Part, Written};
 use super::{RestStore, digest};
-use crate::crc::{crc64, crc64_combine, crc64_nvme};
+use crate::crc::{crc64, crc64_combine, crc64_nvme, crc64_nvme_combine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::Key;
 use crate::sign::encode_path;
@@ -23,6 +33,11 @@ use crate::store::{AppendResponse, Checksum, ETag, ObjectMeta, PartReceipt, PutM
 
 /// The type of what we write; nobody has told us another.
 const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// The headers by which Amazon's S3 is told checksums.
+const CRC64_NVME: &str = "x-amz-checksum-crc64nvme";
+const CHECKSUM_ALGORITHM: &str = "x-amz-checksum-algorithm";
+const CHECKSUM_TYPE: &str = "x-amz-checksum-type";
 
 /// From this size on, in bytes, a refused copy is made in parts: OSS copies up to 1 GiB in one request, S3 up to 5.
 const COPY_AT_ONCE: u64 = 1 << 30;
@@ -65,13 +80,11 @@ impl Sent {
     }
 
     /// Whether an object that is there is surely the one that was sent, by whichever checksum the store has of it.
-    fn is(&self, meta: &ObjectMeta) -> bool {
-        let Some(checksum) = meta.checksum.filter(|_| meta.size == self.size()) else {
-            return false;
-        };
-        let mut ours = Digest::new(checksum);
-        ours.update(&self.body);
-        ours.finish().is_ok()
+    async fn is(&self, meta: &ObjectMeta) -> bool {
+        match meta.checksum.filter(|_| meta.size == self.size()) {
+            Some(checksum) => digest::is(&self.body, checksum).await,
+            None => false,
+        }
     }
 }
 
@@ -90,11 +103,12 @@ impl RestStore {
         match self.channel.dialect() {
             // The answer's CRC-64 shows damage, and the put is sent again; where it cannot be, the store has to look first.
             Dialect::Oss if !vouch => {}
-            Dialect::S3 if self.channel.endpoint().await?.amazon => {
+            Dialect::S3 if self.is_amazon().await? => {
                 let nvme = crc64_nvme(&body);
                 sent.nvme = Some(nvme);
-                call = call.header("x-amz-checksum-crc64nvme", &digest::base64(&nvme.to_be_bytes()));
+                call = call.header(CRC64_NVME, &digest::encode_crc64_nvme(nvme));
             }
+            Dialect::S3 if self.channel.signs_bodies(self.channel.endpoint().await?) => {}
             _ => {
                 let md5 = digest::md5(&body).await;
                 sent.md5 = Some(md5);
@@ -103,6 +117,10 @@ impl RestStore {
         }
         call.body = body;
         Ok((call, sent))
+    }
+
+    async fn is_amazon(&self) -> Result<bool> {
+        Ok(self.channel.endpoint().await?.amazon)
     }
 
     /// Makes a write fail when the object exists.
@@ -130,25 +148,28 @@ impl RestStore {
                 let checksum = digest::of_answer(dialect, &reply.headers);
                 Ok(PutResponse { etag: etag_of(&reply.headers), checksum })
             }
-            Err(failure) => self.own_success(key, failure, |meta| sent.is(meta)).await,
+            Err(failure) => {
+                let (meta, error) = self.perhaps_done(key, failure).await?;
+                if sent.is(&meta).await {
+                    Ok(PutResponse { etag: meta.etag, checksum: meta.checksum })
+                } else {
+                    Err(error)
+                }
+            }
         }
     }
 
-    /// Whether a refusal "it exists already" (or "the upload is gone") after a lost reply was due to our own success.
-    async fn own_success(
-        &self,
-        key: &Key,
-        failure: Failure,
-        is_ours: impl Fn(&ObjectMeta) -> bool + Send,
-    ) -> Result<PutResponse> {
+    /// The object as it is, when a refusal "it exists already" (or "the upload is gone") after a lost reply may be due to our
+    /// own success; with the refusal, which is the outcome if it was not.
+    async fn perhaps_done(&self, key: &Key, failure: Failure) -> Result<(ObjectMeta, Error)> {
         let Failure { error, ambiguous } = failure;
         let telling = matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound);
         if !(ambiguous && telling) {
             return Err(error);
         }
         match self.head_with_checksum(key).await {
-            Ok(meta) if is_ours(&meta) => Ok(PutResponse { etag: meta.etag, checksum: meta.checksum }),
-            _ => Err(error),
+            Ok(meta) => Ok((meta, error)),
+            Err(_) => Err(error),
         }
     }
 
@@ -156,8 +177,8 @@ impl RestStore {
         let mut call = Call::new("CREATE-UPLOAD", Method::POST, Some(key))
             .query("uploads", "")
             .header("content-type", CONTENT_TYPE);
-        if self.channel.dialect() == Dialect::S3 && self.channel.endpoint().await?.amazon {
-            call = call.header("x-amz-checksum-algorithm", "CRC64NVME").header("x-amz-checksum-type", "FULL_OBJECT");
+        if self.is_amazon().await? {
+            call = call.header(CHECKSUM_ALGORITHM, "CRC64NVME").header(CHECKSUM_TYPE, "FULL_OBJECT");
         }
         let parse = |reply: &Reply| xml::parse::<Initiated>(&reply.bytes, "answer to the beginning of an upload");
         let check =
@@ -186,7 +207,7 @@ impl RestStore {
         };
         let reply = self.channel.run(&call, self.channel.deadline(), &check).await?;
         let etag = etag_of(&reply.headers).map(|etag| etag.0).unwrap_or_default();
-        Ok(PartReceipt { number, etag, size: sent.size(), crc64: sent.crc64 })
+        Ok(PartReceipt { number, etag, size: sent.size(), crc64: sent.crc64, crc64_nvme: sent.nvme })
     }
 
     pub(super) async fn upload_part_copy(
@@ -213,13 +234,14 @@ impl RestStore {
             written(reply).map(|_| ()).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why))
         };
         let reply = self.channel.run(&call, self.channel.deadline(), &check).await?;
-        let etag =
+        let (etag, crc64_nvme) =
             written(&reply).map_err(|why| self.channel.error(ErrorKind::Unavailable, "COPY-PART", Some(key), why))?;
         let crc64 = crc64.or(match crc_of_copy(&reply.headers) {
             Some(Checksum::Crc64(theirs)) => Some(theirs),
             _ => None,
         });
-        Ok(PartReceipt { number, etag: etag.0, size: range.end - range.start, crc64: crc64.unwrap_or_default() })
+        let (size, crc64) = (range.end - range.start, crc64.unwrap_or_default());
+        Ok(PartReceipt { number, etag: etag.0, size, crc64, crc64_nvme })
     }
 
     fn with_source<'a>(&self, call: Call<'a>, source: &Key) -> Call<'a> {
@@ -253,6 +275,15 @@ impl RestStore {
             .query("uploadId", upload.0.as_str())
             .header("content-type", "application/xml");
         call.body = Bytes::from(body);
+        // The whole's CRC of the parts', where the store will compute the same. One part without leaves it to the store alone.
+        let nvme = sorted.iter().try_fold(0, |crc, part| Some(crc64_nvme_combine(crc, part.crc64_nvme?, part.size)));
+        let nvme = if self.is_amazon().await? { nvme } else { None };
+        if let Some(nvme) = nvme {
+            call = call
+                .header(CRC64_NVME, &digest::encode_crc64_nvme(nvme))
+                .header(CHECKSUM_TYPE, "FULL_OBJECT")
+                .header("x-amz-mp-object-size", &size.to_string());
+        }
         let call = self.if_absent(call, mode);
         let check =
             |reply: &Reply| written(reply).map(|_| ()).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why));
@@ -260,18 +291,19 @@ impl RestStore {
         let reply = match self.channel.run(&call, self.channel.deadline(), &check).await {
             Ok(reply) => reply,
             Err(failure) => {
-                let is_ours = |meta: &ObjectMeta| {
-                    let etag = meta.etag.as_ref().map(|etag| digest::bare(&etag.0).to_ascii_lowercase());
-                    let same = match meta.checksum {
-                        Some(Checksum::Crc64(theirs)) if verify => theirs == crc64,
-                        _ => etag.is_some() && etag == composite,
-                    };
-                    meta.size == size && same
+                let (meta, error) = self.perhaps_done(key, failure).await?;
+                let etag = meta.etag.as_ref().map(|etag| digest::bare(&etag.0).to_ascii_lowercase());
+                let same = match (meta.checksum, nvme) {
+                    (Some(Checksum::Crc64(theirs)), _) if verify => theirs == crc64,
+                    (Some(Checksum::Crc64Nvme(theirs)), Some(ours)) => theirs == ours,
+                    _ => etag.is_some() && etag == composite,
                 };
-                return self.own_success(key, failure, is_ours).await;
+                let is_ours = meta.size == size && same;
+                return if is_ours { Ok(PutResponse { etag: meta.etag, checksum: meta.checksum }) } else { Err(error) };
             }
         };
-        let etag = written(&reply).ok();
+        let (etag, stores_nvme) = written(&reply).ok().unzip();
+        let stores_nvme = stores_nvme.flatten();
         let corrupt = |why: String| {
             let error = self.channel.error(ErrorKind::Corrupt, "COMPLETE", Some(key), why);
             Err(error.with_status(reply.status.as_u16(), None))
@@ -285,6 +317,11 @@ impl RestStore {
             }
             _ => {}
         }
+        if let (Some(ours), Some(theirs)) = (nvme, stores_nvme)
+            && let Err(why) = digest::equal("CRC-64/NVME", ours, theirs)
+        {
+            return corrupt(why);
+        }
         if let (Dialect::S3, Some(etag), Some(composite)) = (self.channel.dialect(), &etag, &composite) {
             let theirs = digest::bare(&etag.0).to_ascii_lowercase();
             // Only tags of that form can be compared: other servers and encryption by KMS have their own.
@@ -296,7 +333,7 @@ impl RestStore {
         }
         let checksum = match self.channel.dialect() {
             Dialect::Oss => digest::of_answer(Dialect::Oss, &reply.headers),
-            Dialect::S3 => digest::crc64_nvme(&reply.headers).map(Checksum::Crc64Nvme),
+            Dialect::S3 => stores_nvme.map(Checksum::Crc64Nvme),
         };
         Ok(PutResponse { etag, checksum })
     }
@@ -311,13 +348,18 @@ impl RestStore {
     }
 
     pub(super) async fn copy_object(&self, from: &Key, to: &Key) -> Result<PutResponse> {
-        let call = self.with_source(Call::new("COPY", Method::PUT, Some(to)), from);
+        let mut call = self.with_source(Call::new("COPY", Method::PUT, Some(to)), from);
+        if self.is_amazon().await? {
+            // Also of a source that has another checksum or none.
+            call = call.header(CHECKSUM_ALGORITHM, "CRC64NVME");
+        }
         let check =
             |reply: &Reply| written(reply).map(|_| ()).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why));
         match self.channel.run(&call, self.channel.deadline(), &check).await {
             Ok(reply) => {
-                let etag = written(&reply).ok();
-                Ok(PutResponse { etag, checksum: crc_of_copy(&reply.headers) })
+                let (etag, nvme) = written(&reply).ok().unzip();
+                let checksum = crc_of_copy(&reply.headers).or(nvme.flatten().map(Checksum::Crc64Nvme));
+                Ok(PutResponse { etag, checksum })
             }
             // Too large for one request: the stores say so in different words.
             Err(failure) if *failure.error.kind() == ErrorKind::Invalid && failure.error.status().is_some() => {
@@ -403,13 +445,13 @@ fn part_call<'a>(operation: &'static str, key: &'a Key, upload: &'a UploadId, nu
         .query("uploadId", upload.0.as_str())
 }
 
-/// The entity tag in the body of an answer.
-fn written(reply: &Reply) -> Result<ETag, String> {
+/// The entity tag in the body of an answer, and the CRC-64/NVME where it has one.
+fn written(reply: &Reply) -> Result<(ETag, Option<u64>), String> {
     let body: Written = xml::parse(&reply.bytes, "answer to a write")?;
     if body.etag.is_empty() {
         Err("the store's answer to a write has no entity tag".to_owned())
     } else {
-        Ok(ETag(body.etag))
+        Ok((ETag(body.etag), digest::decode_crc64_nvme(&body.crc64_nvme)))
     }
 }
 

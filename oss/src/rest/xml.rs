@@ -49,6 +49,9 @@ pub(crate) struct Initiated {
 pub(crate) struct Written {
     #[serde(rename = "ETag")]
     pub etag: String,
+    /// In base64. S3 gives it here, and not in a header as for a put.
+    #[serde(rename = "ChecksumCRC64NVME")]
+    pub crc64_nvme: String,
 }
 
 /// `<CompleteMultipartUpload>`.

@@ -114,13 +114,17 @@ pub(crate) fn copy_part(world: &mut World, call: &Call, caller: &Caller) -> Outc
         etag: etag_case(head.dialect, md5_hex(&content)),
         crc64: content.checksum(CrcAlgorithm::Crc64Xz),
         modified: world.now(),
+        // Amazon gives a copied part the checksum that the upload was begun with.
+        checksum: upload(world, head)?.checksum_algorithm.as_deref().and_then(|name| Checksum::of(name, &content)),
         content,
-        checksum: None,
     };
     let mut document = Xml::new();
     document.element("CopyPartResult", |xml| {
         xml.text("LastModified", &iso(part.modified));
         xml.text("ETag", &quoted(&part.etag));
+        if let Some(sum) = &part.checksum {
+            xml.text(&sum.element(), &sum.value);
+        }
     });
     let mut reply = Reply::document(document);
     if head.is_oss() {
@@ -268,6 +272,17 @@ fn whole_checksum(call: &Call, upload: &Upload, parts: &[&Part], content: &Conte
         (None, _) => None,
     };
     let sum = sum.unwrap_or_else(|| Checksum::default_of(content));
+    if let Some(size) = call.head.header("x-amz-mp-object-size").filter(|size| *size != content.len().to_string()) {
+        return Err(Refusal::new(
+            400,
+            "InvalidRequest",
+            "The provided 'x-amz-mp-object-size' header does not match what was computed.",
+        )
+        .field("x-amz-mp-object-size", size));
+    }
+    if call.head.header("x-amz-checksum-type").is_some_and(|kind| Some(kind) != upload.checksum_type) {
+        return Err(Refusal::new(400, "BadDigest", "The checksum type is not the one the upload was begun with."));
+    }
     match announced(call)? {
         Some(announced) if announced.algorithm != sum.algorithm || announced.value != sum.value => Err(Refusal::new(
             400,

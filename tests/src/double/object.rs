@@ -293,6 +293,10 @@ pub(crate) fn copy(world: &mut World, call: &Call, caller: &Caller) -> Outcome<R
     document.element("CopyObjectResult", |xml| {
         xml.text("LastModified", &super::time::iso(object.modified));
         xml.text("ETag", &quoted(&object.etag));
+        if let Some(sum) = object.checksum.as_ref().filter(|_| !head.is_oss()) {
+            xml.text(&sum.element(), &sum.value);
+            xml.text("ChecksumType", sum.kind());
+        }
     });
     let mut reply = Reply::document(document);
     if head.is_oss() {

@@ -75,7 +75,7 @@ fn failure(error: SendError) -> HttpError {
     let kind = match &error {
         SendError::Connect(_) => HttpErrorKind::Connect,
         SendError::Timeout(_) => HttpErrorKind::Timeout,
-        SendError::Broken(_) => HttpErrorKind::Interrupted,
+        SendError::Broken(_) | SendError::NotHttp(_) => HttpErrorKind::Interrupted,
     };
     HttpError::new(kind, error)
 }

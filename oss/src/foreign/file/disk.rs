@@ -271,7 +271,7 @@ impl Disk {
         staged.file().write_all_at(body, offset).map_err(|error| target.io(error))?;
         let part = Part { offset, size, crc64: crc64(body) };
         upload.layout.lock().unwrap_or_else(PoisonError::into_inner).arrived(number, part);
-        Ok(PartReceipt { number, etag: part_etag(&part), size, crc64: part.crc64 })
+        Ok(PartReceipt { number, etag: part_etag(&part), size, crc64: part.crc64, crc64_nvme: None })
     }
 
     pub(super) fn complete(
