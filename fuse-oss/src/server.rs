@@ -1,6 +1,6 @@
 //! The server: one process that owns a cache directory and a memory budget and serves all mounts from them.
 //!
-//! It is reached over its control socket (see [`protocol`]), or by calls in the same process (`fuse-oss mount --foreground`).
+//! It is reached over its control socket (see [`protocol`](crate::protocol)), or by calls in the same process (`fuse-oss mount --foreground`).
 //! It ends when told to (SIGTERM, SIGINT: everything is unmounted first) or, when it was started by a client, some seconds after
 //! its last mount has gone.
 

@@ -1,6 +1,6 @@
 //! What a mount shows and what is read through it, byte for byte.
 
-#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

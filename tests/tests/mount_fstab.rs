@@ -1,6 +1,6 @@
 //! Mounting by mount(8) and fstab, in a mount namespace with helpers of its own: nothing of the machine is changed.
 
-#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

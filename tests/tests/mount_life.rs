@@ -1,7 +1,5 @@
 //! How mounts and their server begin and end, and what is left of them.
 
-#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
-
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};

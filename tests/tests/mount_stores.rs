@@ -1,6 +1,6 @@
 //! Mounts of buckets over the wire: the protocol double's, with the keys, refusals and faults of real ones.
 
-#![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
