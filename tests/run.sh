@@ -42,8 +42,14 @@ debian_packages() {
     python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
     [ ${#need[@]} = 0 ] && return 0
+    echo "installing ${need[*]}"
     $SUDO apt-get update -qq
-    $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}"
+    # apt is quiet only about what went well.
+    local log
+    log=$($SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" 2>&1) || {
+        echo "$log" >&2
+        return 1
+    }
 }
 
 # SDKs that check our protocol double, and an S3 server that is not ours. Made anew when the list changes.

@@ -13,8 +13,9 @@ missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v python3 >/dev/null || missing+=(python3-minimal)
 if [ ${#missing[@]} != 0 ]; then
+    echo "installing ${missing[*]}"
     $SUDO apt-get update -qq
-    $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 if [ ! -e /dev/fuse ]; then
     $SUDO modprobe fuse || { echo "there is no /dev/fuse on this machine; in a container, pass it in (--device /dev/fuse --cap-add SYS_ADMIN)" >&2; exit 71; }

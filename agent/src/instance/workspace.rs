@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::mount_point::MountPoints;
 use super::record::Record;
 use crate::durable::{self, FileError};
 use crate::node::Node;
-use crate::shim::kill_descendants;
+use crate::shim::{ProcessId, kill_descendants};
 
 /// How long the processes of a dead run may take to disappear.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ impl Workspace {
 
     /// The shim's specification.
     pub(super) fn shim_spec(&self) -> PathBuf {
-        self.record.runtime.join("shim.json")
+        shim_spec(&self.record)
     }
 
     /// For mounts that exist only while the view is built.
@@ -88,10 +89,10 @@ pub async fn clean_up(
     mounter: &Mounter,
     mount_points: &MountPoints,
 ) -> Result<(), String> {
-    if let Some(shim) = record.shim.clone().filter(crate::shim::ProcessId::is_alive) {
-        let killed = tokio::task::spawn_blocking(move || end_shim(&shim)).await.map_err(|error| error.to_string())?;
-        killed.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
-    }
+    let (known, spec) = (record.shim.clone(), shim_spec(record));
+    let end = move || shims(known, &spec).iter().try_for_each(end_shim);
+    let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
+    ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
     mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
     let (record, node, mount_points) = (record.clone(), node.clone(), mount_points.clone());
     let files = move || -> Result<(), FileError> {
@@ -104,9 +105,29 @@ pub async fn clean_up(
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
+fn shim_spec(record: &Record) -> PathBuf {
+    record.runtime.join("shim.json")
+}
+
+/// The shims of an attempt: the one its record names, and any that was started for it by an agent that was killed before it
+/// could write that down. One that has not even read its specification ends by itself when that is gone.
+fn shims(known: Option<ProcessId>, spec: &Path) -> Vec<ProcessId> {
+    let mut found: Vec<ProcessId> = known.into_iter().filter(ProcessId::is_alive).collect();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command_line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+        // Its own process only: whatever it has started looks different, or is below it anyway.
+        if matches!(arguments[..], [_, b"shim", path, b""] if path == spec.as_os_str().as_bytes()) {
+            found.extend(ProcessId::of(pid).filter(|id| !found.contains(id)));
+        }
+    }
+    found
+}
+
 /// Ends a shim that nobody waits for, with everything below it. First what is below: while the shim lives it is their
 /// parent, so none can get away. The shim itself then ends as after every task; it is killed only if it does not.
-fn end_shim(shim: &crate::shim::ProcessId) -> Result<(), usize> {
+fn end_shim(shim: &ProcessId) -> Result<(), usize> {
     let below = kill_descendants(shim.pid, KILL_DEADLINE, || ());
     let pid = nix::unistd::Pid::from_raw(shim.pid);
     let began = Instant::now();
