@@ -1,5 +1,7 @@
 //! Mounts of buckets over the wire: the protocol double's, with the keys, refusals and faults of real ones.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

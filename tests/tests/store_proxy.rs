@@ -2,8 +2,6 @@
 //!
 //! Proxies come from the environment, so each client is a process of its own.
 
-#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
-
 use std::time::Duration;
 
 use tests::client::{Ended, StoreClient};
