@@ -1,5 +1,7 @@
 //! Whole jobs: the example on every kind of store, and the job descriptions of real clients.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
