@@ -1,5 +1,7 @@
 //! Jobs on a store that fails at random: not one byte may be lost or changed.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use serde_json::{Value, json};
 use tests::agent::{Node, command, job_on, merge};
 use tests::double::{Double, DoubleConfig};

@@ -1,5 +1,7 @@
 //! How jobs end: each way a task can fail, with its outcome, its message, and what is in storage afterwards.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -256,7 +258,7 @@ fn store_unreachable_for_20_seconds_and_back() {
     let running = node.start(&description, &[]);
     let began = Instant::now();
     eventually("the log begins to appear", Duration::from_secs(20), || {
-        double.objects(BUCKET).iter().any(|(key, object)| key.starts_with("logs/stdout.") && object.content.len() > 0)
+        double.objects(BUCKET).iter().any(|(key, object)| key.starts_with("logs/stdout.") && !object.content.is_empty())
     });
     double.outage(Outage::Refuse);
     std::thread::sleep(Duration::from_secs(20));

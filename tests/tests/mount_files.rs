@@ -1,5 +1,7 @@
 //! What a mount shows and what is read through it, byte for byte.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};

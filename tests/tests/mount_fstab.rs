@@ -1,5 +1,7 @@
 //! Mounting by mount(8) and fstab, in a mount namespace with helpers of its own: nothing of the machine is changed.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;

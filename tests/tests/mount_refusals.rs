@@ -1,5 +1,7 @@
 //! Everything that keeps a mount from being made: the message, the exit status, and that nothing is left.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
