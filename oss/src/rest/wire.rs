@@ -241,3 +241,25 @@ async fn a_reader_may_take_its_time_between_bytes() {
     assert_eq!((got, server.heads().len()), (4 << 20, 2));
     assert!(server.heads()[1].contains("if-match: \"e\"\r\n"), "{:?}", server.heads());
 }
+
+#[tokio::test]
+async fn a_body_in_clear_is_hashed_once_by_what_the_store_will_check() {
+    let server = Canned::start(false, |_, _| Act::Say(answer("200 OK", "etag: \"x\"\r\n", ""))).await;
+    // Large enough to be hashed on a thread of its own.
+    let body = Bytes::from(vec![7; 600 << 10]);
+    let put = |store: RestStore| {
+        let body = body.clone();
+        async move { store.put(&Key::from("k"), body, PutMode::Overwrite).await.unwrap() }
+    };
+    put(server.store("s3")).await;
+    let settings = StoreSettings {
+        endpoint: Some(server.endpoint.clone()),
+        credentials: CredentialSource::Anonymous,
+        ..StoreSettings::default()
+    };
+    put(RestStore::open(&"s3://bucket".parse().unwrap(), &settings).unwrap()).await;
+    let heads = server.heads();
+    let sha256 = format!("x-amz-content-sha256: {}\r\n", crate::sign::sha256_hex(&body));
+    assert!(heads[0].contains(&sha256) && !heads[0].contains("content-md5"), "{}", heads[0]);
+    assert!(!heads[1].contains("x-amz-content-sha256") && heads[1].contains("content-md5: "), "{}", heads[1]);
+}
