@@ -40,6 +40,7 @@ debian_packages() {
         command -v "${entry%%:*}" >/dev/null || PATH="$PATH:/sbin:/usr/sbin" command -v "${entry%%:*}" >/dev/null || need+=("${entry#*:}")
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
+    [ -e /usr/include/stdlib.h ] || need+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
     [ ${#need[@]} = 0 ] && return 0
     echo "installing ${need[*]}"

@@ -10,7 +10,9 @@ SUDO=""
 [ "$(id -u)" = 0 ] || SUDO="sudo"
 
 missing=()
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v cc >/dev/null || missing+=(gcc)
+[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 command -v python3 >/dev/null || missing+=(python3-minimal)
 if [ ${#missing[@]} != 0 ]; then
     echo "installing ${missing[*]}"
