@@ -55,25 +55,27 @@ impl MountPoints {
         user: &str,
         plan: impl FnOnce(BTreeSet<PathBuf>) -> Result<(T, Vec<(PathBuf, Kind)>), E>,
     ) -> Result<T, E> {
-        self.change(|register| {
-            let (planned, wanted) = plan(register.made.keys().cloned().collect())?;
-            for (path, kind) in wanted {
-                let made = register.made.entry(path.clone());
-                match make(&path, kind) {
-                    Ok(()) => {
-                        made.or_insert_with(|| Made { kind, users: BTreeSet::new() }).users.insert(user.to_owned());
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        // One of ours gets one more user. Somebody else's is used, and never removed by us.
-                        made.and_modify(|made| {
-                            made.users.insert(user.to_owned());
-                        });
-                    }
-                    Err(source) => return Err(FileError { action: "create", path, source }.into()),
-                }
+        let mut locked = self.lock()?;
+        let (planned, wanted) = plan(locked.register.made.keys().cloned().collect())?;
+        let made = &mut locked.register.made;
+        for (path, kind) in &wanted {
+            // What is there and not in the register is somebody else's: used, and never removed by us.
+            if made.contains_key(path) || fs::symlink_metadata(path).is_err() {
+                let entry = made.entry(path.clone()).or_insert_with(|| Made { kind: *kind, users: BTreeSet::new() });
+                entry.users.insert(user.to_owned());
             }
-            Ok(planned)
-        })
+        }
+        // Written before anything is made: whoever is killed in between leaves a register that says too much, not too little.
+        locked.save()?;
+        for (path, kind) in wanted {
+            match make(&path, kind) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(FileError { action: "create", path, source }.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(planned)
     }
 
     /// Gives back whatever `user` had, removing what nobody else uses. Only empty directories and empty files go.
@@ -81,41 +83,51 @@ impl MountPoints {
     /// # Errors
     /// When the register cannot be read or written.
     pub fn release(&self, user: &str) -> Result<(), FileError> {
-        self.change(|register| {
-            register.made.retain(|path, made| {
-                made.users.remove(user);
-                // What somebody else has mounted over is looked at again when the next instance ends.
-                if !made.users.is_empty() || is_mounted_anywhere(path) {
-                    return true;
+        let mut locked = self.lock()?;
+        locked.register.made.retain(|path, made| {
+            made.users.remove(user);
+            // What somebody else has mounted over is looked at again when the next instance ends.
+            if !made.users.is_empty() || is_mounted_anywhere(path) {
+                return true;
+            }
+            match unmake(path, made.kind) {
+                Ok(()) => false,
+                Err(error) => {
+                    tracing::debug!(path = %path.display(), %error, "a mount point made for a task is in use");
+                    true
                 }
-                match unmake(path, made.kind) {
-                    Ok(()) => false,
-                    Err(error) => {
-                        tracing::debug!(path = %path.display(), %error, "a mount point made for a task is in use");
-                        true
-                    }
-                }
-            });
-            Ok(())
-        })
+            }
+        });
+        locked.save()
     }
 
-    fn change<T, E: From<FileError>>(&self, change: impl FnOnce(&mut Register) -> Result<T, E>) -> Result<T, E> {
+    fn lock(&self) -> Result<Locked, FileError> {
         durable::private_directory(&self.directory)?;
         let lock = self.directory.join("mount-points.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
         let file = file.map_err(FileError::on("open", &lock))?;
-        let _locked: Flock<File> = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| FileError {
+        let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| FileError {
             action: "lock",
             path: lock.clone(),
             source: errno.into(),
         })?;
         let path = self.directory.join("mount-points.json");
-        let mut register: Register = durable::read_json(&path)?.unwrap_or_default();
-        register.version = VERSION;
-        let result = change(&mut register);
-        durable::replace_json(&path, &register)?;
-        result
+        let register = durable::read_json(&path)?.unwrap_or_default();
+        Ok(Locked { register, path, _held: held })
+    }
+}
+
+/// The register while nobody else may touch it.
+struct Locked {
+    register: Register,
+    path: PathBuf,
+    _held: Flock<File>,
+}
+
+impl Locked {
+    fn save(&mut self) -> Result<(), FileError> {
+        self.register.version = VERSION;
+        durable::replace_json(&self.path, &self.register)
     }
 }
 
