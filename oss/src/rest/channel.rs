@@ -340,7 +340,7 @@ impl Channel {
 
     /// Whether each request's signature covers its body, by SHA-256, which the store has to check. Under TLS it does not:
     /// encryption protects the body better than a hash that costs as much as the transfer. OSS has no such signature.
-    pub(crate) fn signs_bodies(&self, endpoint: &Endpoint) -> bool {
+    fn signs_bodies(&self, endpoint: &Endpoint) -> bool {
         let signed = self.settings.credentials != CredentialSource::Anonymous;
         self.dialect == Dialect::S3 && !endpoint.secure && signed
     }
