@@ -113,7 +113,7 @@ impl Target {
         let busy =
             |cause: String| MountError::new(ErrorKind::TargetBusy, format_args!("cannot mount on {shown}: {cause}"));
         let real = path.canonicalize().map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOTCONN) => busy(
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => busy(
                 "a FUSE mount whose process has died is still there; remove it with: umount -l DIRECTORY".to_owned(),
             ),
             _ => missing(&error, "create the directory first (mkdir -p)"),
