@@ -22,6 +22,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,6 +79,18 @@ const KEPT_VARIABLES: &[&str] = &[
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
 ];
+
+/// Gives up what a [`Client`] is waiting for, from another thread. A mount that is given up is undone by the server.
+#[derive(Debug)]
+pub struct Cancellation(UnixStream);
+
+impl Cancellation {
+    /// Hangs up: the client's call fails at once.
+    pub fn cancel(&self) {
+        // It fails only on a connection that is gone already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
 
 /// A connection to a server.
 #[derive(Debug)]
@@ -164,6 +177,17 @@ impl Client {
                 ));
             }
         }
+    }
+
+    /// A way to give up what this client will wait for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`] when the process has too many descriptors.
+    pub fn cancellation(&self) -> Result<Cancellation, ClientError> {
+        let stream = self.stream.try_clone();
+        stream
+            .map(Cancellation)
+            .map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot copy a descriptor: {error}")))
     }
 
     /// The server's process.

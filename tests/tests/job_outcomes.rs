@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use tar::EntryType;
 use tests::agent::{Finished, Node, command, eventually, job, merge, package};
-use tests::double::{AccessKey, Action, BucketConfig, Double, DoubleConfig, Outage};
+use tests::double::{AccessKey, Action, BucketConfig, Double, DoubleConfig, Fault, Often, Operation, Outage, When};
 
 const BUCKET: &str = "test-bucket";
 
@@ -391,6 +391,26 @@ fn sigterm_stops_the_task_then_uploads_then_unmounts() {
     assert_eq!((&instance["state"], &instance["cause"]), (&json!("Stopped"), &json!("cancelled")), "{run:#?}");
     assert_eq!(log(&double, "stdout", &run), "ready\nstopping\n");
     assert_eq!(double.get(BUCKET, "out/late").unwrap(), b"late\n");
+    node.assert_clean();
+}
+
+#[test]
+fn sigterm_while_inputs_are_being_mounted_leaves_no_mount() {
+    let double = double();
+    let node = Node::with_double(&double.endpoint());
+    double.put(BUCKET, "in/x", "x");
+    // The store takes its time to say what there is: the job is stopped long before the mount stands.
+    double.fault(Fault::Latency(Duration::from_secs(4)), When::any().prefix("in/"), Often::Always);
+    double.fault(Fault::Latency(Duration::from_secs(4)), When::any().operation(Operation::ListObjects), Often::Always);
+    let running =
+        node.start(&task("/bin/true", json!({"InputMapping": {"oss://test-bucket/in/": node.mapped("in/")}})), &[]);
+    eventually("the mount has begun", Duration::from_secs(20), || running.messages().contains("mounting inputs"));
+    std::thread::sleep(Duration::from_millis(500));
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    let run = running.wait();
+    let instance = run.instance("task", 0);
+    assert_eq!((&instance["state"], &instance["cause"]), (&json!("Stopped"), &json!("cancelled")), "{run:#?}");
+    assert!(run.message().contains("before the program was started"), "{}", run.message());
     node.assert_clean();
 }
 

@@ -4,8 +4,9 @@
 //! keys have in storage never become names here. The view (see [`view`](super::view)) then puts them where the task wants them.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use fuse_oss::client::Client;
+use fuse_oss::client::{Cancellation, Client};
 use fuse_oss::runtime::RuntimePaths;
 use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, MountRequest, ServeSettings, UnmountMode};
 
@@ -48,7 +49,18 @@ impl Mounter {
             stores,
         };
         let settings = self.settings.clone();
-        blocking(move || Client::connect_or_start(&settings)?.mount(&request).map(drop)).await?.map_err(failure)?;
+        let (abandon, abandoned) = Abandon::new();
+        let work = move || {
+            let mut client = Client::connect_or_start(&settings)?;
+            if abandoned.is_abandoned_with(client.cancellation()?) {
+                return Ok(());
+            }
+            client.mount(&request).map(drop)
+        };
+        // Dropped in the middle, as when the user stops the job, this hangs up on the server, which then undoes the mount.
+        let mounted = blocking(work).await;
+        drop(abandon);
+        mounted?.map_err(failure)?;
         Ok(task.inputs.iter().enumerate().map(|(n, input)| view_of(n, input, target)).collect())
     }
 
@@ -62,6 +74,45 @@ impl Mounter {
         }
         let (settings, target) = (self.settings.clone(), target.to_owned());
         blocking(move || unmount(&settings, &target)).await?
+    }
+}
+
+/// Hangs up on the server when it is dropped.
+struct Abandon(Arc<Mutex<Call>>);
+
+/// What the thread that talks to the server shares with whoever waits for it.
+#[derive(Default)]
+struct Call {
+    is_abandoned: bool,
+    cancellation: Option<Cancellation>,
+}
+
+/// The thread's end of an [`Abandon`].
+struct Abandoned(Arc<Mutex<Call>>);
+
+impl Abandon {
+    fn new() -> (Self, Abandoned) {
+        let call = Arc::new(Mutex::default());
+        (Self(Arc::clone(&call)), Abandoned(call))
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        let mut call = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        call.is_abandoned = true;
+        if let Some(cancellation) = call.cancellation.take() {
+            cancellation.cancel();
+        }
+    }
+}
+
+impl Abandoned {
+    /// Whether nobody waits any more; if somebody does, `cancellation` is what an end of the waiting will use.
+    fn is_abandoned_with(&self, cancellation: Cancellation) -> bool {
+        let mut call = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        call.cancellation = Some(cancellation);
+        call.is_abandoned
     }
 }
 

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::Server;
 use crate::error::{ErrorKind, MountError};
-use crate::options::MountRequest;
+use crate::options::{MountRequest, UnmountMode};
 use crate::protocol::{self, Answer, MAX_LINE, Request};
 
 /// A connection; while it lives the server does not end for idleness.
@@ -57,7 +57,10 @@ impl Connection {
                 Ok(request) => self.answer(request, peer.pid()).await,
                 Err(error) => Answer::Failed(error),
             };
-            writer.write_all(&answer_line(&answer)).await?;
+            if let Err(error) = writer.write_all(&answer_line(&answer)).await {
+                self.undo(&answer).await;
+                return Err(error);
+            }
             if line.last() != Some(&b'\n') {
                 return Ok(());
             }
@@ -80,6 +83,17 @@ impl Connection {
                 Err(error) => Answer::Failed(error),
             },
             Request::Status => Answer::Status(Box::new(self.server.status())),
+        }
+    }
+}
+
+impl Connection {
+    /// A mount whose client has gone while it was being made belongs to nobody: it would stay for ever.
+    async fn undo(&self, answer: &Answer) {
+        let Answer::Mounted(reply) = answer else { return };
+        warn!(target = %reply.target.display(), "whoever asked for this mount has gone; it is undone");
+        if let Err(error) = self.server.unmount(&reply.target, UnmountMode::Lazy).await {
+            warn!(%error, target = %reply.target.display(), "and stays");
         }
     }
 }
