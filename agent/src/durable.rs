@@ -106,12 +106,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
     }
 }
 
-/// Makes a directory and its parents, closed to everyone but root.
+/// Makes a directory that is closed to everyone but root; parents that are missing are made as usual.
 ///
 /// # Errors
 /// When it cannot be made.
 pub fn private_directory(path: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(FileError::on("create", parent))?;
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::on("create", path))
 }
 
@@ -142,6 +145,18 @@ mod tests {
         remove(&path).unwrap();
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["other.json"]);
+    }
+
+    #[test]
+    fn only_the_directory_itself_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data/scratch");
+        private_directory(&path).unwrap();
+        private_directory(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap()) & 0o700), (0o700, 0o700));
+        assert_ne!(mode(path.parent().unwrap()), 0o700);
     }
 
     #[test]
