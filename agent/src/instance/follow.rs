@@ -141,7 +141,8 @@ fn read_failed(path: &Path, error: io::Error) -> oss::Error {
 async fn read(file: &Arc<File>, position: u64) -> io::Result<Bytes> {
     let file = Arc::clone(file);
     let read = move || {
-        let mut piece = vec![0; PIECE];
+        let there = file.metadata()?.len().saturating_sub(position);
+        let mut piece = vec![0; usize::try_from(there).unwrap_or(PIECE).min(PIECE)];
         let mut filled = 0;
         while filled < piece.len() {
             match file.read_at(&mut piece[filled..], position + filled as u64) {
