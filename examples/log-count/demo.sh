@@ -23,7 +23,8 @@ if [ ! -e /dev/fuse ]; then
     $SUDO modprobe fuse || { echo "there is no /dev/fuse on this machine; in a container, pass it in (--device /dev/fuse --cap-add SYS_ADMIN)" >&2; exit 71; }
 fi
 
-CARGO_INCREMENTAL=0 cargo build --quiet --locked --bins -p batch-agent -p fuse-oss
+echo "building; the first time this takes some minutes"
+CARGO_INCREMENTAL=0 cargo build --locked --bins -p batch-agent -p fuse-oss
 
 store="$PWD/.demo/store"
 $SUDO rm -rf .demo
