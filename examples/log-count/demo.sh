@@ -38,4 +38,3 @@ $SUDO find .demo/store -type f -printf '  %P  %s bytes\n' | sort
 echo
 echo "merge_result.json:"
 cat .demo/store/merge_result.json
-echo
