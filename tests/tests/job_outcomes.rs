@@ -9,7 +9,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use tar::EntryType;
-use tests::agent::{Finished, Node, command, eventually, job, merge, package};
+use tests::agent::{Finished, Node, command, eventually, job, job_on, merge, package};
 use tests::double::{AccessKey, Action, BucketConfig, Double, DoubleConfig, Fault, Often, Operation, Outage, When};
 
 const BUCKET: &str = "test-bucket";
@@ -415,8 +415,7 @@ fn sigterm_while_inputs_are_being_mounted_leaves_no_mount() {
 }
 
 /// The two seconds are a promise to users and not to a busy test machine: what counts is the middle one of several lines.
-#[test]
-fn logs_are_visible_within_two_seconds_of_the_write() {
+fn logs_are_visible_within_two_seconds(store: &str) {
     const LINES: usize = 7;
     let double = double();
     let node = Node::with_double(&double.endpoint());
@@ -425,7 +424,7 @@ fn logs_are_visible_within_two_seconds_of_the_write() {
     let line = format!(
         "/bin/sh -c 'for i in $(seq 0 {LINES}); do while [ ! -e {gate}$i ]; do sleep 0.01; done; echo line $i; done'"
     );
-    let running = node.start(&task(&line, json!({})), &[]);
+    let running = node.start(&job_on(store, &command(&line)), &[]);
     let lines = |double: &Double| {
         let objects = double.objects(BUCKET);
         let log = objects.iter().find(|(key, _)| key.starts_with("logs/stdout."));
@@ -445,6 +444,16 @@ fn logs_are_visible_within_two_seconds_of_the_write() {
     assert!(delays[LINES / 2] <= Duration::from_secs(2), "{delays:?}");
     assert_eq!(running.wait().status, 0);
     node.assert_clean();
+}
+
+#[test]
+fn logs_on_oss_are_visible_within_two_seconds_of_the_write() {
+    logs_are_visible_within_two_seconds("oss://test-bucket/");
+}
+
+#[test]
+fn logs_on_s3_are_visible_within_two_seconds_of_the_write() {
+    logs_are_visible_within_two_seconds("s3://test-bucket/");
 }
 
 #[test]
