@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tests::mounts::{Ran, Sandbox, alive, wait_until};
@@ -30,13 +29,12 @@ fn after_unmounting_nothing_is_left() {
 #[test]
 fn a_client_does_not_hold_the_pipe_of_its_server_and_leaves_no_secret() {
     let sandbox = Sandbox::new();
-    // Command::output() reads to the end of both pipes: it would not return while the server holds one.
-    let begin = Instant::now();
+    // Command::output() reads to the end of both pipes: it would not return while the server, which lives as long as the
+    // mount, holds one.
     let mut command = sandbox.command();
     command.env("OSS_ACCESS_KEY_ID", "the-id").env("OSS_ACCESS_KEY_SECRET", "the-secret-value");
     let output = command.args(["mount".as_ref(), sandbox.location().as_ref(), sandbox.mnt().as_os_str()]).output();
     Ran::from(output.unwrap()).succeeded();
-    assert!(begin.elapsed() < Duration::from_secs(15));
     let server = sandbox.server().unwrap();
     for file in ["environ", "cmdline"] {
         let text = fs::read(format!("/proc/{server}/{file}")).unwrap();
