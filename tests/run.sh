@@ -81,6 +81,12 @@ dependencies() {
     fi
 }
 
+# What is not run here, by name and with the reason.
+skipped() {
+    grep -rhn -A1 --include='*.rs' '#\[ignore' agent fuse-oss nvme-setup oss tests |
+        sed -n 's/.*ignore = "\(.*\)".*/SKIPPED (\1):/p; s/.*-fn \(.*\)() {.*/    \1/p' || true
+}
+
 setup() {
     mkdir -p "$ENV_DIR"
     step "packages" debian_packages
@@ -108,6 +114,7 @@ test)
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "tests" cargo test --quiet --locked --workspace
     step "nothing left behind" nothing_left
+    skipped
     step "the example" bash examples/log-count/demo.sh
     step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
     step "documentation" documentation

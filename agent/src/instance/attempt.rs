@@ -103,7 +103,15 @@ async fn live(
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
             }
             if started {
-                let found: Vec<_> = sources.logs.into_iter().filter(|source| source.path.exists()).collect();
+                let (found, absent): (Vec<_>, Vec<_>) =
+                    sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
+                for source in absent {
+                    let log = source.output.source.display();
+                    tracing::warn!(
+                        task = name(attempt),
+                        "log file {log} was never written; nothing is uploaded for it"
+                    );
+                }
                 let label = format!("{} logs", name(attempt));
                 let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
                 course.failures.extend(sent.failed);
@@ -162,9 +170,11 @@ async fn prepare_and_run(
         }
         inputs = ready => inputs?,
     };
-    let (spec, sources) = context
-        .mount_points
-        .acquire(&workspace.record.id, |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made }))?;
+    // It waits for a lock that other agents may hold, and writes files.
+    let (spec, sources) = tokio::task::block_in_place(|| {
+        let plan = |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made });
+        context.mount_points.acquire(&workspace.record.id, plan)
+    })?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
     let mut shim = Shim::start(&workspace.shim_spec(), &spec)
@@ -266,13 +276,16 @@ fn plan(
         logs: logs.into_iter().zip(found).map(source).collect(),
     };
     let place = &context.place;
+    let oss = &context.stores.settings().oss;
+    let of_region = || oss.region.as_ref().map(|region| format!("https://oss-{region}.aliyuncs.com"));
+    let oss_host = oss.endpoint.clone().or_else(of_region);
     let facts = environment::Facts {
         job: attempt.job,
         task: attempt.task,
         instance: attempt.instance,
         instances: task.instances,
         region: place.region.as_deref(),
-        oss_host: context.stores.settings().oss.endpoint.as_deref(),
+        oss_host: oss_host.as_deref(),
         cluster: place.cluster.as_deref(),
         worker: place.worker.as_deref(),
         working_directory: WORKDIR,
