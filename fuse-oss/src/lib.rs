@@ -9,6 +9,7 @@
 //! and [`runtime`] files, [`mountpoint`] and [`transport`] towards the kernel.
 
 pub mod blocks;
+pub mod cache;
 pub mod client;
 pub mod daemon;
 #[cfg(test)]
