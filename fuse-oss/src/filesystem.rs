@@ -5,11 +5,12 @@
 //! including names that are missing, and pages and directory contents stay in the kernel's caches: the view is frozen (see
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
-use std::collections::HashMap;
+pub mod handles;
+
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
@@ -20,19 +21,27 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::blocks::Blocks;
 use crate::blocks::object::Object;
+use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{Body, File, Known, Namespace, Node};
 use crate::options::MountOptions;
 use crate::reader::Reader;
+use handles::{Handles, STAYS_CACHED};
 
 /// For ever, in a form the kernel can still add to its clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
 const MAX_BACKGROUND: u16 = 256;
+
+/// What the first open of a large object reads of it, in bytes.
+const FIRST_LOOK: u64 = 256 << 10;
+
+/// An object up to this length that a process before this one has cached is checked when it is opened, in bytes, so that the
+/// kernel may read it by itself at once; a longer one piece by piece, as it is read.
+const PROVED_AT_OPEN: u64 = 8 << 20;
 
 /// Names taken from a directory in one go: about what the buffer of an older kernel holds.
 const NAMES_AT_ONCE: usize = 64;
@@ -52,8 +61,7 @@ pub struct Inner {
     options: MountOptions,
     uid: u32,
     gid: u32,
-    readers: RwLock<HashMap<u64, Arc<Reader>>>,
-    next_handle: AtomicU64,
+    handles: Handles,
     salt: u64,
     log_limit: LogLimit,
 }
@@ -63,10 +71,8 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        let readers = RwLock::default();
-        let next_handle = AtomicU64::new(1);
-        let log_limit = LogLimit::default();
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
+        let (handles, log_limit) = (Handles::default(), LogLimit::default());
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -82,9 +88,9 @@ impl Inner {
         &self.namespace
     }
 
-    /// How many files are open.
-    pub fn open_files(&self) -> u64 {
-        u64::try_from(self.readers.read().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u64::MAX)
+    /// The open files.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
     }
 
     fn attributes(&self, node: &Node) -> FileAttr {
@@ -113,27 +119,34 @@ impl Inner {
         }
     }
 
-    fn reader(&self, handle: FileHandle) -> Option<Arc<Reader>> {
-        self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
-    }
-
     fn object(&self, node: &Node, file: &File) -> Option<Arc<Object>> {
         let key = self.namespace.key(node)?;
         let origin = Arc::clone(&file.origin);
         Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
     }
 
-    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
-        let mut flags = FopenFlags::FOPEN_NOFLUSH;
+    fn opened(&self, ino: INodeNo, file: &File, object: Arc<Object>, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
-        if file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong {
-            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        let keep_pages = file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong;
+        let reader = Reader::new(object, Arc::clone(&self.blocks));
+        self.handles.open(ino, reader, keep_pages, &self.blocks, reply);
+    }
+
+    /// Brings an object as far as open may promise that it can be read.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    async fn prepare(&self, object: &Arc<Object>) -> Result<(), Fault> {
+        if object.is_complete() {
+            let (blocks, object) = (Arc::clone(&self.blocks), Arc::clone(object));
+            let proved = tokio::task::spawn_blocking(move || blocks.prove(&object)).await;
+            if proved.unwrap_or(false) {
+                return Ok(());
+            }
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
-        self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
-        reply.opened(FileHandle(handle), flags);
+        let first = object.size.min(if object.size <= SMALL { SMALL } else { FIRST_LOOK });
+        self.blocks.get(object, 0..1, &(0..first)).await.map(drop)
     }
 
     /// Answers a directory request from names that are known.
@@ -200,6 +213,10 @@ impl Filesystem for Mounted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
         }
+        // Depth 1: the mount may itself be the lower layer of an overlay, and no cache file lies on another stacked file system.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok() {
+            self.inner.handles.allow_passthrough();
+        }
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         Ok(())
@@ -246,12 +263,15 @@ impl Filesystem for Mounted {
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
         let Some(file) = node.file() else { return reply.error(Errno::EISDIR) };
         let Some(object) = self.inner.object(&node, file) else { return reply.error(Errno::ESTALE) };
-        // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
+        object.touch();
+        // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
-        if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
-            return self.inner.opened(file, object, reply);
+        let complete = object.is_complete();
+        let prove = complete && (STAYS_CACHED + 1..=PROVED_AT_OPEN).contains(&object.size) && !object.is_proved();
+        if (complete || file.proved.load(Ordering::Relaxed)) && !prove {
+            return self.inner.opened(ino, file, object, reply);
         }
-        if file.archived {
+        if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
                 warn!(
                     object = object.name(),
@@ -263,16 +283,17 @@ impl Filesystem for Mounted {
         }
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
-            match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => match node.file() {
+            match inner.prepare(&object).await {
+                Ok(()) => match node.file() {
                     Some(file) => {
                         file.proved.store(true, Ordering::Relaxed);
-                        inner.opened(file, object, reply);
+                        inner.opened(ino, file, object, reply);
                     }
                     None => reply.error(Errno::EISDIR),
                 },
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
+                    inner.blocks.count_failure(&fault);
                     reply.error(Errno::from_i32(fault.errno_at_open()));
                 }
             }
@@ -290,22 +311,31 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(reader) = self.inner.reader(fh) else { return reply.error(Errno::EBADF) };
-        let len = reader.clamp(offset, size);
-        if len == 0 {
+        let Some(reader) = self.inner.handles.reader(fh) else { return reply.error(Errno::EBADF) };
+        let range = reader.clamp(offset, size);
+        if range.is_empty() {
             return reply.data(&[]);
         }
-        if let Some(bytes) = reader.read_now(offset, len) {
-            reply.data(&bytes);
+        let mut reply = Some(reply);
+        let answer = |bytes: &[u8]| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        };
+        if reader.read_now(&range, answer).is_some() {
             // The runtime is entered because reading ahead begins tasks there.
             let _entered = self.runtime.enter();
-            return reader.read_ahead(offset, len);
+            return reader.went_on(&range);
         }
+        let Some(reply) = reply else { return };
+        let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
-            reader.read_ahead(offset, len);
-            match reader.read(offset, len).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
+            match reader.read(range).await {
+                Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
+                Err(fault) => {
+                    inner.blocks.count_failure(&fault);
+                    reply.error(Errno::from_i32(fault.errno_at_read()));
+                }
             }
         });
     }
@@ -313,14 +343,14 @@ impl Filesystem for Mounted {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.inner.readers.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        self.inner.handles.release(ino, fh);
         reply.ok();
     }
 

@@ -9,6 +9,7 @@
 //! and [`runtime`] files, [`mountpoint`] and [`transport`] towards the kernel.
 
 pub mod blocks;
+pub mod cache;
 pub mod client;
 pub mod daemon;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub mod protocol;
 pub mod reader;
 pub mod runtime;
 pub mod server;
+pub mod siblings;
 mod size;
 pub mod transport;
 

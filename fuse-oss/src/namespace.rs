@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use oss::{ETag, Key, ListPage, ListRequest, ObjectMeta, Store};
 use tracing::{info, warn};
 
+use crate::blocks::peers::Peers;
 use crate::fault::Fault;
 pub use listing::is_visible_name;
 use listing::{Found, Listing, Progress};
@@ -47,6 +48,8 @@ pub struct Origin {
     pub identity: String,
     /// How long one read may be retried.
     pub deadline: Duration,
+    /// How quick it is.
+    pub peers: Peers,
 }
 
 /// A name in the tree.

@@ -20,9 +20,10 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::blocks::Blocks;
-use crate::blocks::disk::Disk;
+use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
 use crate::filesystem::Inner;
+use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
 use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
@@ -109,23 +110,26 @@ impl Server {
         })?;
         let total = stat.blocks() * stat.fragment_size();
         let limit = settings.cache_size.map_or(total / 5, ByteSize::bytes);
-        let disk = if limit == 0 {
+        let metrics = Arc::<Metrics>::default();
+        let cache = if limit == 0 {
             None
         } else {
             // A twentieth of the file system stays free, and 10 GiB are enough of that.
             let floor = (total / 20).min(10 << 30);
-            let disk = Disk::new(&cache_dir, limit, floor).map_err(|error| {
+            let cache = Cache::new(&cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
                 MountError::new(
                     ErrorKind::System,
                     format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
                 )
             })?;
-            Some(disk)
+            Some(Arc::new(cache))
         };
         let memory = usize::try_from(memory_limit.bytes()).unwrap_or(usize::MAX);
-        let blocks = Arc::new(Blocks::new(runtime.clone(), memory, disk));
-        let scanner = Arc::clone(&blocks);
-        runtime.spawn_blocking(move || scanner.scan_disk());
+        if let Some(cache) = &cache {
+            let scanner = Arc::clone(cache);
+            runtime.spawn_blocking(move || scanner.scan());
+        }
+        let blocks = Blocks::new(runtime.clone(), memory, cache, Arc::clone(&metrics));
         info!(
             cache_dir = %cache_dir.display(),
             cache_size = %human(limit),
@@ -298,7 +302,7 @@ impl Server {
 
     /// What is mounted and how much of everything is used.
     pub fn status(&self) -> Status {
-        let (cache_used, cache_size) = self.blocks.disk_use();
+        let (cache_used, cache_size) = self.blocks.cache().map_or((0, 0), |cache| (cache.used(), cache.limit()));
         let mut mounts: Vec<MountStatus> = self
             .table()
             .sessions
@@ -309,7 +313,7 @@ impl Server {
                 detached: active.detached,
                 nodes: active.inner.namespace().len(),
                 hidden: active.inner.namespace().hidden(),
-                open_files: active.inner.open_files(),
+                open_files: active.inner.handles().len(),
             })
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
@@ -321,8 +325,8 @@ impl Server {
             cache_size: ByteSize::new(cache_size),
             memory_used: ByteSize::new(self.blocks.memory_used()),
             memory_limit: ByteSize::new(self.blocks.memory_limit()),
-            fetched: ByteSize::new(self.blocks.fetched()),
-            corrupt: self.blocks.corrupt(),
+            fetched: ByteSize::new(self.blocks.metrics().fetched.get()),
+            corrupt: self.blocks.metrics().corrupt.get(),
             mounts,
         }
     }

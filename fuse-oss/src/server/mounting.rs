@@ -10,6 +10,7 @@ use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
 use super::{Active, Server};
+use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
 use crate::filesystem::Mounted;
@@ -80,6 +81,7 @@ impl Server {
             Ok((transport, target))
         });
         let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
+        inner.handles().set_notifier(transport.notifier());
         let path = target.path().to_owned();
         let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
         let active =
@@ -224,7 +226,8 @@ async fn find(stores: &Stores, location: &Location) -> Result<Source, MountError
     let refused = |error: oss::Error| MountError::from_store(location, &error);
     let store = stores.open(location).map_err(refused)?;
     let settings = settings_of(stores, location.scheme());
-    let origin = Arc::new(Origin { store, identity: identity(location, settings), deadline: deadline(settings) });
+    let (identity, deadline, peers) = (identity(location, settings), deadline(settings), Peers::default());
+    let origin = Arc::new(Origin { store, identity, deadline, peers });
     if !location.is_directory() {
         return match origin.store.head(location.key()).await {
             Ok(meta) => Ok(Source::Object { origin, meta }),
