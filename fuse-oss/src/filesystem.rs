@@ -24,6 +24,7 @@ use crate::blocks::Blocks;
 use crate::blocks::object::Object;
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
+use crate::metrics::Metrics;
 use crate::namespace::{Body, File, Known, Namespace, Node};
 use crate::options::MountOptions;
 use crate::reader::Reader;
@@ -49,6 +50,7 @@ pub struct Mounted {
 pub struct Inner {
     namespace: Namespace,
     blocks: Arc<Blocks>,
+    metrics: Arc<Metrics>,
     options: MountOptions,
     uid: u32,
     gid: u32,
@@ -60,13 +62,21 @@ pub struct Inner {
 
 impl Mounted {
     /// A file system that shows `namespace`. `salt` differs from mount to mount.
-    pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
+    pub fn new(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        metrics: Arc<Metrics>,
+        options: MountOptions,
+        salt: u64,
+    ) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
         let readers = RwLock::default();
         let next_handle = AtomicU64::new(1);
         let log_limit = LogLimit::default();
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
+        let inner =
+            Arc::new(Inner { namespace, blocks, metrics, options, uid, gid, readers, next_handle, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -131,7 +141,8 @@ impl Inner {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
+        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks), Arc::clone(&self.metrics)));
+        self.metrics.opened_cached.one();
         self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
         reply.opened(FileHandle(handle), flags);
     }

@@ -13,6 +13,7 @@ use crate::blocks::Blocks;
 use crate::blocks::index::BLOCK;
 use crate::blocks::object::Object;
 use crate::fault::Fault;
+use crate::metrics::Metrics;
 
 /// How far out of order reads of one sequential reader may arrive, in bytes: a few of the kernel's largest requests.
 const SLACK: u64 = 4 << 20;
@@ -62,15 +63,16 @@ fn block_after(offset: u64) -> u32 {
 pub struct Reader {
     object: Arc<Object>,
     blocks: Arc<Blocks>,
+    metrics: Arc<Metrics>,
     window: Mutex<Window>,
 }
 
 impl Reader {
     /// A reader of an object.
-    pub fn new(object: Arc<Object>, blocks: Arc<Blocks>) -> Self {
+    pub fn new(object: Arc<Object>, blocks: Arc<Blocks>, metrics: Arc<Metrics>) -> Self {
         blocks.count_reader(true);
         let window = Mutex::default();
-        Self { object, blocks, window }
+        Self { object, blocks, metrics, window }
     }
 
     /// The blocks that `len` bytes at `offset` touch. `len` is not 0 and within the object.
@@ -101,17 +103,18 @@ impl Reader {
         if span.len() == 1
             && let Some(block) = self.blocks.in_memory(&self.object, span.start)
         {
-            return slice(&block, span.start, offset, len);
+            return slice(&block, span.start, offset, len).inspect(|_| self.metrics.from_memory.record(len));
         }
         let mut buffer = vec![0; len];
         if self.object.read_checked(offset, &mut buffer) {
+            self.metrics.from_disk.record(len);
             return Some(buffer.into());
         }
         let mut parts = Vec::with_capacity(span.len());
         for block in span.clone() {
             parts.push(self.blocks.in_memory(&self.object, block)?);
         }
-        gather(&parts, span.start, offset, len)
+        gather(&parts, span.start, offset, len).inspect(|_| self.metrics.from_memory.record(len))
     }
 
     /// The bytes, from wherever they are.
@@ -122,9 +125,12 @@ impl Reader {
         let span = Self::span(offset, len);
         let run = u32::try_from(span.len()).unwrap_or(u32::MAX);
         let mut parts = Vec::with_capacity(span.len());
+        let here = |block| self.object.has(block) || self.blocks.in_memory(&self.object, block).is_some();
+        let tier = if span.clone().all(here) { &self.metrics.from_disk } else { &self.metrics.from_store };
         for block in span.clone() {
             parts.push(self.blocks.get(&self.object, block, run).await?);
         }
+        tier.record(len);
         let bytes = if let [only] = parts.as_slice() {
             slice(only, span.start, offset, len)
         } else {

@@ -13,8 +13,10 @@ use super::{Active, Server};
 use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
 use crate::filesystem::Mounted;
+use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
 use crate::namespace::{Namespace, Origin, Source};
+use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::transport::{Transport, raise_read_ahead};
 
@@ -70,8 +72,14 @@ impl Server {
             .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let salt = id ^ u64::from(std::process::id()) << 32;
-        let filesystem =
-            Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone(), salt);
+        let filesystem = Mounted::new(
+            self.runtime.clone(),
+            namespace,
+            Arc::clone(&self.blocks),
+            Arc::clone(&self.metrics),
+            request.options.clone(),
+            salt,
+        );
         let inner = filesystem.inner();
         let source = source_name(&request.entries);
         let options = request.options.clone();
@@ -109,8 +117,8 @@ impl Server {
     /// Finds out that every location is there and may be read.
     async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<(String, Source)>, MountError> {
         let probe = |entry: MountEntry| {
-            let stores = Arc::clone(stores);
-            async move { Ok((entry.at, find(&stores, &entry.location).await?)) }
+            let (stores, metrics) = (Arc::clone(stores), &self.metrics);
+            async move { Ok((entry.at, find(&stores, metrics, &entry.location).await?)) }
         };
         stream::iter(request.entries.clone()).map(probe).buffered(PROBES).try_collect().await
     }
@@ -220,9 +228,10 @@ fn source_name(entries: &[MountEntry]) -> String {
 }
 
 /// Looks at a location: an object by HEAD, a directory by the first page of its listing, which is kept.
-async fn find(stores: &Stores, location: &Location) -> Result<Source, MountError> {
+async fn find(stores: &Stores, metrics: &Arc<Metrics>, location: &Location) -> Result<Source, MountError> {
     let refused = |error: oss::Error| MountError::from_store(location, &error);
     let store = stores.open(location).map_err(refused)?;
+    let store = Arc::new(Observed::new(store, Arc::clone(metrics)));
     let settings = settings_of(stores, location.scheme());
     let origin = Arc::new(Origin { store, identity: identity(location, settings), deadline: deadline(settings) });
     if !location.is_directory() {
