@@ -54,7 +54,7 @@ impl Display for ForPeople<'_> {
         }
         show_metrics(f, &status.metrics)?;
         if let Some(socket) = &status.metrics_socket {
-            line(f, "metrics", format_args!("{} (curl --unix-socket, http://localhost/metrics)", socket.display()))?;
+            line(f, "metrics", format_args!("curl --unix-socket {} http://localhost/metrics", socket.display()))?;
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ mod tests {
     fn what_has_not_happened_takes_no_line() {
         let text = text(&Metrics::default());
         assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.contains("/run/fuse-oss/ab.metrics"), "{text}");
+        assert!(text.contains("curl --unix-socket /run/fuse-oss/ab.metrics http://localhost/metrics"), "{text}");
     }
 
     #[test]
