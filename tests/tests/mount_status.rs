@@ -17,7 +17,7 @@ use tests::mounts::{Ran, Sandbox, alive, wait_until};
 
 const BUCKET: &str = "test-bucket";
 
-fn mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) {
+fn try_mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) -> Ran {
     let mut command = sandbox.command();
     for (name, value) in [
         ("OSS_ACCESS_KEY_ID", "test-key"),
@@ -29,7 +29,11 @@ fn mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) {
     }
     command.arg("mount").arg(location).arg(sandbox.mnt());
     command.args(["--endpoint", &double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
-    Ran::from(command.args(more).output().unwrap()).succeeded();
+    Ran::from(command.args(more).output().unwrap())
+}
+
+fn mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) {
+    try_mount(sandbox, double, location, more).succeeded();
 }
 
 /// Where `status` says that metrics are.
@@ -233,6 +237,12 @@ fn a_line_about_a_failure_names_the_stores_request_the_object_and_the_cause() {
         let key = AccessKey::new("test-key", "test-secret").deny(Action::Read, "dir/denied").deny_all("secret/");
         double.set_keys(vec![key]);
         let sandbox = Sandbox::new();
+        // Who is refused a mount reads it at once.
+        let refusal = try_mount(&sandbox, &double, &format!("{scheme}://{BUCKET}/secret/"), &[]);
+        refusal.failed(77, &["secret/", "AccessDenied (403)"]);
+        line_about(&refusal.stderr, &double, |request| request.status == Some(403));
+
+        double.clear_requests();
         mount(&sandbox, &double, &format!("{scheme}://{BUCKET}/"), &["--total-timeout=2"]);
         let open = |name: &str| {
             let file = File::open(sandbox.mnt().join(name))?;

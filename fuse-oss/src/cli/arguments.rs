@@ -186,10 +186,12 @@ pub struct UmountArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 METRICS
-  Everything that is counted is in --json under 'metrics'. For Prometheus and its like each server answers on a Unix socket,
-  whose path is shown (RUNTIME_DIR/HASH.metrics); only its user and root may connect:
+  Everything that is counted is in --json under 'metrics'. For Prometheus and its like, each server
+  answers on a Unix socket beside its control socket; only its user and root may connect. The path
+  (RUNTIME_DIR/HASH.metrics) is in the status:
     curl --unix-socket PATH http://localhost/metrics
-  Reads that the kernel answers by itself, from its page cache or of files opened 'by the kernel alone', are not counted.")]
+  Reads that the kernel answers by itself, from its page cache or of files it reads alone, are not
+  counted.")]
 pub struct StatusArguments {
     /// Print JSON.
     #[arg(long)]
