@@ -30,7 +30,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lru::LruCache;
-use oss::ErrorKind;
 use tokio::runtime::Handle;
 use tracing::{debug, error, warn};
 
@@ -488,24 +487,6 @@ impl Blocks {
             }
         };
         let _ = tokio::time::timeout(at_most, settled).await;
-    }
-
-    /// Counts a failure by its kind.
-    pub fn count_failure(&self, fault: &Fault) {
-        let metrics = &self.metrics;
-        let counter = match fault {
-            Fault::Replaced(_) => &metrics.failed_changed,
-            Fault::Store(error) => match error.kind() {
-                ErrorKind::Denied | ErrorKind::BadCredentials => &metrics.failed_denied,
-                ErrorKind::Changed | ErrorKind::NotFound => &metrics.failed_changed,
-                ErrorKind::Unavailable | ErrorKind::Throttled { .. } | ErrorKind::Corrupt => {
-                    &metrics.failed_unavailable
-                }
-                _ => &metrics.failed_other,
-            },
-            Fault::TooManyNames(_) | Fault::Internal(_) => &metrics.failed_other,
-        };
-        counter.one();
     }
 
     /// Says that the cache disk fails, once a minute.

@@ -293,7 +293,6 @@ impl Filesystem for Mounted {
                 },
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
-                    inner.blocks.count_failure(&fault);
                     reply.error(Errno::from_i32(fault.errno_at_open()));
                 }
             }
@@ -333,7 +332,6 @@ impl Filesystem for Mounted {
             match reader.read(range).await {
                 Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
                 Err(fault) => {
-                    inner.blocks.count_failure(&fault);
                     reply.error(Errno::from_i32(fault.errno_at_read()));
                 }
             }

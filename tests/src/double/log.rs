@@ -35,7 +35,17 @@ pub struct Request {
     pub fault: Option<Fault>,
 }
 
+/// What the answer to the request of this number calls it.
+pub(super) fn request_id(number: usize) -> String {
+    format!("5F{:022X}", number + 1)
+}
+
 impl Request {
+    /// What the answer calls the request: `x-oss-request-id` or `x-amz-request-id`, and the same in an error document.
+    pub fn id(&self) -> String {
+        request_id(self.number)
+    }
+
     /// The value of a query parameter.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())

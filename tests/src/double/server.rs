@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::answer::{Answer, Body, damaged, injected};
 use super::fault::{Fault, Faults};
-use super::log::Request;
+use super::log::{Request, request_id};
 use super::operation::{Operation, lock, perform};
 use super::request::{Call, Head, parse};
 use super::world::World;
@@ -255,7 +255,7 @@ async fn answer(
         dialect: head.dialect,
         host: head.host.clone(),
         is_head: head.method == Method::HEAD,
-        request_id: format!("5F{:022X}", number + 1),
+        request_id: request_id(number),
         now: lock(&shared.world).now(),
     };
     let outcome = match injected(plan.fault.as_ref()) {
