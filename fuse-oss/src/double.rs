@@ -190,7 +190,7 @@ impl Store for DoubleStore {
         let delay = Duration::from_millis(self.knobs.delay_ms.load(Ordering::Relaxed));
         let body =
             stream::once(tokio::time::sleep(delay)).flat_map(move |()| stream::iter(std::mem::take(&mut chunks)));
-        Ok(GetResponse { meta, range, body: body.boxed() })
+        Ok(GetResponse { meta, range, request_id: None, body: body.boxed() })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

@@ -268,7 +268,7 @@ impl Channel {
 
         let read = self.settings.timeouts.read;
         let exchange = async {
-            let response = self.http.send(request, read).await?;
+            let response = self.http.send(request, read).await.map_err(|error| (error, None))?;
             let (head, body) = response.into_parts();
             let success = head.status.is_success();
             if success && call.expect == Expect::Stream {
@@ -279,12 +279,16 @@ impl Channel {
                 Ok(bytes) => Ok((head, bytes, None)),
                 // A refusal is one whatever becomes of its explanation.
                 Err(_) if !success => Ok((head, Bytes::new(), None)),
-                Err(error) => Err(error),
+                Err(error) => Err((error, request_id(&head.headers).map(str::to_owned))),
             }
         };
         let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
             Ok(Ok(parts)) => parts,
-            Ok(Err(error)) => return Err((Fault::broken(&error, &self.via()), None)),
+            Ok(Err((error, id))) => {
+                let mut fault = Fault::broken(&error, &self.via());
+                fault.request_id = id;
+                return Err((fault, None));
+            }
             Err(_) => {
                 let total = self.settings.timeouts.total.as_secs_f32();
                 let why = format!("no answer within {total} s in all{}", self.via());
