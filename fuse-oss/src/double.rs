@@ -206,7 +206,7 @@ impl Store for DoubleStore {
         let body =
             stream::once(tokio::time::sleep(delay)).flat_map(move |()| stream::iter(std::mem::take(&mut chunks)));
         let body = if stall { body.chain(stream::pending()).boxed() } else { body.boxed() };
-        Ok(GetResponse { meta, range, body })
+        Ok(GetResponse { meta, range, request_id: None, body })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

@@ -327,13 +327,10 @@ impl Filesystem for Mounted {
             return reader.went_on(&range);
         }
         let Some(reply) = reply else { return };
-        let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
             match reader.read(range).await {
                 Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
-                Err(fault) => {
-                    reply.error(Errno::from_i32(fault.errno_at_read()));
-                }
+                Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
             }
         });
     }

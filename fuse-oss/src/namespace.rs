@@ -370,7 +370,7 @@ impl Namespace {
                 Progress::Complete => return Ok(()),
             };
             let prefix = state.listing.prefix().to_owned();
-            ListRequest { prefix, delimiter: true, continuation, max_keys: None }
+            ListRequest { prefix, delimiter: true, continuation, ..ListRequest::default() }
         };
         let asked = request.continuation.clone();
         let page = origin.store.list(request).await?;
@@ -496,7 +496,7 @@ fn file(origin: Arc<Origin>, key: Option<Box<str>>, meta: ObjectMeta) -> File {
 /// Asks the store for one name: is there anything below it, or an object of that key?
 async fn probe(origin: &Origin, prefix: &str, name: &str) -> Result<Option<Found>, Fault> {
     let key = format!("{prefix}{name}");
-    let below = ListRequest { prefix: format!("{key}/"), delimiter: false, continuation: None, max_keys: Some(1) };
+    let below = ListRequest { prefix: format!("{key}/"), max_keys: Some(1), ..ListRequest::default() };
     let key = Key::new(key);
     let (below, object) = tokio::join!(origin.store.list(below), origin.store.head(&key));
     let below = below?;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes};
-use oss::{ErrorKind, ObjectMeta};
+use oss::ErrorKind;
 use tracing::{debug, warn};
 
 use super::buffers::Share;
 use super::memory::{BlockId, Piece};
 use super::object::Object;
 use super::plan::Stretch;
-use super::race::{Arrived, Race};
+use super::race::{Arrived, Head, Race};
 use super::{Blocks, unix_seconds};
 use crate::fault::Fault;
 use crate::geometry::{Granules, by_block, bytes_of, start_of};
@@ -91,6 +91,7 @@ impl Flight {
         let object = Arc::clone(&self.object);
         let mut race = Race::new(&object, &self.blocks.metrics, self.range.start, self.range.end);
         let mut rest = Bytes::new();
+        let mut request_id = None;
         let total = self.range.end - self.range.start;
         for (block, within) in by_block(self.range.clone()) {
             let mut buffer = self.blocks.buffers.buffer(within.len(), share);
@@ -99,14 +100,15 @@ impl Flight {
                 if rest.is_empty() {
                     rest = match race.next().await {
                         Ok(Arrived::Bytes(bytes)) => bytes,
-                        Ok(Arrived::Head(meta)) => {
-                            check_version(&object, &meta)?;
+                        Ok(Arrived::Head(head)) => {
+                            check_version(&object, &head)?;
                             if let Some(entry) = &object.entry {
-                                entry.learn(meta.checksum);
+                                entry.learn(head.meta.checksum);
                             }
+                            request_id = head.request_id;
                             continue;
                         }
-                        Ok(Arrived::End) => return Err(Broken::Again(short(&object))),
+                        Ok(Arrived::End) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
                         Err(error) => return Err(broken(error)),
                     };
                     continue;
@@ -122,7 +124,7 @@ impl Flight {
                 loop {
                     match race.next().await {
                         Ok(Arrived::End) => break,
-                        Ok(_) => return Err(Broken::Again(short(&object))),
+                        Ok(_) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
                         Err(error) => return Err(broken(error)),
                     }
                 }
@@ -182,7 +184,8 @@ impl Drop for Flight {
 }
 
 /// Whether an answer is about the version that the mount shows.
-fn check_version(object: &Object, meta: &ObjectMeta) -> Result<(), Broken> {
+fn check_version(object: &Object, head: &Head) -> Result<(), Broken> {
+    let meta = &head.meta;
     let same_etag = object.etag.is_none() || meta.etag.is_none() || meta.etag == object.etag;
     // Without a version the time has to do; listings and answers may round it differently, to a second.
     let same_time = object.etag.is_some() || same_second(object.modified, meta.modified);
@@ -190,10 +193,11 @@ fn check_version(object: &Object, meta: &ObjectMeta) -> Result<(), Broken> {
         return Ok(());
     }
     Err(Broken::Final(Fault::Replaced(format!(
-        "{} was replaced in its store while mounted (it has {} bytes now and had {}); mount again to see the new one",
+        "{} was replaced in its store while mounted (it has {} bytes now and had {}; request {}); mount again to see the new one",
         object.name(),
         meta.size,
-        object.size
+        object.size,
+        head.request_id.as_deref().unwrap_or("unknown")
     ))))
 }
 
@@ -204,9 +208,9 @@ fn broken(error: oss::Error) -> Broken {
     }
 }
 
-fn short(object: &Object) -> Fault {
-    let target = object.name();
-    oss::Error::new(ErrorKind::Unavailable, "GET", target, "the answer has another length than it announced").into()
+fn short(object: &Object, request_id: Option<&str>) -> Fault {
+    let why = "the answer has another length than it announced";
+    oss::Error::new(ErrorKind::Unavailable, "GET", object.name(), why).with_request_id(request_id).into()
 }
 
 fn same_second(a: Option<SystemTime>, b: Option<SystemTime>) -> bool {

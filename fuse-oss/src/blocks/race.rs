@@ -46,11 +46,18 @@ enum Runner {
 /// What comes out of a race.
 pub(super) enum Arrived {
     /// The store has answered for the first time; bytes follow.
-    Head(Box<ObjectMeta>),
+    Head(Box<Head>),
     /// The next bytes.
     Bytes(Bytes),
     /// Everything has come.
     End,
+}
+
+/// What an answer says before its bytes.
+pub(super) struct Head {
+    pub(super) meta: ObjectMeta,
+    /// How the store calls the request.
+    pub(super) request_id: Option<String>,
 }
 
 enum Step {
@@ -184,13 +191,13 @@ impl Runner {
     }
 
     /// Goes from the answer to its body. `at` is the byte wanted next, which may be beyond the first that was asked for.
-    fn answered(&mut self, response: GetResponse, at: u64) -> Box<ObjectMeta> {
+    fn answered(&mut self, response: GetResponse, at: u64) -> Box<Head> {
         let skip = match self {
             Self::Asked { from, .. } => at - *from,
             Self::Answered { .. } => 0,
         };
         *self = Self::Answered { body: response.body, skip };
-        Box::new(response.meta)
+        Box::new(Head { meta: response.meta, request_id: response.request_id })
     }
 
     /// A chunk without the bytes that somebody else has brought already.
