@@ -40,8 +40,8 @@ impl Mounter for Rclone {
         );
         std::fs::write(&config, text).context("cannot write rclone's configuration")?;
         let mut command = clean(&self.program);
-        command.arg("mount").arg(format!("store:{BUCKET}")).arg(place.target);
-        command.arg("--config").arg(config).arg("--cache-dir").arg(place.cache);
+        command.arg("mount").arg(format!("store:{BUCKET}")).arg(&place.target);
+        command.arg("--config").arg(config).arg("--cache-dir").arg(&place.cache);
         command.args(["--read-only", "--vfs-cache-mode", "full"]);
         Ok(command)
     }
