@@ -59,8 +59,10 @@ impl Unit {
             1
         } else if value >= 0.1 {
             2
-        } else {
+        } else if value >= 0.01 {
             3
+        } else {
+            4
         };
         format!("{value:.digits$}")
     }

@@ -5,6 +5,7 @@
 //! [`cleanup`] sees to it that nothing stays behind.
 
 mod case;
+mod chart;
 mod child;
 mod cleanup;
 mod cli;
@@ -95,6 +96,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let text = serde_json::to_string_pretty(&report).context("cannot write JSON")?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(path) = &arguments.svg {
+        std::fs::write(path, chart::chart(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(if report.failed(OURS) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -137,7 +141,9 @@ fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
         ("mount-s3", |program| Box::new(MountS3 { program })),
     ];
     for (name, make) in peers.into_iter().filter(|_| !arguments.alone) {
-        match mounter::on_path(name) {
+        // Mountpoint has no package on most systems, and so can be named.
+        let named = std::env::var_os("MOUNT_S3").filter(|_| name == "mount-s3").map(PathBuf::from);
+        match named.or_else(|| mounter::on_path(name)) {
             Some(program) => mounters.push(make(program)),
             None => programs.push(Program { name: name.to_owned(), version: "not installed".to_owned() }),
         }

@@ -36,7 +36,7 @@ pub struct Program {
 }
 
 /// One case's results.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct CaseReport {
     /// Its name.
     pub name: String,
@@ -46,6 +46,8 @@ pub struct CaseReport {
     pub unit: Unit,
     /// What ratios refer to, in words; nothing when there are none.
     pub yardstick: String,
+    /// The ratio that our own mount must reach, where that is what is asked.
+    pub goal_ratio: Option<f64>,
     /// Limits first, then mounts.
     pub rows: Vec<Row>,
     /// What our own mount must reach and whether it has.
@@ -53,7 +55,7 @@ pub struct CaseReport {
 }
 
 /// One line of a table.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// What was measured.
     pub subject: String,
@@ -121,12 +123,17 @@ impl CaseReport {
         let limits: Vec<_> = rows.iter().filter(|row| row.limit && yardstick.contains(&row.subject)).collect();
         // A limit that could not be measured leaves nothing to compare with.
         let known: Option<Vec<f64>> = limits.into_iter().map(median).collect();
-        let measure = known.and_then(|known| known.into_iter().reduce(|a, b| unit.worse(a, b)));
+        let lowest = known.and_then(|known| known.into_iter().reduce(|a, b| unit.worse(a, b)));
+        let bound = goals.iter().find_map(|goal| if let Goal::Figure(bound) = goal { Some(*bound) } else { None });
+        // Where nothing bounds a mount, the figure that it must reach is the measure.
+        let measure = if yardstick.is_empty() { bound } else { lowest };
+        let share = goals.iter().find_map(|goal| if let Goal::Share(share) = goal { Some(*share) } else { None });
+        let goal_ratio = measure.and_then(|measure| share.or_else(|| Some(unit.share(bound?, measure))));
         for row in &mut rows {
             row.ratio = row.figures.zip(measure).map(|(figures, measure)| unit.share(figures.median, measure));
         }
         let yardstick = match yardstick {
-            [] => String::new(),
+            [] => bound.map(|bound| format!("the {} {} asked for", unit.show(bound), unit.name())).unwrap_or_default(),
             [one] => one.clone(),
             several => format!("the lower of {}", several.join(" and ")),
         };
@@ -136,7 +143,7 @@ impl CaseReport {
         if let Some(row) = rows.iter().find(|row| !row.limit && row.subject == ours) {
             let evidence = Evidence {
                 figure: median(row),
-                yardstick: measure,
+                yardstick: lowest,
                 best_peer,
                 requests: row.requests,
                 object_requests: row.object_requests,
@@ -144,7 +151,7 @@ impl CaseReport {
             };
             verdicts = goals.iter().map(|goal| goal.judge(unit, &yardstick, &evidence)).collect();
         }
-        Self { name, about, unit, yardstick, rows, verdicts }
+        Self { name, about, unit, yardstick, goal_ratio, rows, verdicts }
     }
 
     /// As a table.
@@ -218,6 +225,14 @@ impl Report {
         );
         for program in &self.programs {
             let _ = writeln!(out, "  {:<10} {}", program.name, program.version);
+        }
+        if machine.is_busy() {
+            out.push_str(
+                "  WARNING: something else is running; figures, and ratios less so, say what is left over by it\n",
+            );
+        }
+        if (self.scale - 1.0).abs() > f64::EPSILON {
+            let _ = writeln!(out, "  sizes times {}: figures asked for in seconds are those of scale 1", self.scale);
         }
         out
     }
@@ -302,8 +317,17 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_not_judged() {
         let report = case(Unit::GibPerSecond, &[]);
-        assert!(report.rows.iter().all(|row| row.ratio.is_none()));
+        assert!(report.rows.iter().all(|row| row.ratio.is_none()) && report.goal_ratio.is_none());
         assert_eq!(report.verdicts[0].reached, None);
         assert!(!report.table().contains("ratio: to"));
+    }
+
+    #[test]
+    fn without_a_limit_the_figure_asked_for_is_the_measure() {
+        let rows = vec![Row::new("ours".to_owned(), false, Unit::Seconds, &[sample(0.03)], None)];
+        let name = ("x".to_owned(), String::new(), Unit::Seconds);
+        let report = CaseReport::new(name, rows, &[], &[Goal::Figure(0.06)], "ours");
+        assert_eq!((report.rows[0].ratio, report.goal_ratio), (Some(2.0), Some(1.0)));
+        assert!(report.table().contains("ratio: to the 0.060 s asked for\n"), "{}", report.table());
     }
 }

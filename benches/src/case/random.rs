@@ -57,6 +57,8 @@ pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
         ("rand4k-j8-20ms", State::Cold, true, SMALL, 8, 800),
         ("rand4k-j1-disk", State::Disk, false, SMALL, 1, 10_000),
         ("rand4k-j8-disk", State::Disk, false, SMALL, 8, 20_000),
+        ("rand4k-j1-remount", State::Remounted, false, SMALL, 1, 10_000),
+        ("rand4k-j8-remount", State::Remounted, false, SMALL, 8, 20_000),
         ("rand4k-j1-page", State::Page, false, SMALL, 1, 200_000),
         ("rand4k-j8-page", State::Page, false, SMALL, 8, 400_000),
         ("rand128k-j1-cold", State::Cold, false, MIDDLE, 1, 2_000),
@@ -173,7 +175,7 @@ impl Case for Random {
         match (self.read, self.state, self.jobs) {
             (4096, State::Cold, 8) if self.far => vec![Goal::Share(0.9), Goal::FetchedPerOperation(FETCHED)],
             (4096, State::Cold, 8) => vec![Goal::Share(0.35), Goal::Peers(8.0)],
-            (4096, State::Disk | State::Page, _) => vec![Goal::Share(0.9)],
+            (4096, State::Disk | State::Remounted | State::Page, _) => vec![Goal::Share(0.9)],
             _ => Vec::new(),
         }
     }
