@@ -38,6 +38,8 @@ pub struct Case {
     pub cache_mib: u64,
     /// How much goes wrong on the wire: the chance of each kind of fault for each request, in thousandths.
     pub trouble: u32,
+    /// Whether one byte of every answer to a request for a range is wrong, which nobody can see before the object is complete.
+    pub lies: bool,
     /// What is done.
     pub rounds: Vec<Round>,
 }
@@ -68,11 +70,11 @@ pub enum Then {
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, objects, large, s3, prefix, cache_mib, trouble, rounds } = self;
+        let Self { seed, objects, large, s3, prefix, cache_mib, trouble, lies, rounds } = self;
         writeln!(
             f,
             "case {{ seed: {seed}, objects: {objects}, large: {large}, s3: {s3}, prefix: {prefix}, cache_mib: {cache_mib}, \
-             trouble: {trouble} }}"
+             trouble: {trouble}, lies: {lies} }}"
         )?;
         for (number, round) in rounds.iter().enumerate() {
             writeln!(

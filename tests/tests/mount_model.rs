@@ -86,6 +86,7 @@ fn case() -> impl Strategy<Value = Case> {
             prefix,
             cache_mib,
             trouble,
+            lies: false,
             rounds,
         })
 }
@@ -127,4 +128,30 @@ fn every_byte_is_the_models() {
 #[ignore = "soak: run by `make soak`"]
 fn soak_every_byte_is_the_models() {
     check(300, 30);
+}
+
+/// A check that cannot fail is none.
+#[test]
+fn a_wrong_byte_is_seen_and_named() {
+    let file = Pick::Large(0);
+    let case = Case {
+        seed: 1,
+        objects: 3,
+        large: true,
+        s3: false,
+        prefix: false,
+        cache_mib: 0,
+        trouble: 0,
+        lies: true,
+        rounds: vec![Round {
+            threads: vec![vec![Operation::Walk, Operation::ReadAll { file, buffer: 65_536 }]],
+            kill_after: None,
+            then: Then::Remount,
+            changes: [0; 3],
+        }],
+    };
+    let why = run(&case).expect_err("the store lies");
+    for hint in ["round 0: thread 0, operation 1: ReadAll", "byte ", " should be ", "; 1 of "] {
+        assert!(why.contains(hint), "{hint:?} is missing in {why}");
+    }
 }

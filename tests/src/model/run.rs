@@ -136,7 +136,7 @@ pub fn run(case: &Case) -> Result<(), String> {
     let drops = AtomicUsize::new(0);
     let mut history = String::new();
     put(&bucket, &tree);
-    trouble(&bucket, &tree, case.trouble);
+    trouble(&bucket, &tree, case);
     bucket.mount();
     for (number, round) in case.rounds.iter().enumerate() {
         let session = Session {
@@ -172,7 +172,7 @@ pub fn run(case: &Case) -> Result<(), String> {
             tree.change(round.changes);
             bucket.double.clear_faults();
             put(&bucket, &tree);
-            trouble(&bucket, &tree, case.trouble);
+            trouble(&bucket, &tree, case);
             // What a killed server has left is removed by whoever mounts next.
             bucket.mount();
         }
@@ -197,8 +197,12 @@ fn put(bucket: &Bucket, tree: &Tree) {
     }
 }
 
-/// Switches on what goes wrong on the wire, each by this chance in thousandths. All of it must go by unseen.
-fn trouble(bucket: &Bucket, tree: &Tree, chance: u32) {
+/// Switches on what goes wrong on the wire. All of it must go by unseen, but for the lies, which no client can see.
+fn trouble(bucket: &Bucket, tree: &Tree, case: &Case) {
+    let chance = case.trouble;
+    if case.lies {
+        bucket.double.fault(Fault::WrongByte, When::any().ranged(true), Often::Always);
+    }
     if chance == 0 {
         return;
     }
@@ -287,16 +291,16 @@ mod tests {
 
     #[test]
     fn a_difference_says_which_byte_and_what_it_looks_like() {
-        let bytes: Bytes = (0..3000_u32).flat_map(u32::to_be_bytes).collect();
+        let bytes: Bytes = (0..12_000_u32).map(|n| u8::try_from(n * n / 7 % 251 + 1).unwrap()).collect();
         let file = tree::File { path: "dir/file".to_owned(), bytes: bytes.clone() };
         let mut got = bytes[100..300].to_vec();
         got[50..80].fill(0);
         let text = difference(&file, 100, &bytes[100..300], &got);
-        assert!(text.starts_with("byte 151 of \"dir/file\" (12000 bytes long) is 0x00 and should be 0x25"), "{text}");
-        assert!(text.contains("29 zeros"), "{text}");
+        let expected =
+            format!("byte 150 of \"dir/file\" (12000 bytes long) is 0x00 and should be {:#04x}; 30 of", bytes[150]);
+        assert!(text.starts_with(&expected) && text.contains("30 zeros"), "{text}");
         got.copy_from_slice(&bytes[1000..1200]);
-        let text = difference(&file, 100, &bytes[100..300], &got);
-        assert!(text.contains("belongs at 1002"), "{text}");
+        assert!(difference(&file, 100, &bytes[100..300], &got).contains("belongs at 100"));
         let text = difference(&file, 11_990, &bytes[11_990..], &[bytes[11_990..].to_vec(), vec![1]].concat());
         assert!(text.starts_with("byte 12000 of"), "{text}");
     }
