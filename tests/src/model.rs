@@ -17,6 +17,7 @@ mod tree;
 
 use std::fmt;
 
+pub use damage::damage;
 pub use operation::{Operation, Pick, Place};
 pub use run::run;
 pub use tree::Tree;
