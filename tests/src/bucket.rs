@@ -19,6 +19,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
 
 use crate::double::{Double, DoubleConfig, Operation};
@@ -263,13 +264,11 @@ pub fn forget_pages(file: &File) -> nix::Result<()> {
 /// # Panics
 /// When the system does not say what it is.
 pub fn passthrough_expected(sandbox: &Sandbox) -> bool {
-    const OVERLAYFS: i64 = 0x794c_7630;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().expect("a major version"), numbers.next().expect("a minor version"));
-    let cache = nix::sys::statfs::statfs(&sandbox.path("cache")).expect("the cache directory is there");
-    // The type is signed on some platforms and not on others.
-    let on_overlay = i64::try_from(cache.filesystem_type().0).is_ok_and(|kind| kind == OVERLAYFS);
+    let cache = statfs(&sandbox.path("cache")).expect("the cache directory is there");
+    let on_overlay = cache.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
     let expected = version >= (6, 9) && !on_overlay;
     if !expected {
         println!("no passthrough is expected here: kernel {}, cache on overlayfs: {on_overlay}", release.trim());

@@ -49,8 +49,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 fn round() -> impl Strategy<Value = Round> {
-    let threads = prop::collection::vec(prop::collection::vec(operation(), 2..10), 1..6);
-    let kill_after = prop::option::weighted(0.4, 0..12_usize);
+    let threads = prop::collection::vec(prop::collection::vec(operation(), 3..16), 1..7);
+    let kill_after = prop::option::weighted(0.4, 0..25_usize);
     let then = prop_oneof![
         1 => Just(Then::Remount),
         1 => Just(Then::Restart),
@@ -121,7 +121,7 @@ fn check(cases: u64, simpler: u32) {
 
 #[test]
 fn every_byte_is_the_models() {
-    check(8, 0);
+    check(10, 0);
 }
 
 #[test]
