@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::{Method, Response};
 use http_body_util::BodyExt as _;
@@ -269,6 +270,7 @@ async fn answer(
     let reply = answer.reply(outcome, plan.fault == Some(Fault::ErrorInside200));
     shared.note(number, |entry| {
         entry.status = Some(reply.status);
+        entry.answered = Some(Instant::now());
         entry.code = code;
         entry.sent = if answer.is_head { 0 } else { reply.content.len() };
     });
@@ -281,6 +283,8 @@ fn entry(number: usize, head: &Head) -> Request {
         number,
         dialect: head.dialect,
         operation: Operation::of(head),
+        arrived: Instant::now(),
+        answered: None,
         method: head.method.to_string(),
         bucket: head.bucket.clone().unwrap_or_default(),
         key: head.key.clone(),
