@@ -24,7 +24,7 @@ use crate::blocks::Blocks;
 use crate::blocks::object::Object;
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
-use crate::namespace::{Body, File, Known, Namespace, Node};
+use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
 use crate::reader::Reader;
 
@@ -33,9 +33,6 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
 const MAX_BACKGROUND: u16 = 256;
-
-/// Names taken from a directory in one go: about what the buffer of an older kernel holds.
-const NAMES_AT_ONCE: usize = 64;
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -88,12 +85,14 @@ impl Inner {
     }
 
     fn attributes(&self, node: &Node) -> FileAttr {
-        let (kind, mode, size, time) = match &node.body {
-            Body::Directory(_) => (FileType::Directory, self.options.dir_mode, 0, None),
-            Body::File(file) => (FileType::RegularFile, self.options.file_mode, file.size, file.modified),
+        let (kind, mode) = if node.directory {
+            (FileType::Directory, self.options.dir_mode)
+        } else {
+            (FileType::RegularFile, self.options.file_mode)
         };
+        let size = node.size;
         // Times before 1970 are as good as none; fuser's conversion of them is not exact.
-        let time = time.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
         FileAttr {
             ino: INodeNo(node.ino),
             size,
@@ -117,17 +116,17 @@ impl Inner {
         self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
     }
 
-    fn object(&self, node: &Node, file: &File) -> Option<Arc<Object>> {
-        let key = self.namespace.key(node)?;
+    fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
-        Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
+        let (key, etag) = (file.key.clone(), file.etag.clone());
+        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.salt))
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
         let mut flags = FopenFlags::FOPEN_NOFLUSH;
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
-        if file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong {
+        if self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +137,6 @@ impl Inner {
 
     /// Answers a directory request from names that are known.
     fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
-        let Some(directory) = node.directory() else { return };
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
@@ -149,20 +147,10 @@ impl Inner {
                 return;
             }
         }
-        let mut from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
-        loop {
-            let names = self.namespace.entries(directory, from, NAMES_AT_ONCE);
-            for node in &names {
-                offset += 1;
-                if add(&self.attributes(node), offset, &node.name) {
-                    return;
-                }
-            }
-            if names.len() < NAMES_AT_ONCE {
-                return;
-            }
-            from += names.len();
-        }
+        self.namespace.entries(node.ino, place(offset), |node, name| {
+            offset += 1;
+            !add(&self.attributes(node), offset, name)
+        });
     }
 
     /// Says what went wrong, unless too much has been said already.
@@ -175,17 +163,20 @@ impl Inner {
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        node.directory().is_none_or(|directory| self.namespace.can_tell(directory, from))
+        self.namespace.can_tell(node.ino, place(offset))
     }
 
-    async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        self.namespace.list_to(node, from).await.map_err(|fault| {
-            self.report(&node.name, &fault, "cannot be listed");
+    async fn list_to(&self, node: &Node, offset: u64) -> Result<(), Errno> {
+        self.namespace.list_to(node.ino, place(offset)).await.map_err(|fault| {
+            self.report(&self.namespace.name(node.ino).unwrap_or_default(), &fault, "cannot be listed");
             Errno::from_i32(fault.errno_at_open())
         })
     }
+}
+
+/// Which name a directory offset stands for.
+fn place(offset: u64) -> usize {
+    usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX)
 }
 
 impl Filesystem for Mounted {
@@ -207,19 +198,21 @@ impl Filesystem for Mounted {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(parent) = self.inner.namespace.node(parent.0) else { return reply.error(Errno::ESTALE) };
-        let Some(directory) = parent.directory() else { return reply.error(Errno::ENOTDIR) };
+        if !parent.directory {
+            return reply.error(Errno::ENOTDIR);
+        }
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // Keys are UTF-8, so no other name can be there.
         let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(directory, name) {
+        match self.inner.namespace.known(parent.ino, name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
                 let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
                 self.runtime.spawn(async move {
-                    match inner.namespace.lookup(&parent, &name).await {
+                    match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
                         Ok(None) => missing(&inner, reply),
                         Err(fault) => {
@@ -244,12 +237,12 @@ impl Filesystem for Mounted {
             return reply.error(Errno::EROFS);
         }
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
-        let Some(file) = node.file() else { return reply.error(Errno::EISDIR) };
-        let Some(object) = self.inner.object(&node, file) else { return reply.error(Errno::ESTALE) };
+        let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
+        let object = self.inner.object(&file);
         // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
-        if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
-            return self.inner.opened(file, object, reply);
+        if file.size == 0 || file.proved || object.is_complete() {
+            return self.inner.opened(&file, object, reply);
         }
         if file.archived {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
@@ -264,13 +257,10 @@ impl Filesystem for Mounted {
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
             match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => match node.file() {
-                    Some(file) => {
-                        file.proved.store(true, Ordering::Relaxed);
-                        inner.opened(file, object, reply);
-                    }
-                    None => reply.error(Errno::EISDIR),
-                },
+                Ok(_) => {
+                    inner.namespace.prove(file.ino);
+                    inner.opened(&file, object, reply);
+                }
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
                     reply.error(Errno::from_i32(fault.errno_at_open()));
@@ -396,7 +386,7 @@ impl Filesystem for Mounted {
 
 /// Answers that a name is missing, and will be: an entry with inode number 0 is one the kernel may remember.
 fn missing(inner: &Inner, reply: ReplyEntry) {
-    let root = inner.namespace.node(crate::namespace::ROOT);
+    let root = inner.namespace.node(ROOT);
     match root {
         Some(root) => {
             let attributes = FileAttr { ino: INodeNo(0), ..inner.attributes(&root) };
