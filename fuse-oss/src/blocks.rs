@@ -359,6 +359,11 @@ impl Blocks {
         }
     }
 
+    /// Whether the beginning of an object is in memory.
+    pub fn has_begun(&self, object: &Object) -> bool {
+        self.memory.has((object.id, 0), Granules::numbered(0..1))
+    }
+
     /// The most that one reader may have ahead of it, in bytes: its share of three quarters of the memory. `second` is when
     /// the reader asked last, kept by it.
     pub fn max_ahead(&self, second: &AtomicU64) -> u64 {

@@ -9,8 +9,7 @@ pub mod handles;
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
@@ -25,9 +24,10 @@ use crate::blocks::object::Object;
 use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
-use crate::namespace::{Body, File, Known, Namespace, Node};
+use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
 use crate::reader::Reader;
+use crate::siblings::Siblings;
 use handles::{Handles, STAYS_CACHED};
 
 /// For ever, in a form the kernel can still add to its clock.
@@ -42,9 +42,6 @@ const FIRST_LOOK: u64 = 256 << 10;
 /// An object up to this length that a process before this one has cached is checked when it is opened, in bytes, so that the
 /// kernel may read it by itself at once; a longer one piece by piece, as it is read.
 const PROVED_AT_OPEN: u64 = 8 << 20;
-
-/// Names taken from a directory in one go: about what the buffer of an older kernel holds.
-const NAMES_AT_ONCE: usize = 64;
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -62,6 +59,7 @@ pub struct Inner {
     uid: u32,
     gid: u32,
     handles: Handles,
+    siblings: Mutex<Siblings>,
     salt: u64,
     log_limit: LogLimit,
 }
@@ -71,8 +69,8 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        let (handles, log_limit) = (Handles::default(), LogLimit::default());
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, salt, log_limit });
+        let (handles, siblings, log_limit) = (Handles::default(), Mutex::default(), LogLimit::default());
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -94,12 +92,14 @@ impl Inner {
     }
 
     fn attributes(&self, node: &Node) -> FileAttr {
-        let (kind, mode, size, time) = match &node.body {
-            Body::Directory(_) => (FileType::Directory, self.options.dir_mode, 0, None),
-            Body::File(file) => (FileType::RegularFile, self.options.file_mode, file.size, file.modified),
+        let (kind, mode) = if node.directory {
+            (FileType::Directory, self.options.dir_mode)
+        } else {
+            (FileType::RegularFile, self.options.file_mode)
         };
+        let size = node.size;
         // Times before 1970 are as good as none; fuser's conversion of them is not exact.
-        let time = time.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
         FileAttr {
             ino: INodeNo(node.ino),
             size,
@@ -119,18 +119,41 @@ impl Inner {
         }
     }
 
-    fn object(&self, node: &Node, file: &File) -> Option<Arc<Object>> {
-        let key = self.namespace.key(node)?;
+    fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
-        Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
+        let (key, etag) = (file.key.clone(), file.etag.clone());
+        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.salt))
     }
 
-    fn opened(&self, ino: INodeNo, file: &File, object: Arc<Object>, reply: ReplyOpen) {
+    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
-        let keep_pages = file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong;
+        let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
         let reader = Reader::new(object, Arc::clone(&self.blocks));
-        self.handles.open(ino, reader, keep_pages, &self.blocks, reply);
+        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
+    }
+
+    /// Notes that a small file is opened, and fetches those that will be wanted next. `waits` says that it is not at hand itself.
+    fn fetch_siblings(&self, node: &Node, waits: bool) {
+        let Some(position) = self.namespace.position(node.ino) else { return };
+        let wanted = {
+            let mut siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
+            siblings.on_open(node.parent, position, waits)
+        };
+        if wanted.is_empty() {
+            return;
+        }
+        // Files only: directories in between make the positions a little less exact, which does not matter.
+        let skip = wanted.start.saturating_sub(position + 1);
+        for next in self.namespace.siblings_after(node.ino, skip + wanted.len()).into_iter().skip(skip) {
+            if next.size == 0 || next.size > SMALL {
+                continue;
+            }
+            if let Some(file) = self.namespace.file(next.ino).filter(|file| !file.archived) {
+                let object = self.object(&file);
+                self.blocks.ahead(&object, &(0..object.size), SMALL);
+            }
+        }
     }
 
     /// Brings an object as far as open may promise that it can be read.
@@ -151,7 +174,6 @@ impl Inner {
 
     /// Answers a directory request from names that are known.
     fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
-        let Some(directory) = node.directory() else { return };
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
@@ -162,20 +184,10 @@ impl Inner {
                 return;
             }
         }
-        let mut from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
-        loop {
-            let names = self.namespace.entries(directory, from, NAMES_AT_ONCE);
-            for node in &names {
-                offset += 1;
-                if add(&self.attributes(node), offset, &node.name) {
-                    return;
-                }
-            }
-            if names.len() < NAMES_AT_ONCE {
-                return;
-            }
-            from += names.len();
-        }
+        self.namespace.entries(node.ino, place(offset), |node, name| {
+            offset += 1;
+            !add(&self.attributes(node), offset, name)
+        });
     }
 
     /// Says what went wrong, unless too much has been said already.
@@ -188,17 +200,20 @@ impl Inner {
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        node.directory().is_none_or(|directory| self.namespace.can_tell(directory, from))
+        self.namespace.can_tell(node.ino, place(offset))
     }
 
-    async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        self.namespace.list_to(node, from).await.map_err(|fault| {
-            self.report(&node.name, &fault, "cannot be listed");
+    async fn list_to(&self, node: &Node, offset: u64) -> Result<(), Errno> {
+        self.namespace.list_to(node.ino, place(offset)).await.map_err(|fault| {
+            self.report(&self.namespace.name(node.ino).unwrap_or_default(), &fault, "cannot be listed");
             Errno::from_i32(fault.errno_at_open())
         })
     }
+}
+
+/// Which name a directory offset stands for.
+fn place(offset: u64) -> usize {
+    usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX)
 }
 
 impl Filesystem for Mounted {
@@ -224,19 +239,21 @@ impl Filesystem for Mounted {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(parent) = self.inner.namespace.node(parent.0) else { return reply.error(Errno::ESTALE) };
-        let Some(directory) = parent.directory() else { return reply.error(Errno::ENOTDIR) };
+        if !parent.directory {
+            return reply.error(Errno::ENOTDIR);
+        }
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // Keys are UTF-8, so no other name can be there.
         let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(directory, name) {
+        match self.inner.namespace.known(parent.ino, name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
                 let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
                 self.runtime.spawn(async move {
-                    match inner.namespace.lookup(&parent, &name).await {
+                    match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
                         Ok(None) => missing(&inner, reply),
                         Err(fault) => {
@@ -261,15 +278,20 @@ impl Filesystem for Mounted {
             return reply.error(Errno::EROFS);
         }
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
-        let Some(file) = node.file() else { return reply.error(Errno::EISDIR) };
-        let Some(object) = self.inner.object(&node, file) else { return reply.error(Errno::ESTALE) };
+        let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
+        let object = self.inner.object(&file);
         object.touch();
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
         let complete = object.is_complete();
         let prove = complete && (STAYS_CACHED + 1..=PROVED_AT_OPEN).contains(&object.size) && !object.is_proved();
-        if (complete || file.proved.load(Ordering::Relaxed)) && !prove {
-            return self.inner.opened(ino, file, object, reply);
+        let waits = !complete && !self.inner.blocks.has_begun(&object);
+        if object.size <= SMALL {
+            let _entered = self.runtime.enter();
+            self.inner.fetch_siblings(&node, waits);
+        }
+        if (complete || file.proved) && !prove {
+            return self.inner.opened(&file, object, reply);
         }
         if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
@@ -284,13 +306,10 @@ impl Filesystem for Mounted {
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
             match inner.prepare(&object).await {
-                Ok(()) => match node.file() {
-                    Some(file) => {
-                        file.proved.store(true, Ordering::Relaxed);
-                        inner.opened(ino, file, object, reply);
-                    }
-                    None => reply.error(Errno::EISDIR),
-                },
+                Ok(()) => {
+                    inner.namespace.prove(file.ino);
+                    inner.opened(&file, object, reply);
+                }
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
                     reply.error(Errno::from_i32(fault.errno_at_open()));
@@ -421,7 +440,7 @@ impl Filesystem for Mounted {
 
 /// Answers that a name is missing, and will be: an entry with inode number 0 is one the kernel may remember.
 fn missing(inner: &Inner, reply: ReplyEntry) {
-    let root = inner.namespace.node(crate::namespace::ROOT);
+    let root = inner.namespace.node(ROOT);
     match root {
         Some(root) => {
             let attributes = FileAttr { ino: INodeNo(0), ..inner.attributes(&root) };

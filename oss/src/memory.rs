@@ -107,6 +107,7 @@ impl MemoryStore {
                 min_part_size: 1,
                 max_part_size: 5 << 30,
                 max_parts: 10_000,
+                list_from_inside: true,
             },
             Keeps::Crc64,
         )

@@ -213,6 +213,7 @@ impl Store for RestStore {
             min_part_size: if oss { 100 << 10 } else { 5 << 20 },
             max_part_size: 5 << 30,
             max_parts: 10_000,
+            list_from_inside: true,
         }
     }
 

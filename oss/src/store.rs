@@ -217,6 +217,8 @@ pub struct Capabilities {
     pub max_part_size: u64,
     /// The most parts in an upload.
     pub max_parts: u32,
+    /// [`ListRequest::start_after`] costs nothing extra; elsewhere the pages before it are asked for and skipped.
+    pub list_from_inside: bool,
 }
 
 /// A bucket.

@@ -236,14 +236,9 @@ impl Memory {
         }
     }
 
-    /// Bytes of `range` that are in memory or on their way; cheap, for deciding what to fetch ahead.
-    pub fn near(&self, object: ObjectId, range: Range<u64>) -> u64 {
-        let inner = self.inner();
-        let near = by_block(range).map(|(block, within)| {
-            let flying = inner.flying.get(&(object, block)).map_or(Granules::EMPTY, |flying| flying.granules);
-            u64::from(inner.in_memory((object, block)).with(flying).among(Granules::touched(&within)).count())
-        });
-        near.sum::<u64>() * GRANULE
+    /// Whether all of these granules are in memory.
+    pub fn has(&self, id: BlockId, granules: Granules) -> bool {
+        self.inner().in_memory(id).has(granules)
     }
 }
 
@@ -425,6 +420,7 @@ mod tests {
         let left = memory.collect((OBJECT, 0), Granules::numbered(0..10), &mut parts);
         assert_eq!(left, Granules::numbered(0..2).with(Granules::numbered(5..8)).with(Granules::numbered(9..10)));
         assert_eq!(parts.len(), 2);
-        assert_eq!(memory.near(OBJECT, 0..BLOCK), BLOCK);
+        assert!(memory.has((OBJECT, 0), Granules::numbered(8..9)));
+        assert!(!memory.has((OBJECT, 0), Granules::numbered(8..10)));
     }
 }

@@ -108,6 +108,7 @@ fn capabilities() -> Capabilities {
         min_part_size: 5 << 20,
         max_part_size: 5 << 30,
         max_parts: 10_000,
+        list_from_inside: false,
     }
 }
 
