@@ -41,12 +41,26 @@ pub struct Knobs {
     pub bytes: AtomicU64,
     /// So many bodies break off in the middle.
     pub break_bodies: AtomicU64,
+    /// So many requests are never answered.
+    pub hang_next: AtomicU64,
+    /// So many bodies stop in the middle for ever.
+    pub stall_next: AtomicU64,
     /// Every request is refused with 403.
     pub deny: AtomicBool,
     /// If-Match is ignored, as by some servers.
     pub ignore_if_match: AtomicBool,
     /// Bodies come only after this many milliseconds.
     pub delay_ms: AtomicU64,
+    /// Listings, too.
+    pub list_delay_ms: AtomicU64,
+    /// Listings without delimiter are refused with 403.
+    pub deny_flat: AtomicBool,
+    /// Pages come in the reverse order of keys.
+    pub reversed: AtomicBool,
+    /// Every page is empty and not the last.
+    pub endless: AtomicBool,
+    /// A place to begin behind is ignored, as by some servers.
+    pub ignore_start_after: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -105,7 +119,12 @@ impl DoubleStore {
 
     pub fn origin(self: &Arc<Self>) -> Arc<Origin> {
         let store: Arc<dyn Store> = Arc::clone(self) as Arc<dyn Store>;
-        Arc::new(Origin { store, identity: "double".to_owned(), deadline: Duration::from_secs(5) })
+        Arc::new(Origin {
+            store,
+            identity: "double".to_owned(),
+            deadline: Duration::from_secs(5),
+            peers: crate::blocks::peers::Peers::default(),
+        })
     }
 
     fn check(&self, operation: &'static str, key: &str) -> Result<()> {
@@ -116,20 +135,24 @@ impl DoubleStore {
     }
 
     fn meta(&self, key: &str, listed: bool) -> Option<ObjectMeta> {
-        let objects = self.objects();
-        let stored = objects.get(key)?;
-        let size = match &stored.content {
+        self.objects().get(key).map(|stored| stored.meta(key, listed))
+    }
+}
+
+impl Stored {
+    fn meta(&self, key: &str, listed: bool) -> ObjectMeta {
+        let size = match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
             Content::MadeUp(size) => *size,
         };
-        Some(ObjectMeta {
+        ObjectMeta {
             key: Key::new(key),
             size,
-            etag: Some(stored.etag.clone()),
+            etag: Some(self.etag.clone()),
             modified: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000)),
-            checksum: stored.checksum.filter(|_| !listed),
+            checksum: self.checksum.filter(|_| !listed),
             archived: false,
-        })
+        }
     }
 }
 
@@ -153,6 +176,7 @@ impl Store for DoubleStore {
             min_part_size: 1,
             max_part_size: 1,
             max_parts: 1,
+            list_from_inside: true,
         }
     }
 
@@ -166,6 +190,9 @@ impl Store for DoubleStore {
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResponse> {
         self.knobs.gets.fetch_add(1, Ordering::Relaxed);
         self.check("GET", key.as_str())?;
+        if take_one(&self.knobs.hang_next) {
+            std::future::pending::<()>().await;
+        }
         let target = self.root.with_key(key.clone());
         let meta = self
             .meta(key.as_str(), false)
@@ -180,8 +207,11 @@ impl Store for DoubleStore {
         let bytes = slice(&content, &range);
         let mut chunks: Vec<Result<Bytes>> =
             bytes.chunks(300_007).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-        let breaks = &self.knobs.break_bodies;
-        if breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        let stall = take_one(&self.knobs.stall_next);
+        if stall {
+            chunks.truncate(1);
+        }
+        if take_one(&self.knobs.break_bodies) {
             chunks.truncate(chunks.len() / 2);
             chunks.push(Err(Error::new(ErrorKind::Unavailable, "GET", &target, "the connection broke off")));
         }
@@ -190,36 +220,52 @@ impl Store for DoubleStore {
         let delay = Duration::from_millis(self.knobs.delay_ms.load(Ordering::Relaxed));
         let body =
             stream::once(tokio::time::sleep(delay)).flat_map(move |()| stream::iter(std::mem::take(&mut chunks)));
-        Ok(GetResponse { meta, range, body: body.boxed() })
+        let body = if stall { body.chain(stream::pending()).boxed() } else { body.boxed() };
+        Ok(GetResponse { meta, range, request_id: None, body })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
-        self.knobs.lists.fetch_add(1, Ordering::Relaxed);
+        let number = self.knobs.lists.fetch_add(1, Ordering::Relaxed);
+        let delay = self.knobs.list_delay_ms.load(Ordering::Relaxed);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
         self.check("LIST", &request.prefix)?;
-        let keys: Vec<String> = self.objects().keys().filter(|key| key.starts_with(&request.prefix)).cloned().collect();
-        let after = request.continuation.unwrap_or_default();
+        if !request.delimiter && request.max_keys != Some(1) && self.knobs.deny_flat.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Denied, "LIST", &self.root, "no listing without delimiter"));
+        }
+        if self.knobs.endless.load(Ordering::Relaxed) {
+            return Ok(ListPage { continuation: Some(number.to_string()), ..ListPage::default() });
+        }
+        let begin = request.start_after.filter(|_| !self.knobs.ignore_start_after.load(Ordering::Relaxed));
+        let after = request.continuation.or(begin).unwrap_or_default();
         let limit = self.page.min(request.max_keys.map_or(usize::MAX, |max| max as usize));
         let mut page = ListPage::default();
         let mut last = String::new();
-        for key in keys {
+        let objects = self.objects();
+        for (key, stored) in objects.range(request.prefix.clone()..) {
+            if !key.starts_with(&request.prefix) {
+                break;
+            }
             let rest = &key[request.prefix.len()..];
-            let entry = match rest.find('/').filter(|_| request.delimiter) {
-                Some(at) => key[..=request.prefix.len() + at].to_owned(),
-                None => key.clone(),
-            };
-            if entry <= after || entry == last {
+            let rolled = rest.find('/').filter(|_| request.delimiter).map(|at| &key[..=request.prefix.len() + at]);
+            let entry = rolled.unwrap_or(key);
+            if entry <= after.as_str() || entry == last {
                 continue;
             }
             if page.objects.len() + page.prefixes.len() == limit {
                 page.continuation = Some(last);
-                return Ok(page);
+                break;
             }
-            last.clone_from(&entry);
-            if !request.delimiter || !rest.contains('/') {
-                page.objects.push(self.meta(&key, true).unwrap());
-            } else {
-                page.prefixes.push(entry);
+            last = entry.to_owned();
+            match rolled {
+                Some(prefix) => page.prefixes.push(prefix.to_owned()),
+                None => page.objects.push(stored.meta(key, true)),
             }
+        }
+        if self.knobs.reversed.load(Ordering::Relaxed) {
+            page.objects.reverse();
+            page.prefixes.reverse();
         }
         Ok(page)
     }
@@ -255,6 +301,10 @@ impl Store for DoubleStore {
     async fn copy(&self, _: &Key, _: &Key) -> Result<PutResponse> {
         unsupported("COPY")
     }
+}
+
+fn take_one(knob: &AtomicU64) -> bool {
+    knob.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 fn slice(content: &Content, range: &Range<u64>) -> Vec<u8> {

@@ -5,11 +5,11 @@
 //! including names that are missing, and pages and directory contents stay in the kernel's caches: the view is frozen (see
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
-use std::collections::HashMap;
+pub mod handles;
+
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
@@ -20,13 +20,15 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::blocks::Blocks;
 use crate::blocks::object::Object;
+use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
-use crate::namespace::{Body, File, Known, Namespace, Node};
+use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
 use crate::reader::Reader;
+use crate::siblings::Siblings;
+use handles::{Handles, STAYS_CACHED};
 
 /// For ever, in a form the kernel can still add to its clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -34,8 +36,12 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Names taken from a directory in one go: about what the buffer of an older kernel holds.
-const NAMES_AT_ONCE: usize = 64;
+/// What the first open of a large object reads of it, in bytes.
+const FIRST_LOOK: u64 = 256 << 10;
+
+/// An object up to this length that a process before this one has cached is checked when it is opened, in bytes, so that the
+/// kernel may read it by itself at once; a longer one piece by piece, as it is read.
+const PROVED_AT_OPEN: u64 = 8 << 20;
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -52,8 +58,8 @@ pub struct Inner {
     options: MountOptions,
     uid: u32,
     gid: u32,
-    readers: RwLock<HashMap<u64, Arc<Reader>>>,
-    next_handle: AtomicU64,
+    handles: Handles,
+    siblings: Mutex<Siblings>,
     salt: u64,
     log_limit: LogLimit,
 }
@@ -63,10 +69,8 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        let readers = RwLock::default();
-        let next_handle = AtomicU64::new(1);
-        let log_limit = LogLimit::default();
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
+        let (handles, siblings, log_limit) = (Handles::default(), Mutex::default(), LogLimit::default());
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -82,18 +86,20 @@ impl Inner {
         &self.namespace
     }
 
-    /// How many files are open.
-    pub fn open_files(&self) -> u64 {
-        u64::try_from(self.readers.read().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u64::MAX)
+    /// The open files.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
     }
 
     fn attributes(&self, node: &Node) -> FileAttr {
-        let (kind, mode, size, time) = match &node.body {
-            Body::Directory(_) => (FileType::Directory, self.options.dir_mode, 0, None),
-            Body::File(file) => (FileType::RegularFile, self.options.file_mode, file.size, file.modified),
+        let (kind, mode) = if node.directory {
+            (FileType::Directory, self.options.dir_mode)
+        } else {
+            (FileType::RegularFile, self.options.file_mode)
         };
+        let size = node.size;
         // Times before 1970 are as good as none; fuser's conversion of them is not exact.
-        let time = time.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
         FileAttr {
             ino: INodeNo(node.ino),
             size,
@@ -113,32 +119,61 @@ impl Inner {
         }
     }
 
-    fn reader(&self, handle: FileHandle) -> Option<Arc<Reader>> {
-        self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
-    }
-
-    fn object(&self, node: &Node, file: &File) -> Option<Arc<Object>> {
-        let key = self.namespace.key(node)?;
+    fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
-        Some(self.blocks.open(Object::new(origin, key, file.size, file.etag.clone(), file.modified, self.salt)))
+        let (key, etag) = (file.key.clone(), file.etag.clone());
+        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.salt))
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
-        let mut flags = FopenFlags::FOPEN_NOFLUSH;
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
-        if file.times_wrong.swap(times_wrong, Ordering::Relaxed) == times_wrong {
-            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
+        let reader = Reader::new(object, Arc::clone(&self.blocks));
+        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
+    }
+
+    /// Notes that a small file is opened, and fetches those that will be wanted next. `waits` says that it is not at hand itself.
+    fn fetch_siblings(&self, node: &Node, waits: bool) {
+        let Some(position) = self.namespace.position(node.ino) else { return };
+        let wanted = {
+            let mut siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
+            siblings.on_open(node.parent, position, waits)
+        };
+        if wanted.is_empty() {
+            return;
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
-        self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
-        reply.opened(FileHandle(handle), flags);
+        // Files only: directories in between make the positions a little less exact, which does not matter.
+        let skip = wanted.start.saturating_sub(position + 1);
+        for next in self.namespace.siblings_after(node.ino, skip + wanted.len()).into_iter().skip(skip) {
+            if next.size == 0 || next.size > SMALL {
+                continue;
+            }
+            if let Some(file) = self.namespace.file(next.ino).filter(|file| !file.archived) {
+                let object = self.object(&file);
+                self.blocks.ahead(&object, &(0..object.size), SMALL);
+            }
+        }
+    }
+
+    /// Brings an object as far as open may promise that it can be read.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    async fn prepare(&self, object: &Arc<Object>) -> Result<(), Fault> {
+        if object.is_complete() {
+            let (blocks, object) = (Arc::clone(&self.blocks), Arc::clone(object));
+            let proved = tokio::task::spawn_blocking(move || blocks.prove(&object)).await;
+            if proved.unwrap_or(false) {
+                return Ok(());
+            }
+        }
+        let first = object.size.min(if object.size <= SMALL { SMALL } else { FIRST_LOOK });
+        self.blocks.get(object, 0..1, &(0..first)).await.map(drop)
     }
 
     /// Answers a directory request from names that are known.
     fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
-        let Some(directory) = node.directory() else { return };
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
@@ -149,20 +184,10 @@ impl Inner {
                 return;
             }
         }
-        let mut from = usize::try_from(offset - 2).unwrap_or(usize::MAX);
-        loop {
-            let names = self.namespace.entries(directory, from, NAMES_AT_ONCE);
-            for node in &names {
-                offset += 1;
-                if add(&self.attributes(node), offset, &node.name) {
-                    return;
-                }
-            }
-            if names.len() < NAMES_AT_ONCE {
-                return;
-            }
-            from += names.len();
-        }
+        self.namespace.entries(node.ino, place(offset), |node, name| {
+            offset += 1;
+            !add(&self.attributes(node), offset, name)
+        });
     }
 
     /// Says what went wrong, unless too much has been said already.
@@ -175,17 +200,20 @@ impl Inner {
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        node.directory().is_none_or(|directory| self.namespace.can_tell(directory, from))
+        self.namespace.can_tell(node.ino, place(offset))
     }
 
-    async fn list_to(&self, node: &Arc<Node>, offset: u64) -> Result<(), Errno> {
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        self.namespace.list_to(node, from).await.map_err(|fault| {
-            self.report(&node.name, &fault, "cannot be listed");
+    async fn list_to(&self, node: &Node, offset: u64) -> Result<(), Errno> {
+        self.namespace.list_to(node.ino, place(offset)).await.map_err(|fault| {
+            self.report(&self.namespace.name(node.ino).unwrap_or_default(), &fault, "cannot be listed");
             Errno::from_i32(fault.errno_at_open())
         })
     }
+}
+
+/// Which name a directory offset stands for.
+fn place(offset: u64) -> usize {
+    usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX)
 }
 
 impl Filesystem for Mounted {
@@ -200,6 +228,10 @@ impl Filesystem for Mounted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
         }
+        // Depth 1: the mount may itself be the lower layer of an overlay, and no cache file lies on another stacked file system.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok() {
+            self.inner.handles.allow_passthrough();
+        }
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         Ok(())
@@ -207,19 +239,21 @@ impl Filesystem for Mounted {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(parent) = self.inner.namespace.node(parent.0) else { return reply.error(Errno::ESTALE) };
-        let Some(directory) = parent.directory() else { return reply.error(Errno::ENOTDIR) };
+        if !parent.directory {
+            return reply.error(Errno::ENOTDIR);
+        }
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // Keys are UTF-8, so no other name can be there.
         let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(directory, name) {
+        match self.inner.namespace.known(parent.ino, name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
                 let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
                 self.runtime.spawn(async move {
-                    match inner.namespace.lookup(&parent, &name).await {
+                    match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
                         Ok(None) => missing(&inner, reply),
                         Err(fault) => {
@@ -244,14 +278,22 @@ impl Filesystem for Mounted {
             return reply.error(Errno::EROFS);
         }
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
-        let Some(file) = node.file() else { return reply.error(Errno::EISDIR) };
-        let Some(object) = self.inner.object(&node, file) else { return reply.error(Errno::ESTALE) };
-        // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
+        let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
+        let object = self.inner.object(&file);
+        object.touch();
+        // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
-        if file.size == 0 || file.proved.load(Ordering::Relaxed) || object.is_complete() {
-            return self.inner.opened(file, object, reply);
+        let complete = object.is_complete();
+        let prove = complete && (STAYS_CACHED + 1..=PROVED_AT_OPEN).contains(&object.size) && !object.is_proved();
+        let waits = !complete && !self.inner.blocks.has_begun(&object);
+        if object.size <= SMALL {
+            let _entered = self.runtime.enter();
+            self.inner.fetch_siblings(&node, waits);
         }
-        if file.archived {
+        if (complete || file.proved) && !prove {
+            return self.inner.opened(&file, object, reply);
+        }
+        if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
                 warn!(
                     object = object.name(),
@@ -263,14 +305,11 @@ impl Filesystem for Mounted {
         }
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
-            match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => match node.file() {
-                    Some(file) => {
-                        file.proved.store(true, Ordering::Relaxed);
-                        inner.opened(file, object, reply);
-                    }
-                    None => reply.error(Errno::EISDIR),
-                },
+            match inner.prepare(&object).await {
+                Ok(()) => {
+                    inner.namespace.prove(file.ino);
+                    inner.opened(&file, object, reply);
+                }
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
                     reply.error(Errno::from_i32(fault.errno_at_open()));
@@ -290,21 +329,26 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(reader) = self.inner.reader(fh) else { return reply.error(Errno::EBADF) };
-        let len = reader.clamp(offset, size);
-        if len == 0 {
+        let Some(reader) = self.inner.handles.reader(fh) else { return reply.error(Errno::EBADF) };
+        let range = reader.clamp(offset, size);
+        if range.is_empty() {
             return reply.data(&[]);
         }
-        if let Some(bytes) = reader.read_now(offset, len) {
-            reply.data(&bytes);
+        let mut reply = Some(reply);
+        let answer = |bytes: &[u8]| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        };
+        if reader.read_now(&range, answer).is_some() {
             // The runtime is entered because reading ahead begins tasks there.
             let _entered = self.runtime.enter();
-            return reader.read_ahead(offset, len);
+            return reader.went_on(&range);
         }
+        let Some(reply) = reply else { return };
         self.runtime.spawn(async move {
-            reader.read_ahead(offset, len);
-            match reader.read(offset, len).await {
-                Ok(bytes) => reply.data(&bytes),
+            match reader.read(range).await {
+                Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
                 Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
             }
         });
@@ -313,14 +357,14 @@ impl Filesystem for Mounted {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.inner.readers.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        self.inner.handles.release(ino, fh);
         reply.ok();
     }
 
@@ -396,7 +440,7 @@ impl Filesystem for Mounted {
 
 /// Answers that a name is missing, and will be: an entry with inode number 0 is one the kernel may remember.
 fn missing(inner: &Inner, reply: ReplyEntry) {
-    let root = inner.namespace.node(crate::namespace::ROOT);
+    let root = inner.namespace.node(ROOT);
     match root {
         Some(root) => {
             let attributes = FileAttr { ino: INodeNo(0), ..inner.attributes(&root) };

@@ -63,6 +63,7 @@ pub async fn conformance_without(store: Arc<dyn Store>, prefix: &str, odd_keys: 
     suite.if_match().await;
     suite.if_absent().await;
     suite.listings().await;
+    suite.listings_from_inside().await;
     suite.an_object_beside_a_directory().await;
     suite.multipart().await;
     suite.multipart_if_absent().await;
@@ -112,9 +113,18 @@ impl Suite {
     }
 
     async fn list(&self, prefix: &str, delimiter: bool, max_keys: Option<u32>) -> ListPage {
+        self.list_all(ListRequest {
+            prefix: format!("{}{prefix}", self.prefix),
+            delimiter,
+            max_keys,
+            ..ListRequest::default()
+        })
+        .await
+    }
+
+    async fn list_all(&self, mut request: ListRequest) -> ListPage {
         let mut all = ListPage::default();
-        let mut request =
-            ListRequest { prefix: format!("{}{prefix}", self.prefix), delimiter, continuation: None, max_keys };
+        let max_keys = request.max_keys;
         loop {
             let page = self.store.list(request.clone()).await.unwrap();
             let entries = page.objects.len() + page.prefixes.len();
@@ -268,6 +278,40 @@ impl Suite {
             assert_eq!(object.size, (object.key.as_str().len() - self.prefix.len()) as u64);
             assert!(object.modified.is_some());
             assert_eq!(object.etag, self.store.head(&object.key).await.unwrap().etag);
+        }
+    }
+
+    /// `l/` is as [`listings`](Self::listings) left it.
+    async fn listings_from_inside(&self) {
+        let (keys, rolled) = self.names("l/", false, None).await;
+        assert!(keys.len() > 5 && rolled.is_empty());
+        let mut tops = self.names("l/", true, None).await;
+        tops.0.append(&mut tops.1);
+        let starts = ["", "l", "l/", "l/a", "l/a.", "l/a/", "l/a/y/z", "l/a/zz", "l/b/", "l/c", "l/zz", "m"];
+        for start in starts.map(str::to_owned).into_iter().chain(keys.iter().cloned()) {
+            for max_keys in [None, Some(1), Some(2)] {
+                for (delimiter, all) in [(false, &keys), (true, &tops.0)] {
+                    let page = self
+                        .list_all(ListRequest {
+                            prefix: format!("{}l/", self.prefix),
+                            delimiter,
+                            start_after: Some(format!("{}{start}", self.prefix)),
+                            max_keys,
+                            ..ListRequest::default()
+                        })
+                        .await;
+                    let mut got: Vec<_> = page.objects.iter().map(|object| object.key.to_string()).collect();
+                    got.extend(page.prefixes);
+                    got.sort();
+                    let mut want: Vec<_> = all
+                        .iter()
+                        .filter(|name| name.as_str() > start.as_str())
+                        .map(|name| format!("{}{name}", self.prefix))
+                        .collect();
+                    want.sort();
+                    assert_eq!(got, want, "after {start:?}, {max_keys:?} at a time, delimiter {delimiter}");
+                }
+            }
         }
     }
 

@@ -107,6 +107,7 @@ impl MemoryStore {
                 min_part_size: 1,
                 max_part_size: 5 << 30,
                 max_parts: 10_000,
+                list_from_inside: true,
             },
             Keeps::Crc64,
         )
@@ -444,7 +445,7 @@ impl Store for MemoryStore {
         // In pieces, as from a network.
         let pieces: Vec<_> = bytes.chunks(64 << 10).map(|piece| Ok(bytes.slice_ref(piece))).chain(verdict).collect();
         self.end(Operation::Get, key, fault, ())?;
-        Ok(GetResponse { meta, range, body: futures_util::stream::iter(pieces).boxed() })
+        Ok(GetResponse { meta, range, request_id: None, body: futures_util::stream::iter(pieces).boxed() })
     }
 
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<PutResponse> {
@@ -535,7 +536,7 @@ impl Store for MemoryStore {
         let prefix = request.prefix.as_str();
         // A continuation is the last entry before, marked as a key or as a prefix whose keys are all behind us.
         let (behind, rolled) = match request.continuation.as_deref().map(|token| token.split_at_checked(1)) {
-            None => (None, None),
+            None => (request.behind(), None),
             Some(Some(("k", key))) => (Some(key), None),
             Some(Some(("p", key))) => (Some(key), Some(key)),
             Some(_) => return Err(self.error(ErrorKind::Invalid, Operation::List, &key, "not our continuation")),
@@ -556,6 +557,8 @@ impl Store for MemoryStore {
                 break;
             }
             match rest.split_once('/').filter(|_| request.delimiter) {
+                Some((segment, _))
+                    if request.behind().is_some_and(|after| *format!("{prefix}{segment}/") <= *after) => {}
                 Some((segment, _)) => {
                     page.prefixes.push(format!("{prefix}{segment}/"));
                     last = format!("p{prefix}{segment}/");

@@ -44,7 +44,7 @@ use crate::store::{
 use call::{Call, Dialect, Expect, Reply};
 use channel::Channel;
 use fault::{Failure, Fault};
-use reader::{Reader, Served, served};
+use reader::{Reader, Served, Source, served};
 
 /// Whole objects up to this size, in bytes, are read and verified before anything is handed out, so that a wrong checksum costs a
 /// second request and no error.
@@ -164,16 +164,17 @@ impl RestStore {
         let meta = self.meta(key, &reply, from.size);
         let range = wanted.map_or(0..from.size, |wanted| wanted.start..wanted.end.min(from.size));
         let whole = range == (0..from.size);
+        let request_id = refusal::request_id(&reply.headers).map(str::to_owned);
         let body = reply.stream.ok_or_else(|| unreadable("the answer had no body".to_owned()))?;
         let checksum = meta.checksum.filter(|_| whole);
-        let etag = meta.etag.clone();
-        let reader = Reader::new(Arc::clone(channel), key.clone(), etag, range.clone(), &from.range, body, checksum);
+        let source = Source { etag: meta.etag.clone(), request_id: request_id.clone(), checksum };
+        let reader = Reader::new(Arc::clone(channel), key.clone(), source, range.clone(), &from.range, body);
         if whole && from.size <= VERIFY_FIRST {
             let bytes = reader.collect().await?;
             let chunks = if bytes.is_empty() { vec![] } else { vec![Ok(bytes)] };
-            return Ok(GetResponse { meta, range, body: stream::iter(chunks).boxed() });
+            return Ok(GetResponse { meta, range, request_id, body: stream::iter(chunks).boxed() });
         }
-        Ok(GetResponse { meta, range, body: reader.into_stream() })
+        Ok(GetResponse { meta, range, request_id, body: reader.into_stream() })
     }
 }
 
@@ -212,6 +213,7 @@ impl Store for RestStore {
             min_part_size: if oss { 100 << 10 } else { 5 << 20 },
             max_part_size: 5 << 30,
             max_parts: 10_000,
+            list_from_inside: true,
         }
     }
 
@@ -314,7 +316,7 @@ impl RestStore {
                 format!("no range {}..{} in {} bytes", range.start, range.end, meta.size),
             );
         }
-        Ok(GetResponse { meta, range: range.clone(), body: stream::empty().boxed() })
+        Ok(GetResponse { meta, range: range.clone(), request_id: None, body: stream::empty().boxed() })
     }
 }
 

@@ -74,13 +74,21 @@ pub struct GetResponse {
     pub meta: ObjectMeta,
     /// Which bytes follow.
     pub range: Range<u64>,
+    /// The store's name for the request, for log lines about these bytes; none where the store gives none (files, Google,
+    /// Azure). A body that broke off and was taken up again came by further requests: the error that a body ends with names the
+    /// last of them.
+    pub request_id: Option<String>,
     /// The bytes.
     pub body: BoxStream<'static, Result<Bytes>>,
 }
 
 impl fmt::Debug for GetResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GetResponse").field("meta", &self.meta).field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("GetResponse")
+            .field("meta", &self.meta)
+            .field("range", &self.range)
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -153,13 +161,24 @@ pub struct ListRequest {
     pub prefix: String,
     /// Roll keys up at the first `/` after the prefix.
     pub delimiter: bool,
+    /// Only what sorts behind this, by UTF-8 bytes: objects by their keys, and with a delimiter the prefixes by themselves, so that
+    /// behind `a/b` there is no `a/`. It need not be a key that exists. Heeded on the first page and ignored with a
+    /// continuation, which knows where it began. Google and Azure are asked for the pages before it, too.
+    pub start_after: Option<String>,
     /// Where the page before this one ended.
     pub continuation: Option<String>,
     /// At most this many entries; the store's own limit (1000) when absent.
     pub max_keys: Option<u32>,
 }
 
-/// What a page of a listing holds.
+impl ListRequest {
+    /// What the page must lie behind: [`start_after`](Self::start_after) unless there is a continuation.
+    pub(crate) fn behind(&self) -> Option<&str> {
+        self.start_after.as_deref().filter(|after| self.continuation.is_none() && !after.is_empty())
+    }
+}
+
+/// What a page of a listing holds. It can be empty and not the last.
 #[derive(Debug, Clone, Default)]
 pub struct ListPage {
     /// Objects, in the store's order (by UTF-8 bytes on OSS and S3).
@@ -198,6 +217,8 @@ pub struct Capabilities {
     pub max_part_size: u64,
     /// The most parts in an upload.
     pub max_parts: u32,
+    /// [`ListRequest::start_after`] costs nothing extra; elsewhere the pages before it are asked for and skipped.
+    pub list_from_inside: bool,
 }
 
 /// A bucket.

@@ -75,6 +75,22 @@ impl CloudStore {
         }
     }
 
+    async fn page(&self, target: &Target, request: &ListRequest, continuation: Option<String>) -> Result<ListPage> {
+        let max_keys = request.max_keys.unwrap_or(PAGE).clamp(1, PAGE);
+        let options = PaginatedListOptions {
+            delimiter: request.delimiter.then_some("/".into()),
+            max_keys: Some(usize::try_from(max_keys).unwrap_or(1000)),
+            page_token: continuation,
+            ..PaginatedListOptions::default()
+        };
+        let prefix = Some(request.prefix.as_str()).filter(|prefix| !prefix.is_empty());
+        let answer = self.pages.list_paginated(prefix, options).await.map_err(|error| target.fault(error))?;
+        let keys = keys_of(&request.prefix, &answer.result.objects);
+        let objects = keys.into_iter().zip(&answer.result.objects).map(|(key, meta)| describe(key, meta)).collect();
+        let prefixes = answer.result.common_prefixes.iter().map(|prefix| format!("{prefix}/")).collect();
+        Ok(ListPage { objects, prefixes, continuation: answer.page_token })
+    }
+
     fn at(&self, operation: &'static str, key: &Key) -> Target {
         Target { operation, location: self.root.with_key(key.clone()) }
     }
@@ -92,6 +108,7 @@ fn capabilities() -> Capabilities {
         min_part_size: 5 << 20,
         max_part_size: 5 << 30,
         max_parts: 10_000,
+        list_from_inside: false,
     }
 }
 
@@ -219,7 +236,7 @@ impl Store for CloudStore {
         };
         let (meta, range) = (describe(key.clone(), &answer.meta), answer.range.clone());
         let body = answer.into_stream().map(move |chunk| chunk.map_err(|error| target.fault(error)));
-        Ok(GetResponse { meta, range, body: body.boxed() })
+        Ok(GetResponse { meta, range, request_id: None, body: body.boxed() })
     }
 
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<PutResponse> {
@@ -289,19 +306,21 @@ impl Store for CloudStore {
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
         let target = self.at("LIST", &Key::new(request.prefix.clone()));
-        let max_keys = request.max_keys.unwrap_or(PAGE).clamp(1, PAGE);
-        let options = PaginatedListOptions {
-            delimiter: request.delimiter.then_some("/".into()),
-            max_keys: Some(usize::try_from(max_keys).unwrap_or(1000)),
-            page_token: request.continuation,
-            ..PaginatedListOptions::default()
-        };
-        let prefix = Some(request.prefix.as_str()).filter(|prefix| !prefix.is_empty());
-        let answer = self.pages.list_paginated(prefix, options).await.map_err(|error| target.fault(error))?;
-        let keys = keys_of(&request.prefix, &answer.result.objects);
-        let objects = keys.into_iter().zip(&answer.result.objects).map(|(key, meta)| describe(key, meta)).collect();
-        let prefixes = answer.result.common_prefixes.iter().map(|prefix| format!("{prefix}/")).collect();
-        Ok(ListPage { objects, prefixes, continuation: answer.page_token })
+        let mut page = self.page(&target, &request, request.continuation.clone()).await?;
+        // Skipped here: not every version and emulator of both services can begin inside a listing.
+        let Some(after) = request.behind() else { return Ok(page) };
+        loop {
+            page.objects.retain(|object| object.key.as_str() > after);
+            page.prefixes.retain(|prefix| prefix.as_str() > after);
+            if page.continuation.is_none() || !page.objects.is_empty() || !page.prefixes.is_empty() {
+                return Ok(page);
+            }
+            let next = self.page(&target, &request, page.continuation.clone()).await?;
+            if next.continuation.is_some() && next.continuation == page.continuation {
+                return Err(target.error(ErrorKind::Unavailable, "the store gives the same page again and again"));
+            }
+            page = next;
+        }
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {

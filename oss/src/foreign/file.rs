@@ -85,7 +85,7 @@ impl Store for FileStore {
         let behind_first = range.start + first.len() as u64..range.end;
         let head = stream::iter((!first.is_empty()).then_some(Ok(first)));
         let Some(file) = file.filter(|_| !behind_first.is_empty()) else {
-            return Ok(GetResponse { meta, range, body: head.boxed() });
+            return Ok(GetResponse { meta, range, request_id: None, body: head.boxed() });
         };
         let store = Self { disk: Arc::clone(&self.disk) };
         let state = (store, key.clone(), Arc::new(file), behind_first);
@@ -98,7 +98,7 @@ impl Store for FileStore {
             let state = chunk.as_ref().ok().map(|chunk| left.start + chunk.len() as u64..left.end);
             Some((chunk, state.map(|left| (store, key, file, left))))
         });
-        Ok(GetResponse { meta, range, body: head.chain(tail).boxed() })
+        Ok(GetResponse { meta, range, request_id: None, body: head.chain(tail).boxed() })
     }
 
     async fn put(&self, key: &Key, body: Bytes, mode: PutMode) -> Result<PutResponse> {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     async fn keys(store: &dyn Store, prefix: &str, delimiter: bool, max_keys: Option<u32>) -> Vec<String> {
-        let mut request = ListRequest { prefix: prefix.to_owned(), delimiter, continuation: None, max_keys };
+        let mut request = ListRequest { prefix: prefix.to_owned(), delimiter, max_keys, ..ListRequest::default() };
         let mut all = Vec::new();
         loop {
             let page = store.list(request.clone()).await.unwrap();

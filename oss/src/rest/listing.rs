@@ -28,6 +28,9 @@ impl RestStore {
         if let Some(token) = &request.continuation {
             call = call.query("continuation-token", token.as_str());
         }
+        if let Some(after) = request.behind() {
+            call = call.query("start-after", after);
+        }
         // Said always: OSS gives a hundred when it is not asked for more.
         call = call.query("max-keys", request.max_keys.unwrap_or(PAGE).clamp(1, PAGE).to_string());
         let parse = |reply: &Reply| xml::parse::<Listing>(&reply.bytes, "listing");
@@ -45,7 +48,12 @@ impl RestStore {
             // Going on would never end, and stopping would hide what is there.
             return Err(failed("the store says there is more and not where".to_owned()));
         }
-        Ok(page(listing, channel.dialect(), continuation))
+        let mut page = page(listing, channel.dialect(), continuation);
+        if let Some(after) = request.behind() {
+            // Servers differ in whether the prefix that the place lies in is behind it.
+            page.prefixes.retain(|prefix| prefix.as_str() > after);
+        }
+        Ok(page)
     }
 }
 

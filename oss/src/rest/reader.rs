@@ -12,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use http::Method;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Reply};
@@ -20,10 +19,10 @@ use super::channel::Channel;
 use super::digest::Digest;
 use super::fault::Fault;
 use super::meter::{Gauge, Pace};
-use super::refusal::Condition;
+use super::refusal::{Condition, request_id};
 use super::retry::{Deadline, Remedy, pause};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{SendError, next_chunk};
+use crate::http::{Body, SendError, next_chunk, next_chunk_timed};
 use crate::location::Key;
 use crate::store::{Checksum, ETag};
 
@@ -83,16 +82,28 @@ pub(crate) fn request<'a>(
     call
 }
 
+/// What a body is of.
+pub(crate) struct Source {
+    /// The object's.
+    pub etag: Option<ETag>,
+    /// The store's name for the request that brought the body.
+    pub request_id: Option<String>,
+    /// What the bytes must have, where all of the object comes.
+    pub checksum: Option<Checksum>,
+}
+
 /// An object's bytes on their way.
 pub(crate) struct Reader {
     channel: Arc<Channel>,
     key: Key,
     etag: Option<ETag>,
+    /// Of the request that brought the present body, or the last.
+    request_id: Option<String>,
     /// What is still to come.
     rest: Range<u64>,
     /// Bytes of the present body that come before what is wanted: from a server that ignores ranges.
     skip: u64,
-    body: Option<Incoming>,
+    body: Option<Body>,
     digest: Option<Digest>,
     gauge: Gauge,
     /// Connections that failed since the last that was any good.
@@ -113,16 +124,16 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    /// The bytes `wanted` out of a body that holds those of `from`. `checksum` is what all of them must have.
+    /// The bytes `wanted` out of a body that holds those of `from`.
     pub(crate) fn new(
         channel: Arc<Channel>,
         key: Key,
-        etag: Option<ETag>,
+        source: Source,
         wanted: Range<u64>,
         from: &Range<u64>,
-        body: Incoming,
-        checksum: Option<Checksum>,
+        body: Body,
     ) -> Self {
+        let Source { etag, request_id, checksum } = source;
         let gauge = Gauge::new(&channel.meter, channel.timeouts().read);
         let deadline = channel.deadline();
         Self {
@@ -130,6 +141,7 @@ impl Reader {
             channel,
             key,
             etag,
+            request_id,
             rest: wanted,
             body: Some(body),
             digest: checksum.map(Digest::new),
@@ -202,9 +214,8 @@ impl Reader {
                     self.body.insert(reopened)
                 }
             };
-            let asked = Instant::now();
-            let got = next_chunk(body, self.channel.timeouts().read).await;
-            let waited = asked.elapsed();
+            let mut waited = Duration::ZERO;
+            let got = next_chunk_timed(body, self.channel.timeouts().read, &mut waited).await;
             match got {
                 Ok(Some(mut chunk)) => {
                     let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
@@ -253,15 +264,15 @@ impl Reader {
             } else {
                 format!("broke off at byte {at}: {cause}{via}")
             };
-            let error = self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), why);
-            return Err(error.with_attempts(self.failures));
+            return Err(self.error(ErrorKind::Unavailable, why).with_attempts(self.failures));
         };
-        tracing::debug!(at, %cause, failures = self.failures, "a download broke off; going on from there");
+        let request_id = self.request_id.as_deref();
+        tracing::debug!(at, %cause, failures = self.failures, request_id, "a download broke off; going on from there");
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    async fn reopen(&mut self) -> Result<Incoming> {
+    async fn reopen(&mut self) -> Result<Body> {
         let want = self.rest.clone();
         let etag = self.etag.clone();
         let call = request(self.channel.dialect(), &self.key, Some(&want), etag.as_ref());
@@ -281,12 +292,18 @@ impl Reader {
                 Err(Fault::in_answer(ErrorKind::Unavailable, "another part came than was asked for"))
             }
         };
-        let reply = self.channel.run(&call, self.deadline, &check).await?;
-        let from =
-            served(&reply).map_err(|why| self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), why))?;
+        let reply = match self.channel.run(&call, self.deadline, &check).await {
+            Ok(reply) => reply,
+            // Where nothing answered any more, the request that broke off is the last that the store knows of.
+            Err(failure) if failure.error.request_id().is_none() => {
+                return Err(failure.error.with_request_id(self.request_id.as_deref()));
+            }
+            Err(failure) => return Err(failure.error),
+        };
+        self.request_id = request_id(&reply.headers).map(str::to_owned);
+        let from = served(&reply).map_err(|why| self.error(ErrorKind::Unavailable, why))?;
         self.skip = self.rest.start - from.range.start;
-        let gone = || self.channel.error(ErrorKind::Unavailable, "GET", Some(&self.key), "the answer had no body");
-        reply.stream.ok_or_else(gone)
+        reply.stream.ok_or_else(|| self.error(ErrorKind::Unavailable, "the answer had no body"))
     }
 
     /// After the last byte: compares the checksum and lets the connection come to its end, so that it can be used again.
@@ -300,8 +317,12 @@ impl Reader {
         }
         match self.digest.take().map(Digest::finish) {
             None | Some(Ok(())) => Ok(()),
-            Some(Err(why)) => Err(self.channel.error(ErrorKind::Corrupt, "GET", Some(&self.key), why)),
+            Some(Err(why)) => Err(self.error(ErrorKind::Corrupt, why)),
         }
+    }
+
+    fn error(&self, kind: ErrorKind, why: impl Into<String>) -> Error {
+        self.channel.error(kind, "GET", Some(&self.key), why).with_request_id(self.request_id.as_deref())
     }
 }
 

@@ -263,3 +263,61 @@ async fn a_body_in_clear_is_signed_and_sent_with_its_md5() {
     assert!(heads[0].contains(&sha256) && heads[0].contains("content-md5: "), "{}", heads[0]);
     assert!(!heads[1].contains("x-amz-content-sha256") && heads[1].contains("content-md5: "), "{}", heads[1]);
 }
+
+#[tokio::test]
+async fn answers_and_broken_bodies_name_their_request() {
+    for (scheme, header) in [("oss", "x-oss-request-id"), ("s3", "x-amz-request-id")] {
+        let body = "z".repeat(2 << 20);
+        let server = Canned::start(false, move |number, head| {
+            if number == 2 {
+                return Act::Say(answer("412 Precondition Failed", &format!("{header}: three\r\n"), ""));
+            }
+            let id = ["one", "two", "", "four"].get(number).copied().unwrap_or("more");
+            let text = answer("200 OK", &format!("etag: \"e\"\r\n{header}: {id}\r\n"), &body);
+            let cut = if head.starts_with("GET /bucket/short ") { 1 << 20 } else { text.len() };
+            Act::Last(text[..cut].to_owned())
+        })
+        .await;
+        let store = server.store(scheme);
+        let got = store.get(&Key::from("good"), GetOptions::default()).await.unwrap();
+        assert_eq!(got.request_id.as_deref(), Some("one"));
+        assert!(format!("{got:?}").contains("one"));
+        assert_eq!(got.bytes().await.unwrap().len(), 2 << 20);
+        // Broken off, and then the object was another one.
+        let got = store.get(&Key::from("short"), GetOptions::default()).await.unwrap();
+        assert_eq!(got.request_id.as_deref(), Some("two"));
+        let error = got.bytes().await.unwrap_err();
+        assert!(*error.kind() == ErrorKind::Changed && error.to_string().contains("[request id three]"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_fail_for_good_name_their_request() {
+    let body = "z".repeat(2 << 20);
+    let tag = "etag: \"e\"\r\nx-oss-request-id: seven\r\n";
+    // A body of the wrong bytes; one that nobody can take up again; one whose store has gone away.
+    let server = Canned::start(false, move |number, head| {
+        let key = head.split(' ').nth(1).unwrap_or_default();
+        match key {
+            "/bucket/wrong" => Act::Say(answer("200 OK", &format!("{tag}x-oss-hash-crc64ecma: 1\r\n"), &body)),
+            "/bucket/untagged" => {
+                let text = answer("200 OK", "x-oss-request-id: seven\r\n", &body);
+                Act::Last(text[..1 << 20].to_owned())
+            }
+            _ if number == 2 => Act::Last(answer("200 OK", tag, &body)[..1 << 19].to_owned()),
+            _ => Act::Hang,
+        }
+    })
+    .await;
+    let store = server.store_with("oss", Duration::from_secs(1));
+    for (key, kind) in
+        [("wrong", ErrorKind::Corrupt), ("untagged", ErrorKind::Unavailable), ("gone", ErrorKind::Unavailable)]
+    {
+        let got = store.get(&Key::from(key), GetOptions::default()).await.unwrap();
+        let error = got.bytes().await.unwrap_err();
+        assert_eq!(*error.kind(), kind, "{error}");
+        assert!(error.to_string().contains("[request id seven]"), "{key}: {error}");
+    }
+    let error = store.list(ListRequest::default()).await.unwrap_err();
+    assert_eq!(error.request_id(), None);
+}

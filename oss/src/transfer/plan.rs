@@ -42,6 +42,7 @@ mod tests {
             min_part_size: min,
             max_part_size: max,
             max_parts: parts,
+            list_from_inside: true,
         }
     }
 

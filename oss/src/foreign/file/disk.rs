@@ -59,6 +59,7 @@ pub(super) fn capabilities() -> Capabilities {
         min_part_size: 1,
         max_part_size: i64::MAX.unsigned_abs(),
         max_parts: 10_000,
+        list_from_inside: true,
     }
 }
 

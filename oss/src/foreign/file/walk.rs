@@ -68,7 +68,7 @@ impl<'a> Walk<'a> {
         Self {
             prefix: &request.prefix,
             delimiter: request.delimiter,
-            after: request.continuation.as_deref().unwrap_or(""),
+            after: request.continuation.as_deref().or(request.behind()).unwrap_or(""),
             limit,
             hidden,
             describe,
