@@ -25,6 +25,15 @@ fn read(file: &File, right: &[u8], offset: u64, len: usize) -> Result<(), i32> {
     Ok(())
 }
 
+/// The error's number of reading all of an object.
+#[track_caller]
+fn failure(bucket: &Bucket, key: &str) -> i32 {
+    match fs::read(bucket.path(key)) {
+        Ok(bytes) => panic!("{} bytes of {key:?} were read", bytes.len()),
+        Err(error) => error.raw_os_error().expect("the system's error"),
+    }
+}
+
 /// The lines of the server's log that name an object and say all of these.
 fn said(bucket: &Bucket, key: &str, hints: &[&str]) -> bool {
     let log = bucket.sandbox.log();
@@ -80,7 +89,7 @@ fn an_object_replaced_before_it_is_opened_is_stale_and_named() {
     for (key, size) in sizes {
         assert_eq!(fs::metadata(bucket.path(key)).unwrap().len(), size);
         bucket.put(key, sample(2, size));
-        assert_eq!(fs::read(bucket.path(key)).unwrap_err().raw_os_error(), Some(libc::ESTALE), "{key}");
+        assert_eq!(failure(&bucket, key), libc::ESTALE, "{key}");
         assert_said(&bucket, key, &["mount"]);
         // Its attributes stay as they were shown.
         assert_eq!(fs::metadata(bucket.path(key)).unwrap().len(), size);
@@ -119,7 +128,7 @@ fn an_object_deleted_while_it_is_read_is_stale_and_one_deleted_before_is_missing
     bucket.double.delete(NAME, "small");
     assert_eq!(read(&file, &bytes, 50 * MIB, 4096), Err(libc::ESTALE));
     assert_said(&bucket, "open", &["mount"]);
-    assert_eq!(fs::read(bucket.path("small")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    assert_eq!(failure(&bucket, "small"), libc::ENOENT);
 }
 
 #[test]
@@ -171,7 +180,7 @@ fn a_small_object_that_always_comes_wrong_is_an_error_and_no_wrong_byte() {
         bucket.put("wrong", bytes.clone());
         bucket.mount();
         bucket.double.fault(Fault::WrongByte, When::any(), Often::Always);
-        assert_eq!(fs::read(bucket.path("wrong")).unwrap_err().raw_os_error(), Some(libc::EIO), "{size}");
+        assert_eq!(failure(&bucket, "wrong"), libc::EIO, "{size}");
         assert_said(&bucket, "wrong", &["cannot be read", "CRC"]);
         bucket.double.clear_faults();
         assert!(fs::read(bucket.path("wrong")).unwrap() == bytes, "{size}");
