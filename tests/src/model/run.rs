@@ -22,7 +22,7 @@ use crate::double::{Double, DoubleConfig, Fault, Often, Operation, When};
 const HANGS: Duration = Duration::from_secs(90);
 
 /// How often one case may drop the caches of the whole system, which others use as well.
-const MOST_DROPS: usize = 3;
+const MOST_DROPS: usize = 1;
 
 /// Objects up to this many bytes are fetched whole, so that a wrong byte is found before anybody sees it.
 const SMALL: usize = 256 << 10;
