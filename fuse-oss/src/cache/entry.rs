@@ -17,6 +17,7 @@
 //!
 //! Two writers of one granule would be a mess: a third bit, *writing*, says that somebody does, and the other leaves it to him.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -49,7 +50,6 @@ const UNKNOWN: u8 = 2;
 const WRONG: u8 = 3;
 
 /// An object of the cache. See the [module](self); [`Cache::entry`](super::Cache::entry) makes them.
-#[derive(Debug)]
 pub struct Entry {
     pub(super) id: ObjectId,
     pub(super) size: u64,
@@ -81,6 +81,17 @@ pub struct Entry {
     pins: Mutex<u32>,
     /// Found wrong while somebody holds a pin; removed with the last one.
     pub(super) doomed: AtomicBool,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, missing) = (hex::encode(self.id.0), self.missing.load(Ordering::Relaxed));
+        f.debug_struct("Entry")
+            .field("id", &id)
+            .field("size", &self.size)
+            .field("missing", &missing)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is in the header, or will be.

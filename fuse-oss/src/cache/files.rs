@@ -54,7 +54,7 @@ impl Part {
 pub struct Place {
     objects: PathBuf,
     #[cfg(test)]
-    pub journal: journal::Journal,
+    pub(super) journal: journal::Journal,
 }
 
 impl Place {
@@ -277,7 +277,7 @@ fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 /// What was done to the files of an object, so that tests can see what is left of any part of it.
 #[cfg(test)]
-pub mod journal {
+pub(super) mod journal {
     use super::Part;
     use std::sync::Mutex;
 

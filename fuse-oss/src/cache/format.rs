@@ -292,7 +292,7 @@ mod tests {
 
     prop_compose! {
         fn slots()(granules in 1_u64.., sum in sums(), seed: u32) -> Slot {
-            let crcs = std::array::from_fn(|at| seed.wrapping_mul(at as u32 | 1));
+            let crcs = std::array::from_fn(|at| seed.wrapping_mul(u32::try_from(at).unwrap() | 1));
             Slot { granules: Granules(granules), sum, crcs }
         }
     }

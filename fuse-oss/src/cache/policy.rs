@@ -10,6 +10,7 @@
 //! One rule is ours. An object larger than the cache that is read from front to back, again and again, would put out
 //! each piece just before it is wanted: nothing would ever be found. So a new piece does not put out a piece of the same
 //! object, but for one in sixteen, by which the cache follows readers that move on. What stays is what comes round again.
+//! A piece that was turned away like that, and comes back, puts out what belongs to others.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -168,19 +169,29 @@ impl Policy {
 
     /// Chooses who goes, to make room for `newcomer` where there is one. `lucky` newcomers may put out their own kind. Units that
     /// may not go now are passed over.
-    pub fn victim(&mut self, newcomer: Option<Unit>, lucky: bool, mut may_go: impl FnMut(&Unit) -> bool) -> Choice {
+    pub fn victim(&mut self, newcomer: Option<Unit>, lucky: bool, may_go: impl Fn(&Unit) -> bool) -> Choice {
+        // One that was put out or refused before, and is wanted again, may put out others, but not its own kind.
+        let missed = newcomer.is_some_and(|newcomer| self.ghosts.turns.contains_key(&newcomer));
+        let is_kin = |unit: &Unit| !lucky && newcomer.is_some_and(|newcomer| newcomer.object == unit.object);
+        let mut kin_passed = false;
         // Everybody is looked at once for each round that it has earned, and then once more.
         let mut looks = (usize::from(MOST_USES) + 2) * (self.small.len() + self.main.len());
         while looks > 0 {
             looks -= 1;
             let of_small = self.small_bytes * SMALL_SHARE >= self.capacity || self.main.is_empty();
             let queue = if of_small && !self.small.is_empty() { &mut self.small } else { &mut self.main };
-            let Some((unit, turn)) = queue.pop_front() else { return Choice::Nobody };
+            let Some((unit, turn)) = queue.pop_front() else { break };
             let Some(node) = self.nodes.get_mut(&unit).filter(|node| node.turn == turn) else {
                 // Left behind by one that was removed.
                 continue;
             };
-            if newcomer == Some(unit) || node.uses > 0 || !may_go(&unit) {
+            let free_to_go = newcomer != Some(unit) && node.uses == 0 && may_go(&unit);
+            if free_to_go && is_kin(&unit) && !missed {
+                queue.push_front((unit, turn));
+                return self.refuse(newcomer);
+            }
+            if !free_to_go || is_kin(&unit) {
+                kin_passed |= free_to_go;
                 node.uses = node.uses.saturating_sub(1);
                 if node.queue == Queue::Small {
                     node.queue = Queue::Main;
@@ -189,25 +200,34 @@ impl Policy {
                 self.main.push_back((unit, turn));
                 continue;
             }
-            let turn = self.next_turn();
-            if let Some(newcomer) = newcomer
-                && newcomer.object == unit.object
-                && !lucky
-            {
-                // Should it be wanted again, it was no accident.
-                let most = self.most_ghosts();
-                self.ghosts.remember(newcomer, turn, most);
-                let Some(node) = self.nodes.get_mut(&unit) else { continue };
-                node.turn = turn;
-                let queue = if node.queue == Queue::Small { &mut self.small } else { &mut self.main };
-                queue.push_front((unit, turn));
-                return Choice::Refuse;
-            }
-            let most = self.most_ghosts();
-            self.ghosts.remember(unit, turn, most);
-            return Choice::Evict(unit, self.take(&unit).unwrap_or(0));
+            return self.evict(unit);
         }
-        Choice::Nobody
+        // Those in the main queue went round and may not go; the few that wait in the small one were not asked.
+        let waiting = self.small.iter().find(|(unit, turn)| {
+            let valid = self.nodes.get(unit).is_some_and(|node| node.turn == *turn);
+            valid && newcomer != Some(*unit) && may_go(unit)
+        });
+        match waiting.map(|(unit, _)| *unit) {
+            Some(unit) if is_kin(&unit) => self.refuse(newcomer),
+            Some(unit) => self.evict(unit),
+            None if kin_passed => self.refuse(newcomer),
+            None => Choice::Nobody,
+        }
+    }
+
+    fn evict(&mut self, unit: Unit) -> Choice {
+        let (turn, most) = (self.next_turn(), self.most_ghosts());
+        self.ghosts.remember(unit, turn, most);
+        Choice::Evict(unit, self.take(&unit).unwrap_or(0))
+    }
+
+    /// Should it be wanted again, it was no accident.
+    fn refuse(&mut self, newcomer: Option<Unit>) -> Choice {
+        let (turn, most) = (self.next_turn(), self.most_ghosts());
+        if let Some(newcomer) = newcomer {
+            self.ghosts.remember(newcomer, turn, most);
+        }
+        Choice::Refuse
     }
 
     fn most_ghosts(&self) -> usize {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::entry::EXTENT_BLOCKS;
 use super::files::{Part, parse_name, read_up_to};
-use super::format::{self, Header, SLOT_LEN, SMALL, Slot, TAIL_MAX};
+use super::format::{self, Description, Header, SLOT_LEN, SMALL, Slot, TAIL_MAX};
 use super::policy::Unit;
 use super::{ObjectId, Shared};
 use crate::geometry::{Granules, block_count};
@@ -25,6 +25,14 @@ pub(super) struct Found {
     pub(super) extents: Vec<(u32, u64, u64)>,
 }
 
+impl Found {
+    /// What is collected of very many of them.
+    fn without_description(mut self) -> Self {
+        self.header.description = Description::default();
+        self
+    }
+}
+
 /// What a file with a digest for a name turned out to be.
 pub(super) enum Look {
     /// An object of the cache.
@@ -37,7 +45,7 @@ pub(super) enum Look {
 
 impl Shared {
     pub(super) fn scan(self: &Arc<Self>) {
-        let mut found: Vec<(SystemTime, ObjectId, u64, bool, Vec<(u32, u64, u64)>)> = Vec::new();
+        let mut found = Vec::new();
         let mut orphans = 0_u32;
         for shard in 0..=u8::MAX {
             for (id, part) in self.names(shard) {
@@ -48,7 +56,7 @@ impl Shared {
                     continue;
                 }
                 match self.look(id, part) {
-                    Ok(Look::Ours(it)) => found.push((it.used, id, it.header.size, it.used_again, it.extents)),
+                    Ok(Look::Ours(it)) => found.push(it.without_description()),
                     Ok(Look::Leftover) => self.clean(id, part),
                     Ok(Look::Foreign) => {}
                     Err(error) => {
@@ -64,11 +72,11 @@ impl Shared {
                  `fuse-oss cache clear` removes them"
             );
         }
-        found.sort_by_key(|(used, id, ..)| (*used, *id));
+        found.sort_by_key(|it| (it.used, it.id));
         let count = found.len();
-        for (_, id, size, used_again, extents) in found {
+        for Found { id, header, used_again, extents, .. } in found {
             for (extent, _, stored) in extents {
-                self.space.restore(Unit { object: id, extent }, size, stored, used_again);
+                self.space.restore(Unit { object: id, extent }, header.size, stored, used_again);
             }
         }
         self.scanned.store(true, Ordering::Release);
