@@ -35,6 +35,9 @@ use crate::size::ByteSize;
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// How long the end waits for the cache to be written.
+const LAST_WRITES: Duration = Duration::from_secs(3);
+
 /// What a server is given.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
@@ -237,6 +240,11 @@ impl Server {
                     }
                 },
                 () = self.changed.notified() => {}
+                () = self.blocks.no_room() => {
+                    for active in self.table().sessions.values() {
+                        active.inner.handles().give_up_idle();
+                    }
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => break,
@@ -293,6 +301,8 @@ impl Server {
         if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
             warn!("ending with requests unanswered");
         }
+        // What was fetched and is not in the cache yet would have to be fetched again.
+        self.blocks.settle(LAST_WRITES).await;
     }
 
     /// Waits until the mount on `target` has gone.
