@@ -15,6 +15,7 @@ mod endpoint;
 mod fault;
 mod listing;
 mod meter;
+mod names;
 mod reader;
 mod refusal;
 mod retry;
@@ -32,6 +33,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::Method;
+use http::header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::HttpClient;
@@ -125,14 +127,20 @@ impl RestStore {
         ObjectMeta {
             key: key.clone(),
             size,
-            etag: reply.header("etag").map(|etag| ETag(etag.to_owned())),
-            modified: reply.header("last-modified").and_then(|text| httpdate::parse_http_date(text).ok()),
+            etag: reply.header(ETAG).map(|etag| ETag(etag.to_owned())),
+            modified: reply.header(LAST_MODIFIED).and_then(|text| httpdate::parse_http_date(text).ok()),
             checksum: digest::of_answer(self.channel.dialect(), &reply.headers),
-            archived: is_archived(
-                reply.header("x-oss-storage-class").or_else(|| reply.header("x-amz-storage-class")).unwrap_or_default(),
-                reply.header("x-oss-restore").or_else(|| reply.header("x-amz-restore")).unwrap_or_default(),
-            ),
+            archived: self.of_class(reply).is_some_and(|class| is_archived(class, self.restoration(reply))),
         }
+    }
+
+    fn of_class<'r>(&self, reply: &'r Reply) -> Option<&'r str> {
+        reply.header(if self.is_oss() { &names::OSS_STORAGE_CLASS } else { &names::S3_STORAGE_CLASS })
+    }
+
+    fn restoration<'r>(&self, reply: &'r Reply) -> &'r str {
+        let name = if self.is_oss() { &names::OSS_RESTORE } else { &names::S3_RESTORE };
+        reply.header(name).unwrap_or_default()
     }
 
     /// One attempt at a `GET` as the caller sees it.
@@ -180,7 +188,7 @@ impl RestStore {
 
 /// The length that an answer to `HEAD` names.
 fn length(reply: &Reply) -> Option<u64> {
-    reply.header("content-length")?.trim().parse().ok()
+    reply.header(CONTENT_LENGTH)?.trim().parse().ok()
 }
 
 fn check_length(reply: &Reply) -> Result<(), Fault> {

@@ -4,6 +4,7 @@
 //! condition that the object is still the same. Timeouts run only while we wait for the store, not while whoever reads the stream
 //! is busy. As long as bytes keep coming the stream may take any time; once they do not, the total deadline counts.
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use http::Method;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
+use http::{HeaderValue, Method};
 use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Reply};
@@ -19,6 +21,7 @@ use super::channel::Channel;
 use super::digest::Digest;
 use super::fault::Fault;
 use super::meter::{Gauge, Pace};
+use super::names;
 use super::refusal::{Condition, request_id};
 use super::retry::{Deadline, Remedy, pause};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,11 +42,11 @@ pub(crate) struct Served {
 /// Reads which bytes an answer holds.
 pub(crate) fn served(reply: &Reply) -> Result<Served, String> {
     let number = |text: &str| text.trim().parse::<u64>().ok();
-    let length = reply.header("content-length").and_then(number).ok_or("the answer does not say how long it is")?;
+    let length = reply.header(CONTENT_LENGTH).and_then(number).ok_or("the answer does not say how long it is")?;
     if reply.status != http::StatusCode::PARTIAL_CONTENT {
         return Ok(Served { range: 0..length, size: length });
     }
-    let text = reply.header("content-range").ok_or("a part of the object came without saying which")?;
+    let text = reply.header(CONTENT_RANGE).ok_or("a part of the object came without saying which")?;
     let bad = || format!("the part that came is named {text:?}, which cannot be understood");
     let (range, size) = text.trim().strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
     let (first, last) = range.split_once('-').ok_or_else(bad)?;
@@ -66,17 +69,21 @@ pub(crate) fn request<'a>(
     let mut call = Call::new("GET", Method::GET, Some(key));
     call.expect = Expect::Stream;
     if let Some(range) = range {
-        call = call.header("range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        call = call.with(RANGE, HeaderValue::try_from(text));
         if dialect == Dialect::Oss {
             // Without this OSS answers a range that goes past the end with the whole object.
-            call = call.header("x-oss-range-behavior", "standard");
+            let standard = HeaderValue::from_static("standard");
+            call = call.with::<Infallible>(names::OSS_RANGE_BEHAVIOR.clone(), Ok(standard));
         }
     }
-    if dialect == Dialect::S3 {
-        call = call.header("x-amz-checksum-mode", "ENABLED");
+    // A range from the middle has no checksum.
+    if dialect == Dialect::S3 && range.is_none_or(|range| range.start == 0) {
+        let enabled = HeaderValue::from_static("ENABLED");
+        call = call.with::<Infallible>(names::S3_CHECKSUM_MODE.clone(), Ok(enabled));
     }
     if let Some(etag) = if_match {
-        call = call.header("if-match", &etag.0);
+        call = call.with(IF_MATCH, HeaderValue::from_str(&etag.0));
         call.condition = Condition::IsUnchanged;
     }
     call
@@ -279,7 +286,7 @@ impl Reader {
         let check = |reply: &Reply| {
             let served = served(reply).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why))?;
             let covers = served.range.start <= want.start && want.end <= served.range.end;
-            let same = match (&etag, reply.header("etag")) {
+            let same = match (&etag, reply.header(ETAG)) {
                 (Some(ours), Some(theirs)) => super::digest::bare(&ours.0) == super::digest::bare(theirs),
                 _ => false,
             };
