@@ -182,7 +182,7 @@ impl RestStore {
             let chunks = if bytes.is_empty() { vec![] } else { vec![Ok(bytes)] };
             return Ok(GetResponse { meta, range, request_id, body: stream::iter(chunks).boxed() });
         }
-        Ok(GetResponse { meta, range, request_id, body: reader.into_stream() })
+        Ok(GetResponse { meta, range, request_id, body: reader.boxed() })
     }
 }
 
