@@ -16,6 +16,7 @@ mod fault;
 mod listing;
 mod meter;
 mod names;
+mod page;
 mod reader;
 mod refusal;
 mod retry;
