@@ -190,10 +190,15 @@ impl HttpClient {
         let place = self.pool.place(&target).map_err(SendError::Connect)?;
         loop {
             let line = self.pool.line(&place, &target).await.map_err(SendError::Connect)?;
+            let kept = line.kept;
             match line.exchange(request).await {
                 Ok((answer, line)) => return Ok(answer.map(|body| Body::new(body, line, place))),
                 // The server closed the connection while it was idle. Each round uses one of those up.
-                Err(Lost::Unsent(unsent)) => request = *unsent,
+                Err(Lost::Unsent(unsent)) if kept => request = *unsent,
+                Err(Lost::Unsent(_)) => {
+                    let why = format!("{} closes connections as soon as they are made", place.authority());
+                    return Err(SendError::Connect(ConnectError::other(why)));
+                }
                 Err(Lost::Broken(error)) => return Err(error),
             }
         }

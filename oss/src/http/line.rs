@@ -29,6 +29,8 @@ const BUFFER: usize = 512 << 10;
 pub(super) struct Line {
     sender: SendRequest<Upload>,
     wire: Connection<Socket, Upload>,
+    /// It has been in the pool, where the server may have closed it.
+    pub(super) kept: bool,
 }
 
 /// Why a request got no answer over a line.
@@ -43,7 +45,7 @@ impl Line {
     /// HTTP over a new connection.
     pub(super) async fn open(socket: Socket) -> hyper::Result<Box<Self>> {
         let (sender, wire) = Builder::new().max_buf_size(BUFFER).handshake(socket).await?;
-        Ok(Box::new(Self { sender, wire }))
+        Ok(Box::new(Self { sender, wire, kept: false }))
     }
 
     /// Sends a request and waits for the head of the answer. The line comes back unless the server has closed it behind a complete

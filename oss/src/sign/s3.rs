@@ -2,7 +2,7 @@
 //!
 //! S3 differs from other AWS services in that the path is encoded once and not normalised.
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderName, HeaderValue};
 
 use super::{Chain, Scope, Signatory, UnprintableCredential, Unsigned, push_canonical, push_hex};
@@ -12,8 +12,10 @@ const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 
-/// What is no part of the signature: a proxy on the way may change it, or it is the signature.
-const NOT_SIGNED: [HeaderName; 6] = [CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, EXPECT, USER_AGENT, AUTHORIZATION];
+/// Whether a header is part of the signature: not those that a proxy on the way may change.
+fn is_signed(name: &str) -> bool {
+    !matches!(name, "content-length" | "connection" | "transfer-encoding" | "expect" | "user-agent" | "authorization")
+}
 
 /// Signs a request. `payload` is the body's SHA-256 in hexadecimal or [`UNSIGNED_PAYLOAD`](super::UNSIGNED_PAYLOAD). Every
 /// header present takes part but those that a proxy on the way may change.
@@ -34,12 +36,8 @@ pub(crate) fn sign(
     }
 
     let mut signed: Vec<(&str, &[u8])> = Vec::with_capacity(headers.len() + 1);
-    signed.extend(
-        headers
-            .iter()
-            .filter(|(name, _)| !NOT_SIGNED.contains(name))
-            .map(|(name, value)| (name.as_str(), value.as_bytes())),
-    );
+    let present = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    signed.extend(present.filter(|(name, _)| is_signed(name)));
     signed.push((HOST.as_str(), host.as_bytes()));
     signed.sort_unstable();
 
