@@ -197,7 +197,7 @@ impl Store for DoubleStore {
         self.knobs.lists.fetch_add(1, Ordering::Relaxed);
         self.check("LIST", &request.prefix)?;
         let keys: Vec<String> = self.objects().keys().filter(|key| key.starts_with(&request.prefix)).cloned().collect();
-        let after = request.continuation.unwrap_or_default();
+        let after = request.continuation.or(request.start_after).unwrap_or_default();
         let limit = self.page.min(request.max_keys.map_or(usize::MAX, |max| max as usize));
         let mut page = ListPage::default();
         let mut last = String::new();
