@@ -2,7 +2,6 @@
 //! to serve, and every byte of it can be checked.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use anyhow::Context as _;
 
@@ -77,23 +76,13 @@ impl World {
         &self.objects
     }
 
-    /// The buffer that objects are cut from.
-    pub fn buffer(&self) -> &[u8] {
-        &self.buffer
-    }
-
     /// Some of the object's bytes from `offset` on: at least one and at most `max`, as many as lie in one piece. Nothing is
     /// copied.
     pub fn bytes(&self, object: Object, offset: u64, max: u64) -> &[u8] {
-        &self.buffer[Self::place(object, offset, max)]
-    }
-
-    /// Where they are in the buffer.
-    pub fn place(object: Object, offset: u64, max: u64) -> Range<usize> {
         let period = u64::try_from(PERIOD).unwrap_or(u64::MAX);
         let from = usize::try_from((object.seed % period + offset % period) % period).unwrap_or(0);
         let wanted = usize::try_from(max).unwrap_or(usize::MAX).min(PIECE);
-        from..PERIOD.min(from + wanted)
+        &self.buffer[from..PERIOD.min(from + wanted)]
     }
 
     /// Whether `bytes` are those of the object at `offset`.

@@ -1,21 +1,20 @@
 //! One connection: requests come in, answers go out, each thread for itself.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::answer::{Answer, Request, respond};
 use super::{Conditions, Shared};
-use crate::content::{Object, World};
+use crate::content::Object;
 
 /// The longest head of a request. Nobody here sends more.
 const LONGEST_HEAD: usize = 64 << 10;
 
-/// A body of at most this many bytes is copied behind its head and sent with it: cheaper than a second call.
-const SMALL: u64 = 16 << 10;
+/// A piece of at most this many bytes is copied behind what is in front of it: cheaper than a vector.
+const SMALL: usize = 16 << 10;
 
 /// Bytes sent at once on a line of limited bandwidth.
 const PACED_PIECE: u64 = 256 << 10;
@@ -85,69 +84,42 @@ fn send_object(
     conditions: Conditions,
 ) -> io::Result<()> {
     let begun = Instant::now();
-    let length = range.end - range.start;
-    let paced = |sent: u64| {
-        if let Some(micros) = sent.saturating_mul(1_000_000).checked_div(conditions.bandwidth) {
-            sleep_until(begun + Duration::from_micros(micros));
-        }
-    };
-    if length <= SMALL {
-        while !range.is_empty() {
-            let piece = shared.world.bytes(object, range.start, range.end - range.start);
-            head.extend_from_slice(piece);
-            range.start += u64::try_from(piece.len()).unwrap_or(u64::MAX);
-        }
-        paced(length);
-        shared.bytes.fetch_add(length, Ordering::Relaxed);
-        return stream.write_all(head);
-    }
-    // The head waits in the kernel for the first bytes of the body.
-    send_more(stream, head)?;
     let most = if conditions.bandwidth > 0 { PACED_PIECE } else { u64::MAX };
     let mut sent = 0;
     while !range.is_empty() {
-        let place = World::place(object, range.start, most.min(range.end - range.start));
-        let piece = u64::try_from(place.len()).unwrap_or(u64::MAX);
-        sent += piece;
-        paced(sent);
-        send_file(stream, shared, place)?;
-        range.start += piece;
-        shared.bytes.fetch_add(piece, Ordering::Relaxed);
+        let piece = shared.world.bytes(object, range.start, most.min(range.end - range.start));
+        let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        sent += length;
+        if let Some(micros) = sent.saturating_mul(1_000_000).checked_div(conditions.bandwidth) {
+            sleep_until(begun + Duration::from_micros(micros));
+        }
+        shared.bytes.fetch_add(length, Ordering::Relaxed);
+        range.start += length;
+        if piece.len() <= SMALL {
+            head.extend_from_slice(piece);
+            stream.write_all(head)?;
+        } else {
+            write_both(stream, head, piece)?;
+        }
+        head.clear();
     }
-    Ok(())
+    stream.write_all(head)
 }
 
-fn send_more(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        // SAFETY: the pointer and the length are those of a slice that lives throughout the call.
-        let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_MORE) };
-        match usize::try_from(sent) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(_) => interrupted_or_error()?,
+/// Writes two buffers with as few calls as the kernel needs.
+fn write_both(mut stream: &TcpStream, mut first: &[u8], mut second: &[u8]) -> io::Result<()> {
+    while !first.is_empty() {
+        match stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                second = &second[written.saturating_sub(first.len()).min(second.len())..];
+                first = &first[written.min(first.len())..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
-}
-
-/// Sends a part of the buffer without copying it.
-fn send_file(stream: &TcpStream, shared: &Shared, mut part: Range<usize>) -> io::Result<()> {
-    while !part.is_empty() {
-        let mut offset = libc::off_t::try_from(part.start).map_err(io::Error::other)?;
-        // SAFETY: both descriptors are open throughout the call, and `offset` is ours.
-        let sent =
-            unsafe { libc::sendfile(stream.as_raw_fd(), shared.buffer.as_raw_fd(), &raw mut offset, part.len()) };
-        match usize::try_from(sent) {
-            Ok(0) => return Err(io::Error::other("the buffer is shorter than it was")),
-            Ok(sent) => part.start += sent,
-            Err(_) => interrupted_or_error()?,
-        }
-    }
-    Ok(())
-}
-
-fn interrupted_or_error() -> io::Result<()> {
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+    stream.write_all(second)
 }
 
 fn sleep_until(due: Instant) {
