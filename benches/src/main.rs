@@ -24,7 +24,7 @@ mod threads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
@@ -35,7 +35,10 @@ use mounter::{FuseOss, MountS3, Mounter, Rclone, S3fs};
 use report::{CaseReport, Program, Report, Row};
 
 /// When one sample with all that goes with it takes longer than this (in seconds), it is the only one.
-const PATIENCE: u64 = 20;
+const PATIENCE: u64 = 10;
+
+/// A sample that takes longer than this has failed.
+const GIVEN_UP: Duration = Duration::from_secs(240);
 
 /// The mount that is judged.
 const OURS: &str = "fuse-oss";
@@ -180,10 +183,10 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
                 continue;
             }
             let begun = Instant::now();
-            let sample = match subject {
+            let sample = cleanup::Watch::start(GIVEN_UP).and_then(|_watch| match subject {
                 Subject::Limit(limit) => case.limit(stage, *limit),
                 Subject::Mount(mounter) => case.mounted(stage, *mounter, round == 0),
-            };
+            });
             match sample {
                 Ok(sample) => {
                     samples.push(sample);
