@@ -168,11 +168,22 @@ fn remove(path: &Path) {
         eprintln!("bench: {} stays, because something is still mounted there: {within:?}", path.display());
         return;
     }
-    if let Err(error) = std::fs::remove_dir_all(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        eprintln!("bench: cannot remove {}: {error}", path.display());
+    // Another thread may be writing there when the end is a signal: under another name it finds nothing any more to write to.
+    let gone = path.with_extension("gone");
+    let path = if std::fs::rename(path, &gone).is_ok() { &gone } else { path };
+    for last in [false, false, false, true] {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) if last => eprintln!("bench: cannot remove {}: {error}", path.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
     }
+}
+
+/// Whether a signal has come, and nothing more may be made.
+pub fn is_ending() -> bool {
+    registry().ending
 }
 
 /// Where something is mounted, by the kernel's list. Looks at nothing that may hang.

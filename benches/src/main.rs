@@ -89,6 +89,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     for case in &cases {
         let result = measure(&stage, case.as_ref(), &mounters, arguments.repeat);
+        if cleanup::is_ending() {
+            // What failed just now failed because of that; the thread that cleans up ends the program.
+            loop {
+                std::thread::park();
+            }
+        }
         println!("{}", result.table());
         report.cases.push(result);
     }
