@@ -34,8 +34,11 @@ use cli::Arguments;
 use mounter::{FuseOss, MountS3, Mounter, Rclone, S3fs};
 use report::{CaseReport, Program, Report, Row};
 
-/// When one sample with all that goes with it takes longer than this (in seconds), it is the only one.
-const PATIENCE: u64 = 10;
+/// When one sample of a peer, with all that goes with it, takes longer than this, it is the only one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for limits and for our own mount, which are to be known well.
+const MORE_PATIENCE: Duration = Duration::from_secs(40);
 
 /// A sample that takes longer than this has failed.
 const GIVEN_UP: Duration = Duration::from_secs(240);
@@ -196,7 +199,8 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
             match sample {
                 Ok(sample) => {
                     samples.push(sample);
-                    *enough = begun.elapsed().as_secs() >= PATIENCE;
+                    let peer = matches!(subject, Subject::Mount(mounter) if mounter.name() != OURS);
+                    *enough = begun.elapsed() >= if peer { PATIENCE } else { MORE_PATIENCE };
                 }
                 Err(failure) => {
                     *error = Some(format!("{failure:#}"));
