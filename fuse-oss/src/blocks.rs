@@ -151,6 +151,16 @@ impl Blocks {
         object
     }
 
+    /// Lets go of objects that nobody has open, so that the cache does not count them as in use.
+    pub fn give_up_idle(&self) {
+        let warm: Vec<Arc<Object>> = {
+            let mut objects = self.objects();
+            std::iter::from_fn(|| objects.warm.pop_lru()).map(|(_, object)| object).collect()
+        };
+        // Not under the lock: the last one to let go of an object writes down that it was used.
+        drop(warm);
+    }
+
     /// Bytes of memory in use: held, under way, or waiting for the disk.
     pub fn memory_used(&self) -> u64 {
         u64::try_from(self.buffers.used()).unwrap_or(u64::MAX)

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod arguments;
+mod cache;
 mod fstab;
 mod serve;
 mod status;
@@ -45,6 +46,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Umount(arguments) => {
             log_to_stderr(&parsed.log);
             umount(&arguments)
+        }
+        Command::Cache(arguments) => {
+            log_to_stderr(&parsed.log);
+            cache::run(&arguments)
         }
         Command::Status(arguments) => {
             log_to_stderr(&parsed.log);

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use crate::cache::{Cleared, Listed, Verified};
 use crate::error::{ClientError, ErrorKind, MountError};
 use crate::options::{MountReply, MountRequest, ServeSettings, Status, UnmountMode};
 use crate::protocol::{self, Answer, MAX_LINE, Request};
@@ -41,6 +42,10 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// How long an unmount may take.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
+/// How long emptying the cache may take; a file of a terabyte takes seconds.
+const CLEAR_LIMIT: Duration = Duration::from_secs(600);
+/// How long a server that is verifying its cache may say nothing about it.
+const VERIFY_LIMIT: Duration = Duration::from_secs(60);
 /// What a mount may take beyond what its store may take.
 const MOUNT_MARGIN: Duration = Duration::from_secs(60);
 
@@ -237,9 +242,60 @@ impl Client {
         }
     }
 
+    /// What the cache holds of objects whose digests begin with this byte.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the server has no cache on disk; [`ErrorKind::NoServer`].
+    pub fn cache_list(&mut self, shard: u8) -> Result<Vec<Listed>, ClientError> {
+        match self.ask(&Request::CacheList { shard }, UNMOUNT_LIMIT)? {
+            Answer::CacheListed(list) => Ok(list),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Reads the whole cache back and forgets what is damaged. `progress` is told about every second how many objects and bytes were
+    /// read. Hanging up ends it.
+    ///
+    /// # Errors
+    /// As [`Client::cache_list`].
+    pub fn cache_verify(&mut self, mut progress: impl FnMut(u64, u64)) -> Result<Verified, ClientError> {
+        let answer = self.exchange(&Request::CacheVerify, VERIFY_LIMIT, |answer| match answer {
+            Answer::CacheVerifying { objects, bytes } => {
+                progress(*objects, *bytes);
+                true
+            }
+            _ => false,
+        });
+        match answer? {
+            Answer::CacheVerified(verified) => Ok(*verified),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Empties the cache, but for what is in use.
+    ///
+    /// # Errors
+    /// As [`Client::cache_list`].
+    pub fn cache_clear(&mut self) -> Result<Cleared, ClientError> {
+        match self.ask(&Request::CacheClear, CLEAR_LIMIT)? {
+            Answer::CacheCleared(cleared) => Ok(*cleared),
+            other => Err(unexpected(other)),
+        }
+    }
+
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Answer, ClientError> {
+        self.exchange(request, limit, |_| false)
+    }
+
+    /// Sends a request and reads answers, each within `limit`, until there is one that `more` does not say another follows.
+    fn exchange(
+        &mut self,
+        request: &Request,
+        limit: Duration,
+        mut more: impl FnMut(&Answer) -> bool,
+    ) -> Result<Answer, ClientError> {
         let line = protocol::encode(request)?;
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         let server = self.server;
         let gone = |error: &dyn std::fmt::Display| {
             MountError::new(
@@ -258,7 +314,14 @@ impl Client {
             self.stream.set_read_timeout(Some(left)).map_err(|error| gone(&error))?;
             let room = u64::try_from(MAX_LINE.saturating_sub(answer.len())).unwrap_or(0);
             match (&mut reader).take(room).read_until(b'\n', &mut answer) {
-                Ok(_) if answer.last() == Some(&b'\n') => break,
+                Ok(_) if answer.last() == Some(&b'\n') => match protocol::decode(&answer)? {
+                    Answer::Failed(error) => return Err(error),
+                    said if more(&said) => {
+                        answer.clear();
+                        deadline = Instant::now() + limit;
+                    }
+                    said => return Ok(said),
+                },
                 Ok(_) => return Err(gone(&"the connection ended without an answer")),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -274,10 +337,6 @@ impl Client {
                 }
                 Err(error) => return Err(gone(&error)),
             }
-        }
-        match protocol::decode(&answer)? {
-            Answer::Failed(error) => Err(error),
-            answer => Ok(answer),
         }
     }
 }

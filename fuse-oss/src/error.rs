@@ -42,13 +42,15 @@ pub enum ErrorKind {
     CacheInUse,
     /// The server could not be reached or went away.
     NoServer,
+    /// The disk did not give back what was written to the cache.
+    Damaged,
     /// A mistake of ours.
     Internal,
 }
 
 impl ErrorKind {
     /// The exit status of the command line for this failure, after sysexits.h: 64 usage, 66 input missing, 69 storage
-    /// unavailable, 70 internal, 71 mount or operating system, 77 denied, 78 bad settings.
+    /// unavailable, 70 internal, 71 mount or operating system, 74 damage in the cache, 77 denied, 78 bad settings.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 64,
@@ -62,6 +64,7 @@ impl ErrorKind {
             | Self::System
             | Self::CacheInUse
             | Self::NoServer => 71,
+            Self::Damaged => 74,
             Self::Denied | Self::BadCredentials => 77,
             Self::Invalid | Self::WrongRegion => 78,
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use oss::{Addressing, CredentialSource, Secret, Settings, StoreSettings, Timeouts};
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{Cleared, Listed, Verified};
 use crate::error::{ErrorKind, MountError};
 use crate::options::{MountEntry, MountOptions, MountReply, MountRequest, Status, UnmountMode};
 
@@ -34,6 +35,16 @@ pub enum Request {
     },
     /// Say what is mounted.
     Status,
+    /// Say what the cache holds of objects whose digests begin with this byte: all of it may be too long for a line.
+    CacheList {
+        /// That byte.
+        shard: u8,
+    },
+    /// Read the whole cache back; is answered with [`Answer::CacheVerifying`] again and again, at last with
+    /// [`Answer::CacheVerified`].
+    CacheVerify,
+    /// Empty the cache.
+    CacheClear,
 }
 
 /// What the server answers.
@@ -46,6 +57,19 @@ pub enum Answer {
     Unmounted,
     /// What is mounted.
     Status(Box<Status>),
+    /// What the cache holds.
+    CacheListed(Vec<Listed>),
+    /// How far verifying is.
+    CacheVerifying {
+        /// Objects that were read.
+        objects: u64,
+        /// Bytes that were read.
+        bytes: u64,
+    },
+    /// What verifying found.
+    CacheVerified(Box<Verified>),
+    /// What clearing did.
+    CacheCleared(Box<Cleared>),
     /// It could not be done.
     Failed(MountError),
 }

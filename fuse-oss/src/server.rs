@@ -337,6 +337,15 @@ impl Server {
         }
     }
 
+    /// Lets go of what is held only because it may be wanted again soon, so that it can be removed.
+    fn give_up_idle(&self) {
+        let mounts: Vec<Arc<Inner>> = self.table().sessions.values().map(|active| Arc::clone(&active.inner)).collect();
+        for mount in mounts {
+            mount.handles().give_up_idle();
+        }
+        self.blocks.give_up_idle();
+    }
+
     /// What is mounted and how much of everything is used.
     pub fn status(&self) -> Status {
         let (cache_used, cache_size) = self.blocks.cache().map_or((0, 0), |cache| (cache.used(), cache.limit()));

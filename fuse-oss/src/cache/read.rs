@@ -2,12 +2,12 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::entry::{Entry, Files, Group, Opened, lock, shared};
+use super::entry::{Entry, Files, Group, lock, shared};
 use super::files::{drop_pages, read_up_to};
 use super::format::{SLOT_LEN, Slot};
-use super::sums::{Kind, Sum, crc32c};
+use super::sums::crc32c;
 use super::{Loaded, Whole};
-use crate::geometry::{BLOCK, GRANULE, GRANULES, Granules, block_len, by_block, bytes_of, start_of};
+use crate::geometry::{BLOCK, GRANULE, GRANULES, Granules, by_block, bytes_of, start_of};
 
 /// What [`Entry::check`] found.
 #[derive(Debug, Clone, Default)]
@@ -207,68 +207,6 @@ impl Entry {
         slot.granules.has(Granules::numbered(granule..granule + 1))
             && data.read_exact_at(&mut bytes, place.start).is_ok()
             && crc32c(&bytes) == slot.crcs[usize_of(u64::from(granule))]
-    }
-
-    /// The checksum of the whole, put together from the blocks'; a block that has none of this kind yet gets it. None when something
-    /// turns out to be missing.
-    pub(super) fn combine(&self, opened: &Opened<'_>, kind: Kind) -> Option<u64> {
-        let mut whole = None;
-        for extent in 0..self.extents() {
-            let group = self.group(opened, extent);
-            let _gate = shared(&group.gate);
-            let blocks = self.blocks_of(extent);
-            let mut bytes = vec![0; blocks.len() * SLOT_LEN];
-            let read = {
-                let _slots = lock(&group.slots);
-                read_up_to(&opened.files().index, &mut bytes, self.slot_place(blocks.start)).ok()?
-            };
-            for (number, bytes) in blocks.zip(bytes[..read].chunks(SLOT_LEN)) {
-                let stored = Slot::decode(&self.id.0, number, bytes).and_then(|slot| slot.sum);
-                let sum = match stored.filter(|sum| sum.kind == kind) {
-                    Some(sum) => sum,
-                    None => self.seal(opened.files(), group, number, kind)?,
-                };
-                let len = u64::from(block_len(self.size, number));
-                whole = Some(whole.map_or(sum.value, |before| kind.combine(before, sum.value, len)));
-            }
-        }
-        self.complete().then_some(whole).flatten()
-    }
-
-    /// Gives a complete block the checksum of the whole of it, by reading it back. None when it is not complete or not right; what is
-    /// damaged is forgotten. The extent's gate is held.
-    pub(super) fn seal(&self, files: &Files, group: &Group, number: u32, kind: Kind) -> Option<Sum> {
-        let every = Granules::of_block(self.size, number);
-        let sealed = {
-            let _slots = lock(&group.slots);
-            match self.read_slot(files, number) {
-                Some(mut slot) if slot.granules.has(every) => {
-                    if let Some(sum) = slot.sum.filter(|sum| sum.kind == kind) {
-                        return Some(sum);
-                    }
-                    let mut bytes = vec![0; usize_of(u64::from(block_len(self.size, number)))];
-                    let read = self.data(files).and_then(|data| data.read_exact_at(&mut bytes, start_of(number)));
-                    let right = || {
-                        let granules = bytes.chunks(usize_of(GRANULE));
-                        granules.zip(&slot.crcs).all(|(bytes, crc)| crc32c(bytes) == *crc)
-                    };
-                    if read.is_ok() && right() {
-                        let sum = Sum::of(kind, &bytes);
-                        slot.sum = Some(sum);
-                        // Should this fail, it is computed again when it is needed again.
-                        let _ = self.write_slot(files, number, &slot);
-                        Some(sum)
-                    } else {
-                        None
-                    }
-                }
-                _ => None,
-            }
-        };
-        if sealed.is_none() {
-            self.forget_damaged(files, group, number, every);
-        }
-        sealed
     }
 
     /// Reads all that is there back from the disk. What is damaged is forgotten and counted. `go_on` is asked from time to time, with

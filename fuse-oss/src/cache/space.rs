@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ pub struct Space {
     floor: u64,
     free: Free,
     table: Mutex<Table>,
+    freed: AtomicU64,
 }
 
 impl fmt::Debug for Space {
@@ -78,7 +80,7 @@ impl Space {
     /// Nothing yet.
     pub fn new(limit: u64, floor: u64, free: Free) -> Self {
         let table = Table { policy: Policy::new(limit), objects: HashMap::new(), pending: 0, looked: None };
-        Self { limit, floor, free, table: Mutex::new(table) }
+        Self { limit, floor, free, table: Mutex::new(table), freed: AtomicU64::new(0) }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -88,6 +90,15 @@ impl Space {
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         self.table().policy.used()
+    }
+
+    /// How often room was made, for whoever found none before.
+    pub fn times_freed(&self) -> u64 {
+        self.freed.load(Ordering::Relaxed)
+    }
+
+    fn note_freed(&self) {
+        self.freed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The most there may be.
@@ -160,11 +171,13 @@ impl Space {
     /// Bytes that were counted as pending are not written.
     pub fn given_up(&self, pending: u64) {
         self.table().pending -= pending;
+        self.note_freed();
     }
 
     /// Fewer bytes are recorded of a unit.
     pub fn shrunk(&self, unit: &Unit, bytes: u64) {
         self.table().policy.shrink(unit, bytes);
+        self.note_freed();
     }
 
     /// Counts what is there from earlier; see [`Policy::restore`].
@@ -201,6 +214,7 @@ impl Space {
             table.leave(unit.object);
         }
         table.leave(unit.object);
+        self.note_freed();
     }
 
     /// Whether nothing is counted of an object.
@@ -210,6 +224,7 @@ impl Space {
 
     /// Nothing of an object is there any more; it has this many extents.
     pub fn removed_all(&self, id: ObjectId, extents: u32) {
+        self.note_freed();
         let mut table = self.table();
         for extent in 0..extents {
             table.policy.remove(&Unit { object: id, extent });
@@ -235,6 +250,7 @@ impl Space {
 
     /// The opposite.
     pub fn unpinned(&self, id: ObjectId) {
+        self.note_freed();
         let mut table = self.table();
         if let Some(record) = table.objects.get_mut(&id) {
             record.pins = record.pins.saturating_sub(1);
@@ -293,7 +309,6 @@ impl Table {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn unit(object: u8, extent: u32) -> Unit {
         Unit { object: ObjectId([object; 16]), extent }

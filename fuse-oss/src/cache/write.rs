@@ -3,8 +3,9 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::entry::{Entry, Group, Opened, lock, shared};
+use super::entry::{Entry, Group, Opened, Refusal, lock, shared};
 use super::files::read_up_to;
 use super::format::{SLOT_LEN, Slot, encode_tail};
 use super::read::{at, each, usize_of};
@@ -12,6 +13,9 @@ use super::space::{Room, Space};
 use super::sums::{Sum, crc32c};
 use super::{Kept, by_extent};
 use crate::geometry::{GRANULE, Granules, by_block, bytes_of, start_of};
+
+/// How long the answer that there is no room holds at most; others may free space, too.
+const REFUSED_FOR: Duration = Duration::from_millis(500);
 
 /// The most units that are put out for one piece. Who needs more, because the disk filled up otherwise, has better things to do.
 const MOST_VICTIMS: u32 = 4096;
@@ -124,9 +128,16 @@ impl Entry {
         if wanted == 0 {
             return Ok(Outcome::Already);
         }
+        let freed = self.shared.space.times_freed();
+        let refused = |was: &Refusal| was.extent == extent && was.freed == freed && was.at.elapsed() < REFUSED_FOR;
+        if lock(&self.refused).as_ref().is_some_and(refused) {
+            self.shared.metrics.not_kept.bytes(bytes.len());
+            return Ok(Outcome::NoRoom);
+        }
         // Before anything is held: somebody may have to be put out.
         let overhead = self.overhead(extent);
         let Some(reservation) = self.reserve(extent, wanted + overhead) else {
+            *lock(&self.refused) = Some(Refusal { extent, at: Instant::now(), freed });
             self.shared.metrics.not_kept.bytes(bytes.len());
             return Ok(Outcome::NoRoom);
         };

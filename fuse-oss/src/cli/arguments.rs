@@ -31,7 +31,7 @@ WHEN SOMETHING IS WRONG
 
 EXIT STATUS
   0 done   64 usage   66 bucket, directory or object missing   69 storage unavailable   70 internal error
-  71 mount or operating system   77 denied, bad credentials   78 bad settings, wrong region"
+  71 mount or operating system   74 damage in the cache   77 denied, bad credentials   78 bad settings, wrong region"
 )]
 pub struct Arguments {
     /// What to do.
@@ -72,6 +72,9 @@ pub enum Command {
     Umount(UmountArguments),
     /// Show the servers of this machine and what they have mounted.
     Status(StatusArguments),
+    /// Show, verify or empty the cache on disk.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Cache(CacheCommands),
     /// Run the server that answers for all mounts of a cache directory (mount starts one when none runs).
     Serve(ServeArguments),
 }
@@ -199,6 +202,58 @@ pub struct StatusArguments {
     /// Directory of control sockets.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR, env = RUNTIME_DIR_VARIABLE)]
     pub runtime_dir: PathBuf,
+}
+
+/// `fuse-oss cache`.
+#[derive(Debug, Args)]
+pub struct CacheCommands {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: CacheCommand,
+    /// The cache's directory.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "FUSE_OSS_CACHE_DIR", global = true)]
+    pub cache_dir: PathBuf,
+    /// Directory of control sockets.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIR, env = RUNTIME_DIR_VARIABLE, global = true)]
+    pub runtime_dir: PathBuf,
+}
+
+/// What to do with the cache.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the objects that something is cached of, with how much and when it was last used.
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+EXAMPLES
+  fuse-oss cache ls                            what is cached
+  fuse-oss cache ls --json | jq '.[] | select(.complete | not).location'
+The sum at the end is what the objects take on the disk; objects that are open are marked with *."
+    )]
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read everything back from the disk, compare it with its checksums, and forget what is damaged.
+    #[command(after_help = "\
+EXAMPLE
+  fuse-oss cache verify --cache-dir /scratch/cache && echo all is well
+What is damaged is fetched again when it is wanted; nothing has to be repaired. Damage that nobody but the disk can have
+done is a reason to look at the disk (dmesg, smartctl).
+EXIT STATUS
+  0 all is well   74 something was damaged   other numbers: see fuse-oss --help")]
+    Verify {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove everything from the cache that is not in use.
+    #[command(after_help = "\
+EXAMPLE
+  fuse-oss cache clear
+Mounts go on; what they need is fetched again. Objects that a program has open stay, and are named.")]
+    Clear,
 }
 
 /// `fuse-oss serve`.

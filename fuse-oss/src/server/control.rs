@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Server;
+use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
 use crate::options::{MountRequest, UnmountMode};
 use crate::protocol::{self, Answer, MAX_LINE, Request};
+
+/// How often a client that waits for long hears how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection; while it lives the server does not end for idleness.
 pub struct Connection {
@@ -54,6 +60,7 @@ impl Connection {
             }
             let _unanswered = Unanswered::new(&self.server);
             let answer = match protocol::decode::<Request>(&line) {
+                Ok(Request::CacheVerify) => self.verify(&mut writer).await?,
                 Ok(request) => self.answer(request, peer.pid()).await,
                 Err(error) => Answer::Failed(error),
             };
@@ -83,11 +90,48 @@ impl Connection {
                 Err(error) => Answer::Failed(error),
             },
             Request::Status => Answer::Status(Box::new(self.server.status())),
+            Request::CacheList { shard } => {
+                self.with_cache(move |cache| Answer::CacheListed(cache.list_shard(shard))).await
+            }
+            Request::CacheClear => {
+                self.server.give_up_idle();
+                self.with_cache(|cache| Answer::CacheCleared(Box::new(cache.clear()))).await
+            }
+            // It has many answers; see `talk`.
+            Request::CacheVerify => {
+                Answer::Failed(MountError::new(ErrorKind::Internal, "verifying has one answer only"))
+            }
         }
     }
 }
 
 impl Connection {
+    async fn with_cache(&self, action: impl FnOnce(&Cache) -> Answer + Send + 'static) -> Answer {
+        let Some(cache) = self.server.blocks.cache().cloned() else { return no_cache() };
+        let done = self.server.runtime.spawn_blocking(move || action(&cache)).await;
+        done.unwrap_or_else(|error| Answer::Failed(MountError::new(ErrorKind::Internal, error)))
+    }
+
+    /// Reads the cache back, and tells the client every second how far that is. It ends when the client has gone.
+    async fn verify(&self, writer: &mut (impl AsyncWriteExt + Unpin)) -> std::io::Result<Answer> {
+        let (progress, mut seen) = watch::channel((0, 0));
+        // With the receiver gone nobody wants to know any more.
+        let verify = move |cache: &Cache| {
+            let verified = cache.verify_while(|so_far| progress.send((so_far.objects, so_far.bytes)).is_ok());
+            Answer::CacheVerified(Box::new(verified))
+        };
+        let mut verifying = std::pin::pin!(self.with_cache(verify));
+        loop {
+            tokio::select! {
+                answer = &mut verifying => return Ok(answer),
+                () = tokio::time::sleep(TELL_EVERY) => {
+                    let (objects, bytes) = *seen.borrow_and_update();
+                    writer.write_all(&answer_line(&Answer::CacheVerifying { objects, bytes })).await?;
+                }
+            }
+        }
+    }
+
     /// A mount whose client has gone while it was being made belongs to nobody: it would stay for ever.
     async fn undo(&self, answer: &Answer) {
         let Answer::Mounted(reply) = answer else { return };
@@ -126,6 +170,13 @@ fn answer_line(answer: &Answer) -> Vec<u8> {
         // Only a path that is not UTF-8 cannot be encoded, and this has none.
         protocol::encode(&Answer::Failed(error)).unwrap_or_default()
     })
+}
+
+fn no_cache() -> Answer {
+    Answer::Failed(MountError::new(
+        ErrorKind::Invalid,
+        "the server that uses this directory has no cache on disk (--cache-size 0)",
+    ))
 }
 
 /// A mount made here would be invisible to a client that lives in another mount namespace, and it would wonder.
