@@ -196,10 +196,11 @@ impl Shared {
             (Arc::clone(&root.origin), table.prefix(fetch.base))
         };
         let continued = fetch.token.is_some();
+        let begin = |from: &str| if own { from.to_owned() } else { listing::behind(from) };
         let request = ListRequest {
             prefix,
             delimiter: own,
-            start_after: fetch.from.clone().filter(|_| !continued),
+            start_after: fetch.from.as_deref().filter(|_| !continued).map(begin),
             continuation: fetch.token.clone(),
             max_keys: None,
         };

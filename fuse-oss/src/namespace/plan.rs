@@ -426,13 +426,14 @@ impl Plan {
         sweep.running = false;
         sweep.wanted = false;
         sweep.pages += 1;
-        sweep.idle = if arrived.absorbed.last.is_some() { 0 } else { sweep.idle + 1 };
+        let advanced = arrived.absorbed.last.is_some() && arrived.absorbed.last != sweep.cursor;
+        sweep.idle = if advanced { 0 } else { sweep.idle + 1 };
         for (sum, passed) in sweep.passed.iter_mut().zip(arrived.absorbed.passed) {
             *sum += passed;
         }
         let left_one = arrived.absorbed.passed.iter().any(|&passed| passed > 0);
         sweep.stuck = if left_one { 0 } else { sweep.stuck + 1 };
-        if arrived.absorbed.last.is_some() {
+        if advanced {
             sweep.cursor = arrived.absorbed.last;
         }
         sweep.ended = arrived.token.is_none();
