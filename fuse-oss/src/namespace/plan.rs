@@ -11,7 +11,7 @@
 //!
 //! How far. Sweeping ahead costs credits. There are a few to begin with; a page that answers a question about a directory in it
 //! buys more, twice as many each time, 64 at most. So a walk is soon followed at the speed of the store and left alone when
-//! it stops, random questions in a small tree fill it within a few round trips, and random questions in a huge one soon cost one
+//! it stops, random questions in a tree of few pages, as far as that can be told, fill it within a few round trips, and random questions in a huge one soon cost one
 //! request each. A large directory in the way that nobody asks about is entered no further than there are credits; the
 //! sweep stays there, and the next question behind it is far away and begins another.
 //!
@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 
 use super::absorb::{Absorbed, DEPTHS};
+use super::question::{Gap, Question};
 use super::table::Dir;
 use crate::fault::Fault;
 
@@ -76,32 +77,6 @@ pub struct Fetch {
     pub token: Option<String>,
     /// By what directories remember that this page completed them: sweep and number of page.
     pub swept: u64,
-}
-
-/// A question about what is in a directory.
-#[derive(Debug, Clone)]
-pub struct Question {
-    /// The directory.
-    pub dir: Dir,
-    /// The prefix of its keys.
-    pub prefix: String,
-    /// The key up to which it has been listed.
-    pub reached: Option<String>,
-    /// The outermost directory around it of which two children have been asked about, and its prefix.
-    pub base: Option<(Dir, String)>,
-    /// Sweeps may begin: the store's pages are in order, and there is room for names nobody asked for.
-    pub sweepable: bool,
-    /// The store can begin a listing anywhere at no extra cost.
-    pub from_inside: bool,
-}
-
-/// What lies between where a sweep is and a directory further on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// How deep below the sweep's base the two ways part.
-    pub depth: usize,
-    /// How many siblings further on it is, there.
-    pub siblings: usize,
 }
 
 /// How a page ended.
@@ -289,20 +264,34 @@ impl Plan {
             let anywhere = !question.from_inside && sweep.base == *base;
             anywhere || sweep.covers(*base, &question.prefix)
         };
-        if self.sweeps.iter().any(there) || !self.may_begin() {
+        if self.sweeps.iter().any(there) || !self.may_begin(question) {
             return None;
         }
         Some((*base, base_prefix.clone()))
     }
 
-    fn may_begin(&mut self) -> bool {
+    fn may_begin(&mut self, question: &Question) -> bool {
         self.misses += 1;
-        self.gain = (self.gain / 2).max(1);
+        if self.is_small(question) {
+            self.earn();
+        } else {
+            self.gain = (self.gain / 2).max(1);
+        }
         if self.credits == 0 && self.misses % TRIAL != 0 {
             return false;
         }
         self.credits = self.credits.saturating_sub(1);
         true
+    }
+
+    /// Whether everything around a question seems to be few pages, going by what sweeps have passed there.
+    fn is_small(&self, question: &Question) -> bool {
+        let Some((base, _)) = &question.base else { return false };
+        let there = self.sweeps.iter().filter(|sweep| sweep.base == *base);
+        let (pages, passed) = there.fold((0_u64, 0_u64), |(pages, passed), sweep| {
+            (pages + u64::from(sweep.pages), passed + u64::from(sweep.passed[0]))
+        });
+        passed > 0 && (question.base_names as u64).saturating_mul(pages) <= passed * u64::from(MOST_AHEAD)
     }
 
     fn begin(&mut self, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
@@ -417,11 +406,13 @@ impl Plan {
     }
 
     fn sweep_arrived(&mut self, id: u32, swept: u64, arrived: Arrived) -> Option<Fetch> {
-        if arrived.absorbed.answered > 0 && swept != self.last_hit {
+        let at = self.sweeps.iter().position(|sweep| sweep.id == id)?;
+        // That a sweep answers the question it began with is no sign that it pays.
+        let itself = u32::from(self.sweeps[at].pages == 0);
+        if arrived.absorbed.answered > itself && swept != self.last_hit {
             self.last_hit = swept;
             self.earn();
         }
-        let at = self.sweeps.iter().position(|sweep| sweep.id == id)?;
         let sweep = &mut self.sweeps[at];
         sweep.running = false;
         sweep.wanted = false;
@@ -523,4 +514,246 @@ impl Own {
 /// What a listing that goes on without anything new ends with.
 pub fn does_not_advance() -> Fault {
     Fault::Internal("the store's listing does not advance (page after page without anything new)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::DoubleStore;
+    use crate::namespace::listing::behind;
+    use crate::namespace::table::Table;
+    use oss::{ListRequest, Store};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    /// A store, a table and a plan, with requests under way that are answered when told to.
+    struct World {
+        store: Arc<DoubleStore>,
+        table: Table,
+        plan: Plan,
+        under_way: Vec<Fetch>,
+        made: u32,
+    }
+
+    impl World {
+        fn new(keys: &BTreeSet<String>, page: usize) -> Self {
+            let store = DoubleStore::with_keys(page, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+            let mut table = Table::new();
+            table.mount(Table::root(), store.origin(), String::new());
+            let mut world = Self { store, table, plan: Plan::default(), under_way: Vec::new(), made: 0 };
+            world.wait_for(Table::root());
+            world
+        }
+
+        fn make(&mut self, fetches: impl IntoIterator<Item = Fetch>) {
+            for fetch in fetches {
+                assert!(self.under_way.iter().all(|other| other.job != fetch.job), "{fetch:?} is under way twice");
+                self.under_way.push(fetch);
+                self.made += 1;
+            }
+        }
+
+        /// A question; whether it was answered at once.
+        fn ask(&mut self, dir: Dir) -> bool {
+            if self.table.ask(dir) && self.table.directory(dir).swept != 0 {
+                let next = self.plan.hit(self.table.directory(dir).swept, true);
+                self.make(next);
+            }
+            if self.table.directory(dir).listing.is_complete() {
+                return true;
+            }
+            let question = self.table.question(dir);
+            let fetches = self.plan.ask(&question, &|base, key, dir| self.table.gap(base, key, dir));
+            self.make(fetches);
+            assert!(!self.under_way.is_empty(), "somebody waits and nothing is under way");
+            false
+        }
+
+        fn answer(&mut self, at: usize) {
+            let fetch = self.under_way.remove(at);
+            let own = matches!(fetch.job, Job::Own(_));
+            let from = fetch.from.as_deref();
+            let begin = from.filter(|_| fetch.token.is_none());
+            let request = ListRequest {
+                prefix: self.table.prefix(fetch.base),
+                delimiter: own,
+                start_after: begin.map(|from| if own { from.to_owned() } else { behind(from) }),
+                continuation: fetch.token.clone(),
+                max_keys: None,
+            };
+            let page = futures_util::FutureExt::now_or_never(self.store.list(request)).unwrap().unwrap();
+            let token = page.continuation.clone();
+            let absorbed = if own {
+                self.table.absorb_own(fetch.base, from, fetch.token.is_some(), page).unwrap()
+            } else {
+                self.table.absorb_sweep(fetch.base, from, fetch.swept, page).unwrap()
+            };
+            let next = self.plan.arrived(&fetch, Arrived { absorbed, token, room: true });
+            self.make(next);
+        }
+
+        fn answer_all(&mut self) {
+            while !self.under_way.is_empty() {
+                self.answer(0);
+            }
+        }
+
+        /// Asks until there is an answer, in rounds in which everything that is under way is answered. Returns the rounds.
+        fn wait_for(&mut self, dir: Dir) -> u32 {
+            let mut rounds = 0;
+            while !self.ask(dir) {
+                for _ in 0..self.under_way.len() {
+                    self.answer(0);
+                }
+                rounds += 1;
+                assert!(rounds < 1000, "nobody ever answers");
+            }
+            rounds
+        }
+
+        fn dir(&self, path: &str) -> Dir {
+            path.split('/')
+                .fold(Table::root(), |dir, name| self.table.dir(self.table.find(dir, name).unwrap()).unwrap())
+        }
+    }
+
+    fn tree(directories: u32, files: u32) -> BTreeSet<String> {
+        (0..directories).flat_map(|d| (0..files).map(move |f| format!("{d:04}/{f:04}"))).collect()
+    }
+
+    #[test]
+    fn a_walk_costs_what_its_pages_cost() {
+        let mut world = World::new(&tree(200, 100), 1000);
+        let rounds: u32 = (0..200).map(|d| world.wait_for(world.dir(&format!("{d:04}")))).sum();
+        assert!(world.made <= 23 && rounds <= 22, "{} requests, {rounds} rounds", world.made);
+        let before = world.made;
+        assert!((0..200).all(|d| world.ask(world.dir(&format!("{d:04}")))));
+        assert_eq!(world.made, before);
+    }
+
+    #[test]
+    fn so_does_a_walk_through_a_deeper_tree() {
+        let keys: BTreeSet<String> =
+            (0..20_000).map(|n| format!("{}/{}/{}/{n:05}", n / 5000, n / 1000, n / 100)).collect();
+        let mut world = World::new(&keys, 1000);
+        let mut todo = vec![Table::root()];
+        while let Some(dir) = todo.pop() {
+            world.wait_for(dir);
+            let below: Vec<u64> =
+                world.table.entries(dir, 0).filter(|(n, _)| n.directory).map(|(n, _)| n.ino).collect();
+            todo.extend(below.iter().rev().filter_map(|&ino| world.table.dir(ino)));
+        }
+        assert!(world.made <= 28, "{} requests", world.made);
+    }
+
+    #[test]
+    fn random_questions_fill_a_small_tree_in_a_few_rounds() {
+        for seed in 0..20 {
+            let mut world = World::new(&tree(200, 100), 1000);
+            let mut random = fastrand(seed);
+            let rounds: u32 = (0..2000).map(|_| world.wait_for(world.dir(&format!("{:04}", random(200))))).sum();
+            assert!(rounds <= 20, "seed {seed}: {rounds} rounds, {} requests", world.made);
+        }
+    }
+
+    #[test]
+    fn random_questions_in_a_huge_tree_cost_one_request_each() {
+        let mut world = World::new(&tree(4000, 5), 50);
+        let mut random = fastrand(7);
+        let before = world.made;
+        for _ in 0..300 {
+            world.wait_for(world.dir(&format!("{:04}", random(4000))));
+        }
+        let made = world.made - before;
+        assert!(made <= 400, "{made} requests for 300 questions");
+    }
+
+    #[test]
+    fn a_large_directory_that_nobody_asks_about_is_not_swallowed() {
+        let mut keys = tree(10, 10);
+        keys.extend((0..100_000).map(|f| format!("0005-huge/{f}")));
+        let mut world = World::new(&keys, 100);
+        for d in 0..10 {
+            let rounds = world.wait_for(world.dir(&format!("{d:04}")));
+            assert!(rounds <= 4, "{rounds} rounds for {d}");
+        }
+        assert!(world.made <= 90, "{} requests", world.made);
+    }
+
+    #[test]
+    fn directories_with_much_below_them_are_soon_listed_by_themselves() {
+        let keys: BTreeSet<String> =
+            (0..50).flat_map(|d| (0..500).map(move |f| format!("{d:02}/below/{}/{f}", f / 10))).collect();
+        let mut world = World::new(&keys, 10);
+        let before = world.made;
+        for d in 0..50 {
+            world.wait_for(world.dir(&format!("{d:02}")));
+        }
+        let made = world.made - before;
+        assert!(made <= 90, "{made} requests for 50 questions");
+    }
+
+    #[test]
+    fn a_store_that_cannot_begin_inside_is_swept_from_the_front() {
+        let mut plan = Plan::default();
+        let table = {
+            let mut table = Table::new();
+            table.mount(Table::root(), DoubleStore::new(10).origin(), String::new());
+            for name in ["a", "b", "c"] {
+                table.settle_directory(Table::root(), name).unwrap();
+            }
+            table
+        };
+        let dir = table.dir(table.find(Table::root(), "c").unwrap()).unwrap();
+        let question = Question {
+            dir,
+            prefix: "c/".into(),
+            reached: None,
+            base: Some((Table::root(), String::new())),
+            sweepable: true,
+            from_inside: false,
+            base_names: 3,
+        };
+        let fetches = plan.ask(&question, &|_, _, _| None);
+        assert_eq!(fetches.iter().map(|fetch| fetch.from.clone()).collect::<Vec<_>>(), [None, None]);
+        assert!(fetches.iter().any(|fetch| fetch.job == Job::Own(dir)));
+        assert!(plan.ask(&question, &|_, _, _| None).is_empty());
+    }
+
+    /// Numbers below what is asked for, the same for the same seed.
+    fn fastrand(seed: u64) -> impl FnMut(u64) -> u64 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        move |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        }
+    }
+
+    proptest! {
+        /// Whatever is asked in whatever order and however late answers come, everybody is answered, nothing is asked for twice at
+        /// a time, and nothing is done that was not paid for.
+        #[test]
+        fn everybody_is_answered(
+            keys in prop::collection::btree_set("[ab]/[ab]{0,2}/?[abc.-]{0,4}", 1..60),
+            page in 1_usize..6,
+            script in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 1..80),
+        ) {
+            let mut world = World::new(&keys, page);
+            for (index, ask) in script {
+                if ask || world.under_way.is_empty() {
+                    let dirs: Vec<Dir> =
+                        (1..=world.table.len() as u64).filter_map(|ino| world.table.dir(ino)).collect();
+                    world.ask(*index.get(&dirs));
+                } else {
+                    world.answer(index.index(world.under_way.len()));
+                }
+            }
+            let dirs: Vec<Dir> = (1..=world.table.len() as u64).filter_map(|ino| world.table.dir(ino)).collect();
+            for dir in dirs {
+                world.wait_for(dir);
+            }
+            world.answer_all();
+        }
+    }
 }

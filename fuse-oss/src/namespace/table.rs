@@ -24,6 +24,9 @@ use crate::fault::Fault;
 /// The most names one mount remembers, at some 100 bytes each.
 pub const MAX_NODES: usize = 10_000_000;
 
+/// From so many names on only what is asked for is listed, so that listing ahead never is what fills a mount.
+const ROOM: usize = MAX_NODES / 2;
+
 /// Directories of up to so many names are searched from front to back.
 const SMALL: usize = 8;
 
@@ -181,6 +184,11 @@ impl Table {
     /// How many names there are.
     pub fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// Whether there is room for names that nobody asked for.
+    pub fn has_room(&self) -> bool {
+        self.records.len() < ROOM
     }
 
     fn record(&self, ino: u64) -> Option<&Record> {
