@@ -1,5 +1,7 @@
 //! What is measured. A case is one file in this folder and one line in [`all`].
 
+mod first_byte;
+mod memory;
 mod random;
 mod sequential;
 mod small_files;
@@ -13,9 +15,12 @@ use anyhow::Context as _;
 
 use crate::cleanup::Scratch;
 use crate::content::World;
-use crate::figures::Unit;
-use crate::mounter::{Mounted, Mounter, Place};
+use crate::figures::{Unit, float, gib_per_second};
+use crate::goal::Goal;
+use crate::mounter::{Ceiling, Mounted, Mounter, Place};
+use crate::page_cache;
 use crate::server::{Conditions, Server, Traffic};
+use crate::threads::readers_cpu;
 
 /// One thing to measure.
 pub trait Case: Sync {
@@ -36,8 +41,14 @@ pub trait Case: Sync {
     /// Adds the objects that it needs.
     fn prepare(&self, world: &mut World);
 
-    /// What bounds every mount: each is measured in the same run, and the best of them is what ratios refer to.
+    /// What is measured beside the mounts, in the same run.
     fn limits(&self) -> &[Limit];
+
+    /// Those of them that bound every mount: ratios refer to the lowest. None when there is no such thing.
+    fn yardstick(&self) -> &[Limit];
+
+    /// What our own mount must reach.
+    fn goals(&self) -> Vec<Goal>;
 
     /// Measures a limit once.
     ///
@@ -59,6 +70,8 @@ pub enum Limit {
     Raw(usize),
     /// The same files on the local disk.
     Local,
+    /// A FUSE file system that answers from memory: see [`crate::daemon`].
+    Daemon,
 }
 
 impl Limit {
@@ -68,8 +81,48 @@ impl Limit {
             Self::Raw(1) => "raw HTTP, 1 connection".to_owned(),
             Self::Raw(connections) => format!("raw HTTP, {connections} connections"),
             Self::Local => "local disk".to_owned(),
+            Self::Daemon => "daemon path".to_owned(),
         }
     }
+}
+
+/// Where the bytes are when the time begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// In the store only.
+    Cold,
+    /// In the disk cache, read by this very mount before; the page cache is empty.
+    Disk,
+    /// In the disk cache that an earlier mount filled, whose program has ended; the page cache is empty.
+    Remounted,
+    /// In the page cache, read by this very mount a moment ago.
+    Page,
+}
+
+impl State {
+    /// In words.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Disk => "from the disk cache, page cache dropped",
+            Self::Remounted => "from the disk cache, mounted anew by a new process, page cache dropped",
+            Self::Page => "again, from the page cache",
+        }
+    }
+}
+
+/// What [`Conditions::FAR`] are, in words.
+const FAR: &str = ", 20 ms per request, 90 MB/s per connection";
+
+/// What was done while the time ran.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Done {
+    /// Reads, files or names.
+    pub operations: u64,
+    /// Bytes that the reader got.
+    pub bytes: u64,
+    /// The time that it took, where the reader has taken it itself.
+    pub seconds: Option<f64>,
 }
 
 /// One measurement.
@@ -77,6 +130,10 @@ impl Limit {
 pub struct Sample {
     /// In the case's unit.
     pub value: f64,
+    /// What was done.
+    pub done: Done,
+    /// Processor time of the readers meanwhile, with the kernel's part, in seconds.
+    pub readers: f64,
     /// What the store was asked for meanwhile.
     pub traffic: Traffic,
     /// Processor time of the mount's program meanwhile, in seconds.
@@ -93,7 +150,7 @@ impl Scale {
     /// A number of things, at least `least`.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and rounded on purpose")]
     pub fn of(self, whole: u64, least: u64) -> u64 {
-        ((crate::figures::float(whole) * self.0).round() as u64).max(least)
+        ((float(whole) * self.0).round() as u64).max(least)
     }
 }
 
@@ -101,9 +158,11 @@ impl Scale {
 pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     cases.extend(sequential::cases(scale));
-    cases.push(Box::new(random::RandomCold::new(scale)));
+    cases.extend(random::cases(scale));
     cases.extend(small_files::cases(scale));
     cases.extend(walk::cases(scale));
+    cases.push(Box::new(first_byte::FirstByte));
+    cases.extend(memory::cases(scale));
     cases
 }
 
@@ -157,13 +216,64 @@ impl Stage {
         Ok(Lot { root })
     }
 
+    /// What a mount is given.
+    pub fn place(&self, lot: &Lot, memory_limit: Option<u64>) -> Place {
+        let (target, work) = (lot.root.join("mnt"), lot.root.join("work"));
+        Place { target, cache: lot.cache(), work, port: self.server.port(), memory_limit }
+    }
+
     /// Mounts.
     ///
     /// # Errors
     /// See [`Mounted::start`].
     pub fn mount(&self, mounter: &dyn Mounter, lot: &Lot) -> anyhow::Result<Mounted> {
-        let (target, cache, work) = (lot.root.join("mnt"), lot.cache(), lot.root.join("work"));
-        Mounted::start(mounter, &Place { target: &target, cache: &cache, work: &work, port: self.server.port() })
+        self.mount_with(mounter, lot, None)
+    }
+
+    /// Mounts with a limit of memory, in MiB.
+    ///
+    /// # Errors
+    /// See [`Mounted::start`].
+    pub fn mount_with(&self, mounter: &dyn Mounter, lot: &Lot, memory_limit: Option<u64>) -> anyhow::Result<Mounted> {
+        Mounted::start(mounter, &self.place(lot, memory_limit))
+    }
+
+    /// Mounts and has things where they are wanted; `fill` reads them once.
+    ///
+    /// # Errors
+    /// Those of mounting, of `fill` and of dropping caches.
+    pub fn mount_in_state(
+        &self,
+        mounter: &dyn Mounter,
+        lot: &Lot,
+        state: State,
+        fill: impl FnOnce(&Mounted) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Mounted> {
+        let mut mounted = self.mount(mounter, lot)?;
+        if state != State::Cold {
+            fill(&mounted)?;
+            page_cache::settle(&lot.cache());
+        }
+        if state == State::Remounted {
+            // What the old process had in memory is gone, and the page cache of its mount with it.
+            drop(mounted);
+            page_cache::drop_pages(&lot.cache())?;
+            mounted = self.mount(mounter, lot)?;
+        }
+        if state == State::Disk {
+            page_cache::drop_pages(&lot.cache())?;
+        }
+        Ok(mounted)
+    }
+
+    /// Mounts the ceiling of the daemon path, with this object, under the name [`crate::daemon::FILE`].
+    ///
+    /// # Errors
+    /// See [`Mounted::start`]; when the kernel's read-ahead cannot be set.
+    pub fn daemon(&self, lot: &Lot, key: &str) -> anyhow::Result<Mounted> {
+        let mounted = self.mount(&Ceiling { object: self.server.world().object(key)? }, lot)?;
+        mounted.set_read_ahead(1024)?;
+        Ok(mounted)
     }
 
     /// A local copy of an object, made when first asked for.
@@ -171,36 +281,57 @@ impl Stage {
     /// # Errors
     /// When there is no room for it.
     pub fn local_copy(&self, key: &str) -> anyhow::Result<PathBuf> {
-        let path = self.scratch.path().join("local").join(key);
+        let (directory, name) = key.rsplit_once('/').context("objects of cases have a directory")?;
+        let root = self.local(directory, |_| Ok(()))?;
+        let path = root.join(name);
         if !path.exists() {
-            let directory = path.parent().unwrap_or(Path::new("/"));
-            std::fs::create_dir_all(directory).context("cannot make a directory")?;
             crate::files::lay_down(&path, self.server.world(), self.server.world().object(key)?)?;
         }
         Ok(path)
     }
 
-    /// Runs `work` and takes the time, the store's traffic and what the mount's program used. `value` makes the figure out of
-    /// seconds.
+    /// A local directory, filled when first asked for.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn local(&self, name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+        let path = self.scratch.path().join("local").join(name);
+        if !path.exists() {
+            std::fs::create_dir_all(&path).context("cannot make a directory")?;
+            fill(&path)?;
+        }
+        Ok(path)
+    }
+
+    /// Does `work` and takes the time, the store's traffic and what the mount's program used.
     ///
     /// # Errors
     /// Those of `work`.
     pub fn measure(
         &self,
+        unit: Unit,
         mounted: Option<&Mounted>,
-        work: impl FnOnce() -> anyhow::Result<()>,
-        value: impl FnOnce(f64) -> f64,
+        work: impl FnOnce() -> anyhow::Result<Done>,
     ) -> anyhow::Result<Sample> {
-        let (traffic, usage) = (self.server.traffic(), mounted.map(Mounted::usage));
+        let (traffic, usage, readers) = (self.server.traffic(), mounted.map(Mounted::usage), readers_cpu());
         let begun = Instant::now();
-        work()?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let done = work()?;
+        let seconds = done.seconds.unwrap_or_else(|| begun.elapsed().as_secs_f64());
+        let readers = readers_cpu() - readers;
         let after = mounted.map(Mounted::usage);
+        let peak_memory = after.map(|usage| usage.peak_memory);
         Ok(Sample {
-            value: value(seconds),
+            value: match unit {
+                Unit::GibPerSecond => gib_per_second(done.bytes, seconds),
+                Unit::PerSecond => float(done.operations) / seconds,
+                Unit::Seconds => seconds,
+                Unit::Mib => float(peak_memory.unwrap_or(0)) / float(1 << 20),
+            },
+            done,
+            readers,
             traffic: self.server.traffic().since(traffic),
             cpu: usage.zip(after).map(|(before, after)| after.cpu - before.cpu),
-            peak_memory: after.map(|usage| usage.peak_memory),
+            peak_memory,
         })
     }
 }
@@ -210,27 +341,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_case_has_a_name_of_its_own_and_at_least_one_limit() {
+    fn every_case_has_a_name_of_its_own_and_something_to_be_compared_with() {
         let cases = all(Scale(0.01));
         let names: std::collections::BTreeSet<_> = cases.iter().map(|case| case.name()).collect();
         assert_eq!(names.len(), cases.len());
-        assert!(cases.iter().all(|case| !case.limits().is_empty()));
+        for case in &cases {
+            assert!(case.yardstick().iter().all(|limit| case.limits().contains(limit)), "{}", case.name());
+            assert!(!case.yardstick().is_empty() || !case.goals().is_empty(), "{}", case.name());
+            let share = case.goals().iter().any(|goal| matches!(goal, Goal::Share(_)));
+            assert!(!share || !case.yardstick().is_empty(), "{}", case.name());
+        }
     }
 
+    /// Those that need neither a mount nor another process of this program, nor empty the machine's caches; the others are
+    /// measured by every run.
     #[test]
-    fn every_limit_can_be_measured_and_brings_the_right_bytes() {
+    fn limits_can_be_measured_and_bring_the_right_bytes() {
         let parent = tempfile::tempdir().unwrap();
-        let cases = all(Scale(0.004));
+        let cases = all(Scale(0.002));
         let mut world = World::new();
         cases.iter().for_each(|case| case.prepare(&mut world));
         let stage = Stage::new(Server::start(world).unwrap(), Scratch::new(parent.path()).unwrap());
+        let mut measured = 0;
         for case in &cases {
+            let page = case.name().starts_with("rand") && case.name().ends_with("page");
             for limit in case.limits() {
-                let sample = case.limit(&stage, *limit).unwrap();
-                assert!(sample.value.is_finite() && sample.value > 0.0, "{}: {sample:?}", case.name());
-                assert_eq!(sample.traffic.requests == 0, *limit == Limit::Local, "{}", case.name());
+                if matches!(limit, Limit::Raw(_)) || page {
+                    let sample = case.limit(&stage, *limit).unwrap();
+                    assert!(sample.value.is_finite() && sample.value > 0.0, "{}: {sample:?}", case.name());
+                    assert_eq!(sample.traffic.requests == 0, *limit == Limit::Local, "{}", case.name());
+                    measured += 1;
+                }
             }
         }
+        assert!(measured > 20, "{measured}");
     }
 
     #[test]

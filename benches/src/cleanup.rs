@@ -196,8 +196,40 @@ fn forget(entry: &Entry) {
 /// A program that serves a mount. When dropped, the mount and the program are gone.
 #[derive(Debug)]
 pub struct Served {
-    child: Child,
+    process: Process,
     target: PathBuf,
+}
+
+#[derive(Debug)]
+enum Process {
+    Child(Child),
+    /// It has left its parent, and only its number is known.
+    Detached(Pid),
+}
+
+/// A mount that is about to be made by a program which then leaves its server behind. When dropped, the mount is gone; such
+/// servers end by themselves when they have nothing mounted.
+#[derive(Debug)]
+pub struct Starting {
+    target: PathBuf,
+}
+
+impl Starting {
+    /// The server is this process from now on.
+    pub fn served_by(mut self, server: i32) -> Served {
+        let pid = Pid::from_raw(server);
+        registry().entries.push(Entry::Process(pid));
+        Served { process: Process::Detached(pid), target: std::mem::take(&mut self.target) }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if !self.target.as_os_str().is_empty() {
+            detach(&self.target);
+            forget(&Entry::Mount(self.target.clone()));
+        }
+    }
 }
 
 impl Served {
@@ -218,17 +250,36 @@ impl Served {
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         registry.entries.push(Entry::Mount(target.to_owned()));
         registry.entries.push(Entry::Process(pid(&child)));
-        Ok(Self { child, target: target.to_owned() })
+        Ok(Self { process: Process::Child(child), target: target.to_owned() })
+    }
+
+    /// Enters a mount that somebody else's program is about to make.
+    ///
+    /// # Errors
+    /// When the benchmark is ending.
+    pub fn announce(target: &Path) -> anyhow::Result<Starting> {
+        let mut registry = registry();
+        if registry.ending {
+            bail!("the benchmark is ending");
+        }
+        registry.entries.push(Entry::Mount(target.to_owned()));
+        Ok(Starting { target: target.to_owned() })
     }
 
     /// Its process.
     pub fn pid(&self) -> Pid {
-        pid(&self.child)
+        match &self.process {
+            Process::Child(child) => pid(child),
+            Process::Detached(pid) => *pid,
+        }
     }
 
-    /// How it ended, if it has.
+    /// How it ended, if it has and is ours.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        match &mut self.process {
+            Process::Child(child) => child.try_wait().ok().flatten(),
+            Process::Detached(_) => None,
+        }
     }
 
     /// Whether the kernel lists its mount.
@@ -238,7 +289,10 @@ impl Served {
 
     fn wait(&mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while self.ended().is_none() {
+        while match &mut self.process {
+            Process::Child(child) => !matches!(child.try_wait(), Ok(Some(_))),
+            Process::Detached(pid) => alive(*pid),
+        } {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -258,12 +312,14 @@ impl Drop for Served {
             }
         }
         detach(&self.target);
-        if !self.wait(Duration::from_secs(10)) {
+        // A server that was left behind may wait for its next mount.
+        let patience = if matches!(self.process, Process::Child(_)) { 10 } else { 0 };
+        if !self.wait(Duration::from_secs(patience)) {
             // Some programs do not notice by themselves.
             let _ = kill(self.pid(), Signal::SIGTERM);
             if !self.wait(Duration::from_secs(5)) {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+                let _ = kill(self.pid(), Signal::SIGKILL);
+                self.wait(Duration::from_secs(5));
             }
         }
         detach(&self.target);
@@ -278,7 +334,7 @@ fn pid(child: &Child) -> Pid {
 
 /// Has the kernel end the program when we are killed, and gives it back the signals that [`guard`] has blocked in us: they are
 /// inherited, and a program that cannot be told to end stays.
-fn die_with_parent(command: &mut Command) {
+pub fn die_with_parent(command: &mut Command) {
     let prepare = || {
         SigSet::empty().thread_set_mask()?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;

@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Also write the results here.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Also draw the ratios here.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Where caches and local copies are, on the disk that is to be measured: a few GiB, removed at the end.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub dir: PathBuf,

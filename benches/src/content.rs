@@ -2,6 +2,7 @@
 //! to serve, and every byte of it can be checked.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -22,6 +23,16 @@ pub struct Object {
 }
 
 impl Object {
+    /// The object of that length and seed, in another process.
+    pub fn from_parts(size: u64, seed: u64) -> Self {
+        Self { size, seed }
+    }
+
+    /// See [`Self::from_parts`].
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Its entity tag, quoted. The dash says that it is no MD5 sum.
     pub fn etag(&self) -> String {
         format!("\"{:016x}{:016x}-1\"", self.seed, self.size)
@@ -70,10 +81,19 @@ impl World {
     /// Some of the object's bytes from `offset` on: at least one and at most `max`, as many as lie in one piece. Nothing is
     /// copied.
     pub fn piece(&self, object: Object, offset: u64, max: u64) -> Bytes {
+        self.buffer.slice(Self::place(object, offset, max))
+    }
+
+    /// The same, borrowed: threads that compare do not meet at a counter of references.
+    pub fn bytes(&self, object: Object, offset: u64, max: u64) -> &[u8] {
+        &self.buffer[Self::place(object, offset, max)]
+    }
+
+    fn place(object: Object, offset: u64, max: u64) -> Range<usize> {
         let period = u64::try_from(PERIOD).unwrap_or(u64::MAX);
         let from = usize::try_from((object.seed % period + offset % period) % period).unwrap_or(0);
         let wanted = usize::try_from(max).unwrap_or(usize::MAX).min(PIECE);
-        self.buffer.slice(from..PERIOD.min(from + wanted))
+        from..PERIOD.min(from + wanted)
     }
 
     /// Whether `bytes` are those of the object at `offset`.
@@ -83,12 +103,12 @@ impl World {
             return false;
         }
         while !bytes.is_empty() {
-            let piece = self.piece(object, offset, length(bytes));
+            let piece = self.bytes(object, offset, length(bytes));
             let (head, rest) = bytes.split_at(piece.len());
             if head != piece {
                 return false;
             }
-            offset += length(&piece);
+            offset += length(piece);
             bytes = rest;
         }
         true

@@ -14,6 +14,9 @@ pub enum Unit {
     /// Seconds; less is better.
     #[serde(rename = "s")]
     Seconds,
+    /// 2^20 bytes of memory; less is better.
+    #[serde(rename = "MiB")]
+    Mib,
 }
 
 impl Unit {
@@ -23,6 +26,7 @@ impl Unit {
             Self::GibPerSecond => "GiB/s",
             Self::PerSecond => "op/s",
             Self::Seconds => "s",
+            Self::Mib => "MiB",
         }
     }
 
@@ -30,15 +34,20 @@ impl Unit {
     pub fn share(self, value: f64, limit: f64) -> f64 {
         match self {
             Self::GibPerSecond | Self::PerSecond => value / limit,
-            Self::Seconds => limit / value,
+            Self::Seconds | Self::Mib => limit / value,
         }
+    }
+
+    /// The worse of two.
+    pub fn worse(self, a: f64, b: f64) -> f64 {
+        if self.better(a, b) == a { b } else { a }
     }
 
     /// The better of two.
     pub fn better(self, a: f64, b: f64) -> f64 {
         match self {
             Self::GibPerSecond | Self::PerSecond => a.max(b),
-            Self::Seconds => a.min(b),
+            Self::Seconds | Self::Mib => a.min(b),
         }
     }
 
@@ -50,8 +59,10 @@ impl Unit {
             1
         } else if value >= 0.1 {
             2
-        } else {
+        } else if value >= 0.01 {
             3
+        } else {
+            4
         };
         format!("{value:.digits$}")
     }

@@ -45,6 +45,13 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Whether something else was running when this was looked at: a load above 0.5 in the last minute.
+    pub fn is_busy(&self) -> bool {
+        self.load.split(' ').next().and_then(|load| load.parse::<f64>().ok()).is_none_or(|load| load > 0.5)
+    }
+}
+
 /// The three load averages now.
 pub fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -70,9 +77,13 @@ mod tests {
 
     #[test]
     fn it_can_be_looked_at() {
-        let machine = Machine::look(Path::new("/proc"));
+        let mut machine = Machine::look(Path::new("/proc"));
         assert!(machine.cores > 0 && machine.memory_gib > 0 && !machine.kernel.is_empty(), "{machine:?}");
         assert_eq!(machine.load.split(' ').count(), 3);
         assert_eq!(machine.directory, "/proc (0x9fa0)");
+        for (load, busy) in [("0.50 9.00 9.00", false), ("0.51 0.00 0.00", true), ("", true)] {
+            machine.load = load.to_owned();
+            assert_eq!(machine.is_busy(), busy, "{load}");
+        }
     }
 }

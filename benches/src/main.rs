@@ -5,13 +5,18 @@
 //! [`cleanup`] sees to it that nothing stays behind.
 
 mod case;
+mod chart;
+mod child;
 mod cleanup;
 mod cli;
 mod content;
+mod daemon;
 mod figures;
 mod files;
+mod goal;
 mod machine;
 mod mounter;
+mod page_cache;
 mod raw;
 mod report;
 mod server;
@@ -32,8 +37,17 @@ use report::{CaseReport, Program, Report, Row};
 /// When one sample with all that goes with it takes longer than this (in seconds), it is the only one.
 const PATIENCE: u64 = 20;
 
+/// The mount that is judged.
+const OURS: &str = "fuse-oss";
+
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let own: Vec<_> = std::env::args_os().skip(1).collect();
+    let outcome = match child::Task::of(&own) {
+        Ok(Some(task)) => task.run().map(|()| ExitCode::SUCCESS),
+        Ok(None) => run(&Arguments::parse()),
+        Err(error) => Err(error),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -67,7 +81,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let stage = Stage::new(server::Server::start(world)?, cleanup::Scratch::new(&arguments.dir)?);
 
     let mut report =
-        Report { format: 1, machine, load_at_end: String::new(), programs, scale: arguments.scale, cases: Vec::new() };
+        Report { format: 2, machine, load_at_end: String::new(), programs, scale: arguments.scale, cases: Vec::new() };
     println!("{}", report.head());
     let begun = Instant::now();
     for case in &cases {
@@ -75,13 +89,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("{}", result.table());
         report.cases.push(result);
     }
+    println!("{}", report.summary());
     report.load_at_end = machine::load();
     println!("{} s, load at the end {}", begun.elapsed().as_secs(), report.load_at_end);
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report).context("cannot write JSON")?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(if report.failed("fuse-oss") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if let Some(path) = &arguments.svg {
+        std::fs::write(path, chart::chart(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(if report.failed(OURS) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn chosen(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn Case>>> {
@@ -123,7 +141,9 @@ fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
         ("mount-s3", |program| Box::new(MountS3 { program })),
     ];
     for (name, make) in peers.into_iter().filter(|_| !arguments.alone) {
-        match mounter::on_path(name) {
+        // Mountpoint has no package on most systems, and so can be named.
+        let named = std::env::var_os("MOUNT_S3").filter(|_| name == "mount-s3").map(PathBuf::from);
+        match named.or_else(|| mounter::on_path(name)) {
             Some(program) => mounters.push(make(program)),
             None => programs.push(Program { name: name.to_owned(), version: "not installed".to_owned() }),
         }
@@ -176,10 +196,12 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
             }
         }
     }
+    let unit = case.unit();
     let rows = subjects.iter().zip(results).map(|(subject, (samples, error, _))| match subject {
-        Subject::Limit(limit) => Row::new(limit.name(), true, &samples, error),
-        Subject::Mount(mounter) => Row::new(mounter.name().to_owned(), false, &samples, error),
+        Subject::Limit(limit) => Row::new(limit.name(), true, unit, &samples, error),
+        Subject::Mount(mounter) => Row::new(mounter.name().to_owned(), false, unit, &samples, error),
     });
     let rows = rows.collect();
-    CaseReport { name: case.name().to_owned(), about: case.about(), unit: case.unit(), rows }.with_ratios()
+    let yardstick: Vec<String> = case.yardstick().iter().map(|limit| limit.name()).collect();
+    CaseReport::new((case.name().to_owned(), case.about(), unit), rows, &yardstick, &case.goals(), OURS)
 }

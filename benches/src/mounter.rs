@@ -1,10 +1,12 @@
 //! Mounts: ours and those of others, each with its normal options.
 
+mod ceiling;
 mod fuse_oss;
 mod mount_s3;
 mod rclone;
 mod s3fs;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cleanup::Served;
 
+pub use ceiling::Ceiling;
 pub use fuse_oss::FuseOss;
 pub use mount_s3::MountS3;
 pub use rclone::Rclone;
@@ -42,22 +45,42 @@ pub trait Mounter: Sync {
     /// # Errors
     /// When what it needs cannot be prepared.
     fn command(&self, place: &Place) -> anyhow::Result<Command>;
+
+    /// The command that people type, when it is another one: it mounts, leaves a server behind and ends; and the command that
+    /// then prints the server's process number, as the figure `"pid"` of some JSON.
+    ///
+    /// # Errors
+    /// When what it needs cannot be prepared.
+    fn background(&self, _place: &Place) -> anyhow::Result<Option<Background>> {
+        Ok(None)
+    }
+}
+
+/// See [`Mounter::background`].
+#[derive(Debug)]
+pub struct Background {
+    /// Mounts and ends.
+    pub mount: Command,
+    /// Says where the server is.
+    pub status: Command,
 }
 
 /// What a mount is given. All directories exist and are empty unless used before.
-#[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+#[derive(Debug, Clone)]
+pub struct Place {
     /// Where to mount.
-    pub target: &'a Path,
+    pub target: PathBuf,
     /// For the disk cache.
-    pub cache: &'a Path,
+    pub cache: PathBuf,
     /// For anything else.
-    pub work: &'a Path,
+    pub work: PathBuf,
     /// The server's port on 127.0.0.1.
     pub port: u16,
+    /// The memory that the program is told to keep to, in MiB, where it can be told.
+    pub memory_limit: Option<u64>,
 }
 
-impl Place<'_> {
+impl Place {
     /// The server's URL.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -115,27 +138,56 @@ impl Mounted {
     /// # Errors
     /// When it does not, with what the program said.
     pub fn start(mounter: &dyn Mounter, place: &Place) -> anyhow::Result<Self> {
-        let log = place.work.join("log");
-        let sink = || std::fs::File::options().create(true).append(true).open(&log).context("cannot make a log file");
+        let log = Log(place.work.join("log"));
         let mut command = mounter.command(place)?;
-        command.stdin(Stdio::null()).stdout(sink()?).stderr(sink()?).current_dir(place.work);
-        let mut served = Served::start(command, place.target)?;
-        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        log.take(&mut command)?;
+        command.current_dir(&place.work);
+        let mut served = Served::start(command, &place.target)?;
         let deadline = Instant::now() + APPEARS_WITHIN;
         while !served.is_mounted() {
             if let Some(status) = served.ended() {
-                bail!("{} ended ({status}) without mounting: {}", mounter.name(), last_lines(&said()));
+                bail!("{} ended ({status}) without mounting: {}", mounter.name(), log.end());
             }
             if Instant::now() >= deadline {
-                bail!("{} did not mount within {APPEARS_WITHIN:?}: {}", mounter.name(), last_lines(&said()));
+                bail!("{} did not mount within {APPEARS_WITHIN:?}: {}", mounter.name(), log.end());
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_micros(500));
         }
-        let mounted = Self { served, target: place.target.to_owned() };
+        let mounted = Self { served, target: place.target.clone() };
         // The first question is answered when the program is ready.
         std::fs::metadata(&mounted.target)
-            .with_context(|| format!("the mount of {} does not answer: {}", mounter.name(), last_lines(&said())))?;
+            .with_context(|| format!("the mount of {} does not answer: {}", mounter.name(), log.end()))?;
         Ok(mounted)
+    }
+
+    /// The same by the command that people type, if that is another one. `ready` is called as soon as it has ended.
+    ///
+    /// # Errors
+    /// See [`Self::start`]; those of `ready`.
+    pub fn start_as_people_do(
+        mounter: &dyn Mounter,
+        place: &Place,
+        ready: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let Some(Background { mut mount, mut status }) = mounter.background(place)? else {
+            let mounted = Self::start(mounter, place)?;
+            ready(&place.target)?;
+            return Ok(mounted);
+        };
+        let log = Log(place.work.join("log"));
+        log.take(&mut mount)?;
+        let starting = Served::announce(&place.target)?;
+        let ended = mount.current_dir(&place.work).status();
+        let ended = ended.with_context(|| format!("cannot start {}", mounter.program().display()))?;
+        if !ended.success() {
+            bail!("{} ended ({ended}) without mounting: {}", mounter.name(), log.end());
+        }
+        let outcome = ready(&place.target);
+        let said = status.stdin(Stdio::null()).output().context("cannot ask for the server")?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        let server = server_of(&said).with_context(|| format!("{} does not say its server: {said}", mounter.name()))?;
+        let mounted = Self { served: starting.served_by(server), target: place.target.clone() };
+        outcome.map(|()| mounted)
     }
 
     /// A file or directory in the mount.
@@ -143,16 +195,76 @@ impl Mounted {
         self.target.join(key)
     }
 
-    /// What the program has used so far; zero when the kernel does not say.
-    pub fn usage(&self) -> Usage {
-        let file =
-            |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", self.served.pid())).unwrap_or_default();
-        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-        Usage {
-            cpu: cpu_ticks(&file("stat")) / crate::figures::float(u64::try_from(ticks).unwrap_or(100)),
-            peak_memory: peak_memory(&file("status")),
-        }
+    /// How far the kernel reads ahead in this mount, in KiB. It offers file systems 128 at most; this is where more is said.
+    ///
+    /// # Errors
+    /// When the kernel has no such setting.
+    pub fn set_read_ahead(&self, kib: u32) -> anyhow::Result<()> {
+        let device = std::fs::metadata(&self.target).context("the mount does not answer")?.dev();
+        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        std::fs::write(&path, kib.to_string()).with_context(|| format!("cannot write {path}"))
     }
+
+    /// What the program, with all processes that it has started, has used so far; zero when the kernel does not say.
+    pub fn usage(&self) -> Usage {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+        let ticks = crate::figures::float(u64::try_from(ticks).unwrap_or(100));
+        let file = |pid: i32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let all = family(self.served.pid().as_raw(), &parents());
+        all.into_iter().fold(Usage::default(), |sum, pid| Usage {
+            cpu: sum.cpu + cpu_ticks(&file(pid, "stat")) / ticks,
+            peak_memory: sum.peak_memory + peak_memory(&file(pid, "status")),
+        })
+    }
+}
+
+/// Where a program's messages go.
+struct Log(PathBuf);
+
+impl Log {
+    fn take(&self, command: &mut Command) -> anyhow::Result<()> {
+        let sink =
+            || std::fs::File::options().create(true).append(true).open(&self.0).context("cannot make a log file");
+        command.stdin(Stdio::null()).stdout(sink()?).stderr(sink()?);
+        Ok(())
+    }
+
+    fn end(&self) -> String {
+        last_lines(&std::fs::read_to_string(&self.0).unwrap_or_default())
+    }
+}
+
+/// The first process number in a server's status.
+fn server_of(status: &str) -> Option<i32> {
+    let status: serde_json::Value = serde_json::from_str(status).ok()?;
+    let servers = status.as_array().map_or(std::slice::from_ref(&status), Vec::as_slice);
+    servers.iter().find_map(|server| server.get("pid")?.as_i64()?.try_into().ok())
+}
+
+/// Every process with its parent.
+fn parents() -> Vec<(i32, i32)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| Some((pid, parent(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
+}
+
+/// The parent out of `/proc/PID/stat`.
+fn parent(stat: &str) -> Option<i32> {
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A process and all that descend from it.
+fn family(first: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let mut family = vec![first];
+    let mut looked_at = 0;
+    while let Some(&member) = family.get(looked_at) {
+        let children = parents.iter().filter(|(pid, parent)| *parent == member && !family.contains(pid));
+        let children: Vec<i32> = children.map(|(pid, _)| *pid).collect();
+        family.extend(children);
+        looked_at += 1;
+    }
+    family
 }
 
 /// User and system time out of `/proc/PID/stat`, in clock ticks.
@@ -185,6 +297,17 @@ mod tests {
         assert!(cpu_ticks("") == 0.0 && peak_memory("") == 0);
         let own = std::fs::read_to_string("/proc/self/status").unwrap();
         assert!(peak_memory(&own) > 1 << 20);
+    }
+
+    #[test]
+    fn a_program_is_all_its_processes() {
+        assert_eq!(parent("12 (a) b) S 77 12 12 0"), Some(77));
+        assert_eq!(family(5, &[(5, 1), (6, 5), (7, 6), (8, 1), (9, 5)]), [5, 6, 9, 7]);
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(parents().iter().any(|(pid, _)| *pid == own));
+        assert_eq!(server_of(r#"[{"version": "1", "pid": 42}]"#), Some(42));
+        assert_eq!(server_of(r#"{"pid": 43}"#), Some(43));
+        assert_eq!(server_of("[]"), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod arguments;
 mod fstab;
 mod serve;
+mod status;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 use fuse_oss::client::{Client, servers};
-use fuse_oss::server::human;
-use fuse_oss::{ErrorKind, MountEntry, MountError, MountReply, MountRequest, Status, UnmountMode, mountpoint};
+use fuse_oss::{ErrorKind, MountEntry, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
 use tracing_subscriber::EnvFilter;
 
-use arguments::{Arguments, Command, LogArguments, LogFormat, MountArguments, StatusArguments, UmountArguments};
+use arguments::{Arguments, Command, LogArguments, LogFormat, MountArguments, UmountArguments};
 
 /// Runs a command line and returns its exit status: 0, or after sysexits.h as [`ErrorKind::exit_code`] says.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -48,7 +48,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
         Command::Status(arguments) => {
             log_to_stderr(&parsed.log);
-            status(&arguments)
+            status::status(&arguments)
         }
     };
     match outcome {
@@ -141,45 +141,4 @@ fn resolve(directory: &Path) -> Result<PathBuf, MountError> {
         }
         _ => absolute.canonicalize().map_err(bad),
     }
-}
-
-fn status(arguments: &StatusArguments) -> Result<(), MountError> {
-    let all: Vec<Status> = servers(&arguments.runtime_dir).into_iter().map(|(_, status)| status).collect();
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&all)
-            .map_err(|error| MountError::new(ErrorKind::Internal, format_args!("cannot print the status: {error}")))?;
-        println!("{text}");
-        return Ok(());
-    }
-    if all.is_empty() {
-        println!("no fuse-oss server is running (looked in {})", arguments.runtime_dir.display());
-    }
-    for status in all {
-        println!(
-            "server {} (version {}), cache {}: {} of {} on disk, {} of {} in memory, {} fetched, {} found damaged",
-            status.pid,
-            status.version,
-            status.cache_dir.display(),
-            human(status.cache_used.bytes()),
-            human(status.cache_size.bytes()),
-            human(status.memory_used.bytes()),
-            human(status.memory_limit.bytes()),
-            human(status.fetched.bytes()),
-            status.corrupt
-        );
-        for mount in &status.mounts {
-            let detached = if mount.detached { ", detached" } else { "" };
-            println!("  {} ({} names, {} files open{detached})", mount.target.display(), mount.nodes, mount.open_files);
-            for entry in &mount.entries {
-                println!("    {:?} -> {}", entry.at, entry.location.escaped());
-            }
-            if mount.hidden > 0 {
-                println!("    {} keys are not shown, because no file system can hold them", mount.hidden);
-            }
-        }
-        if status.mounts.is_empty() {
-            println!("  nothing is mounted");
-        }
-    }
-    Ok(())
 }

@@ -41,6 +41,10 @@ pub struct Knobs {
     pub bytes: AtomicU64,
     /// So many bodies break off in the middle.
     pub break_bodies: AtomicU64,
+    /// So many requests are never answered.
+    pub hang_next: AtomicU64,
+    /// So many bodies stop in the middle for ever.
+    pub stall_next: AtomicU64,
     /// Every request is refused with 403.
     pub deny: AtomicBool,
     /// If-Match is ignored, as by some servers.
@@ -115,7 +119,12 @@ impl DoubleStore {
 
     pub fn origin(self: &Arc<Self>) -> Arc<Origin> {
         let store: Arc<dyn Store> = Arc::clone(self) as Arc<dyn Store>;
-        Arc::new(Origin { store, identity: "double".to_owned(), deadline: Duration::from_secs(5) })
+        Arc::new(Origin {
+            store,
+            identity: "double".to_owned(),
+            deadline: Duration::from_secs(5),
+            peers: crate::blocks::peers::Peers::default(),
+        })
     }
 
     fn check(&self, operation: &'static str, key: &str) -> Result<()> {
@@ -181,6 +190,9 @@ impl Store for DoubleStore {
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResponse> {
         self.knobs.gets.fetch_add(1, Ordering::Relaxed);
         self.check("GET", key.as_str())?;
+        if take_one(&self.knobs.hang_next) {
+            std::future::pending::<()>().await;
+        }
         let target = self.root.with_key(key.clone());
         let meta = self
             .meta(key.as_str(), false)
@@ -195,8 +207,11 @@ impl Store for DoubleStore {
         let bytes = slice(&content, &range);
         let mut chunks: Vec<Result<Bytes>> =
             bytes.chunks(300_007).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-        let breaks = &self.knobs.break_bodies;
-        if breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        let stall = take_one(&self.knobs.stall_next);
+        if stall {
+            chunks.truncate(1);
+        }
+        if take_one(&self.knobs.break_bodies) {
             chunks.truncate(chunks.len() / 2);
             chunks.push(Err(Error::new(ErrorKind::Unavailable, "GET", &target, "the connection broke off")));
         }
@@ -205,7 +220,8 @@ impl Store for DoubleStore {
         let delay = Duration::from_millis(self.knobs.delay_ms.load(Ordering::Relaxed));
         let body =
             stream::once(tokio::time::sleep(delay)).flat_map(move |()| stream::iter(std::mem::take(&mut chunks)));
-        Ok(GetResponse { meta, range, request_id: None, body: body.boxed() })
+        let body = if stall { body.chain(stream::pending()).boxed() } else { body.boxed() };
+        Ok(GetResponse { meta, range, request_id: None, body })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
@@ -285,6 +301,10 @@ impl Store for DoubleStore {
     async fn copy(&self, _: &Key, _: &Key) -> Result<PutResponse> {
         unsupported("COPY")
     }
+}
+
+fn take_one(knob: &AtomicU64) -> bool {
+    knob.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 fn slice(content: &Content, range: &Range<u64>) -> Vec<u8> {

@@ -5,11 +5,11 @@
 //! including names that are missing, and pages and directory contents stay in the kernel's caches: the view is frozen (see
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
-use std::collections::HashMap;
+pub mod handles;
+
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
@@ -20,19 +20,28 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::blocks::Blocks;
 use crate::blocks::object::Object;
+use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
 use crate::reader::Reader;
+use crate::siblings::Siblings;
+use handles::{Handles, STAYS_CACHED};
 
 /// For ever, in a form the kernel can still add to its clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Requests the kernel may have under way in the background (read-ahead); its default of 16 starves parallel readers.
 const MAX_BACKGROUND: u16 = 256;
+
+/// What the first open of a large object reads of it, in bytes.
+const FIRST_LOOK: u64 = 256 << 10;
+
+/// An object up to this length that a process before this one has cached is checked when it is opened, in bytes, so that the
+/// kernel may read it by itself at once; a longer one piece by piece, as it is read.
+const PROVED_AT_OPEN: u64 = 8 << 20;
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -49,8 +58,8 @@ pub struct Inner {
     options: MountOptions,
     uid: u32,
     gid: u32,
-    readers: RwLock<HashMap<u64, Arc<Reader>>>,
-    next_handle: AtomicU64,
+    handles: Handles,
+    siblings: Mutex<Siblings>,
     salt: u64,
     log_limit: LogLimit,
 }
@@ -60,10 +69,8 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        let readers = RwLock::default();
-        let next_handle = AtomicU64::new(1);
-        let log_limit = LogLimit::default();
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, readers, next_handle, salt, log_limit });
+        let (handles, siblings, log_limit) = (Handles::default(), Mutex::default(), LogLimit::default());
+        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -79,9 +86,9 @@ impl Inner {
         &self.namespace
     }
 
-    /// How many files are open.
-    pub fn open_files(&self) -> u64 {
-        u64::try_from(self.readers.read().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u64::MAX)
+    /// The open files.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
     }
 
     fn attributes(&self, node: &Node) -> FileAttr {
@@ -112,10 +119,6 @@ impl Inner {
         }
     }
 
-    fn reader(&self, handle: FileHandle) -> Option<Arc<Reader>> {
-        self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
-    }
-
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
@@ -123,16 +126,50 @@ impl Inner {
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
-        let mut flags = FopenFlags::FOPEN_NOFLUSH;
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
-        if self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong {
-            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
+        let reader = Reader::new(object, Arc::clone(&self.blocks));
+        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
+    }
+
+    /// Notes that a small file is opened, and fetches those that will be wanted next. `waits` says that it is not at hand itself.
+    fn fetch_siblings(&self, node: &Node, waits: bool) {
+        let Some(position) = self.namespace.position(node.ino) else { return };
+        let wanted = {
+            let mut siblings = self.siblings.lock().unwrap_or_else(PoisonError::into_inner);
+            siblings.on_open(node.parent, position, waits)
+        };
+        if wanted.is_empty() {
+            return;
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let reader = Arc::new(Reader::new(object, Arc::clone(&self.blocks)));
-        self.readers.write().unwrap_or_else(PoisonError::into_inner).insert(handle, reader);
-        reply.opened(FileHandle(handle), flags);
+        // Files only: directories in between make the positions a little less exact, which does not matter.
+        let skip = wanted.start.saturating_sub(position + 1);
+        for next in self.namespace.siblings_after(node.ino, skip + wanted.len()).into_iter().skip(skip) {
+            if next.size == 0 || next.size > SMALL {
+                continue;
+            }
+            if let Some(file) = self.namespace.file(next.ino).filter(|file| !file.archived) {
+                let object = self.object(&file);
+                self.blocks.ahead(&object, &(0..object.size), SMALL);
+            }
+        }
+    }
+
+    /// Brings an object as far as open may promise that it can be read.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    async fn prepare(&self, object: &Arc<Object>) -> Result<(), Fault> {
+        if object.is_complete() {
+            let (blocks, object) = (Arc::clone(&self.blocks), Arc::clone(object));
+            let proved = tokio::task::spawn_blocking(move || blocks.prove(&object)).await;
+            if proved.unwrap_or(false) {
+                return Ok(());
+            }
+        }
+        let first = object.size.min(if object.size <= SMALL { SMALL } else { FIRST_LOOK });
+        self.blocks.get(object, 0..1, &(0..first)).await.map(drop)
     }
 
     /// Answers a directory request from names that are known.
@@ -191,6 +228,10 @@ impl Filesystem for Mounted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
         }
+        // Depth 1: the mount may itself be the lower layer of an overlay, and no cache file lies on another stacked file system.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok() {
+            self.inner.handles.allow_passthrough();
+        }
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         Ok(())
@@ -239,12 +280,20 @@ impl Filesystem for Mounted {
         let Some(node) = self.inner.namespace.node(ino.0) else { return reply.error(Errno::ESTALE) };
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
-        // The first open of an object that is not all here reads its first block, which is wanted next anyway, so that a missing
+        object.touch();
+        // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
-        if file.size == 0 || file.proved || object.is_complete() {
+        let complete = object.is_complete();
+        let prove = complete && (STAYS_CACHED + 1..=PROVED_AT_OPEN).contains(&object.size) && !object.is_proved();
+        let waits = !complete && !self.inner.blocks.has_begun(&object);
+        if object.size <= SMALL {
+            let _entered = self.runtime.enter();
+            self.inner.fetch_siblings(&node, waits);
+        }
+        if (complete || file.proved) && !prove {
             return self.inner.opened(&file, object, reply);
         }
-        if file.archived {
+        if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
                 warn!(
                     object = object.name(),
@@ -256,8 +305,8 @@ impl Filesystem for Mounted {
         }
         let inner = Arc::clone(&self.inner);
         self.runtime.spawn(async move {
-            match inner.blocks.get(&object, 0, 1).await {
-                Ok(_) => {
+            match inner.prepare(&object).await {
+                Ok(()) => {
                     inner.namespace.prove(file.ino);
                     inner.opened(&file, object, reply);
                 }
@@ -280,21 +329,26 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(reader) = self.inner.reader(fh) else { return reply.error(Errno::EBADF) };
-        let len = reader.clamp(offset, size);
-        if len == 0 {
+        let Some(reader) = self.inner.handles.reader(fh) else { return reply.error(Errno::EBADF) };
+        let range = reader.clamp(offset, size);
+        if range.is_empty() {
             return reply.data(&[]);
         }
-        if let Some(bytes) = reader.read_now(offset, len) {
-            reply.data(&bytes);
+        let mut reply = Some(reply);
+        let answer = |bytes: &[u8]| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        };
+        if reader.read_now(&range, answer).is_some() {
             // The runtime is entered because reading ahead begins tasks there.
             let _entered = self.runtime.enter();
-            return reader.read_ahead(offset, len);
+            return reader.went_on(&range);
         }
+        let Some(reply) = reply else { return };
         self.runtime.spawn(async move {
-            reader.read_ahead(offset, len);
-            match reader.read(offset, len).await {
-                Ok(bytes) => reply.data(&bytes),
+            match reader.read(range).await {
+                Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
                 Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
             }
         });
@@ -303,14 +357,14 @@ impl Filesystem for Mounted {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.inner.readers.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
+        self.inner.handles.release(ino, fh);
         reply.ok();
     }
 

@@ -5,10 +5,11 @@
 //! machine; [`client::Client`] asks it to mount and unmount.
 //!
 //! From the top down: [`filesystem`] is what the kernel asks, [`namespace`] the frozen tree of names, [`reader`] an open
-//! file, [`blocks`] the chain of memory, disk and store that bytes come from. Beside them, [`server`] with its [`protocol`]
+//! file, [`blocks`] the chain of memory, disk and store that bytes come from; [`observed`] counts what they ask of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`]
 //! and [`runtime`] files, [`mountpoint`] and [`transport`] towards the kernel.
 
 pub mod blocks;
+pub mod cache;
 pub mod client;
 pub mod daemon;
 #[cfg(test)]
@@ -22,11 +23,13 @@ pub mod log_limit;
 pub mod metrics;
 pub mod mountpoint;
 pub mod namespace;
+pub mod observed;
 mod options;
 pub mod protocol;
 pub mod reader;
 pub mod runtime;
 pub mod server;
+pub mod siblings;
 mod size;
 pub mod transport;
 

@@ -35,6 +35,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::blocks::peers::Peers;
 use crate::fault::Fault;
 use absorb::Refused;
 pub use listing::is_visible_name;
@@ -58,6 +59,8 @@ pub struct Origin {
     pub identity: String,
     /// How long one read may be retried.
     pub deadline: Duration,
+    /// How quick it is.
+    pub peers: Peers,
 }
 
 /// A name in the tree.

@@ -6,6 +6,7 @@ use oss::{Location, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, MountError};
+use crate::metrics::Snapshot;
 use crate::size::ByteSize;
 
 /// Where the server keeps its cache unless told otherwise.
@@ -150,7 +151,7 @@ pub struct MountStatus {
 }
 
 /// What `status` shows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The server's process.
     pub pid: u32,
@@ -170,6 +171,12 @@ pub struct Status {
     pub fetched: ByteSize,
     /// Blocks or objects whose checksum was wrong and that were fetched again.
     pub corrupt: u64,
+    /// Everything that is counted.
+    #[serde(default)]
+    pub metrics: Snapshot,
+    /// Where `GET /metrics` is answered in Prometheus' text format; absent when that socket could not be made.
+    #[serde(default)]
+    pub metrics_socket: Option<PathBuf>,
     /// The mounts.
     pub mounts: Vec<MountStatus>,
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! RUNTIME_DIR/<hash>.sock      control socket; the hash is of the cache directory's path
+//! RUNTIME_DIR/<hash>.metrics   socket where metrics are scraped
 //! RUNTIME_DIR/<hash>.mounts    what is mounted, as JSON
 //! RUNTIME_DIR/<hash>.log       the log of a server that was started by a client
 //! CACHE_DIR/lock               locked while a server lives; says which
@@ -27,6 +28,8 @@ use crate::options::UnmountMode;
 pub struct RuntimePaths {
     /// The control socket.
     pub socket: PathBuf,
+    /// The socket where metrics are scraped.
+    pub metrics: PathBuf,
     /// The record of mounts.
     pub record: PathBuf,
     /// The log of a server that nobody's terminal belongs to.
@@ -86,7 +89,7 @@ impl RuntimePaths {
         let real = absolute.canonicalize().unwrap_or(absolute);
         let hash = hex::encode(&Sha256::digest(real.as_os_str().as_encoded_bytes())[..8]);
         let file = |suffix: &str| runtime_dir.join(format!("{hash}.{suffix}"));
-        Ok(Self { socket: file("sock"), record: file("mounts"), log: file("log") })
+        Ok(Self { socket: file("sock"), metrics: file("metrics"), record: file("mounts"), log: file("log") })
     }
 }
 

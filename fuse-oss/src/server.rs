@@ -1,15 +1,17 @@
 //! The server: one process that owns a cache directory and a memory budget and serves all mounts from them.
 //!
 //! It is reached over its control socket (see [`protocol`](crate::protocol)), or by calls in the same process (`fuse-oss mount --foreground`).
+//! Beside that is a socket where its [`metrics`](crate::metrics) are scraped; who connects there changes nothing and keeps nothing alive.
 //! It ends when told to (SIGTERM, SIGINT: everything is unmounted first) or, when it was started by a client, some seconds after
 //! its last mount has gone.
 
 mod control;
 mod mounting;
+mod scrape;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +19,14 @@ use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::blocks::Blocks;
-use crate::blocks::disk::Disk;
+use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
 use crate::filesystem::Inner;
+use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
 use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
@@ -52,6 +56,7 @@ pub struct Server {
     cache_dir: PathBuf,
     paths: RuntimePaths,
     blocks: Arc<Blocks>,
+    metrics: Arc<Metrics>,
     runtime: Handle,
     table: Mutex<Table>,
     changed: Notify,
@@ -60,7 +65,16 @@ pub struct Server {
     unanswered: AtomicUsize,
     next_id: AtomicU64,
     recording: Mutex<()>,
+    /// Whether anybody can ask for metrics.
+    scraped: AtomicBool,
     _lock: CacheLock,
+}
+
+/// The sockets a server answers on.
+#[derive(Debug)]
+pub struct Listeners {
+    control: UnixListener,
+    metrics: Option<UnixListener>,
 }
 
 #[derive(Debug, Default)]
@@ -109,23 +123,26 @@ impl Server {
         })?;
         let total = stat.blocks() * stat.fragment_size();
         let limit = settings.cache_size.map_or(total / 5, ByteSize::bytes);
-        let disk = if limit == 0 {
+        let metrics = Arc::<Metrics>::default();
+        let cache = if limit == 0 {
             None
         } else {
             // A twentieth of the file system stays free, and 10 GiB are enough of that.
             let floor = (total / 20).min(10 << 30);
-            let disk = Disk::new(&cache_dir, limit, floor).map_err(|error| {
+            let cache = Cache::new(&cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
                 MountError::new(
                     ErrorKind::System,
                     format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
                 )
             })?;
-            Some(disk)
+            Some(Arc::new(cache))
         };
         let memory = usize::try_from(memory_limit.bytes()).unwrap_or(usize::MAX);
-        let blocks = Arc::new(Blocks::new(runtime.clone(), memory, disk));
-        let scanner = Arc::clone(&blocks);
-        runtime.spawn_blocking(move || scanner.scan_disk());
+        if let Some(cache) = &cache {
+            let scanner = Arc::clone(cache);
+            runtime.spawn_blocking(move || scanner.scan());
+        }
+        let blocks = Blocks::new(runtime.clone(), memory, cache, Arc::clone(&metrics));
         info!(
             cache_dir = %cache_dir.display(),
             cache_size = %human(limit),
@@ -138,6 +155,7 @@ impl Server {
             cache_dir,
             paths,
             blocks,
+            metrics,
             runtime,
             table: Mutex::default(),
             changed: Notify::new(),
@@ -145,6 +163,7 @@ impl Server {
             unanswered: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             recording: Mutex::default(),
+            scraped: AtomicBool::new(false),
             _lock: lock,
         }))
     }
@@ -153,34 +172,45 @@ impl Server {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Binds the control socket. Whoever connects from now on is answered by [`Server::run`].
+    /// Binds the control socket, and the one for metrics. Whoever connects from now on is answered by [`Server::run`].
     ///
     /// # Errors
-    /// [`ErrorKind::System`].
-    pub fn listen(&self) -> Result<UnixListener, MountError> {
-        let socket = &self.paths.socket;
-        // We hold the cache lock, so a socket that is there belongs to a server that has died.
-        let _ = std::fs::remove_file(socket);
+    /// [`ErrorKind::System`] when there can be no control socket. A server without metrics still serves, and logs why it has none.
+    pub fn listen(&self) -> Result<Listeners, MountError> {
         let _entered = self.runtime.enter();
-        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(socket);
-        nix::sys::stat::umask(mask);
-        listener.map_err(|error| {
+        let control = bind_private(&self.paths.socket).map_err(|error| {
             MountError::new(
                 ErrorKind::System,
                 format_args!(
                     "cannot make the control socket {}: {error}; choose another --runtime-dir (a socket's path has at most 107 bytes)",
-                    socket.display()
+                    self.paths.socket.display()
                 ),
             )
-        })
+        })?;
+        let metrics = bind_private(&self.paths.metrics).inspect_err(|error| {
+            warn!(
+                socket = %self.paths.metrics.display(),
+                %error,
+                "cannot make the socket for metrics, which are in fuse-oss status --json all the same; \
+                 choose another --runtime-dir (a socket's path has at most 107 bytes)"
+            );
+        });
+        self.scraped.store(metrics.is_ok(), Ordering::Relaxed);
+        Ok(Listeners { control, metrics: metrics.ok() })
     }
 
     /// Answers clients until a signal comes, or until nothing has been mounted for `idle_exit`; then unmounts everything.
     ///
     /// # Errors
     /// [`ErrorKind::System`] when signals cannot be received.
-    pub async fn run(self: &Arc<Self>, listener: UnixListener, idle_exit: Option<Duration>) -> Result<(), MountError> {
+    pub async fn run(self: &Arc<Self>, listeners: Listeners, idle_exit: Option<Duration>) -> Result<(), MountError> {
+        let Listeners { control: listener, metrics } = listeners;
+        // Ends when this function does.
+        let mut scrapes = JoinSet::new();
+        if let Some(metrics) = metrics {
+            let server = Arc::clone(self);
+            scrapes.spawn(scrape::serve(metrics, scrape::Limits::default(), move || server.status()));
+        }
         let no_signals = |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -232,6 +262,7 @@ impl Server {
     /// access on, because nobody will be there to answer.
     pub async fn shut_down(self: &Arc<Self>) {
         let _ = std::fs::remove_file(&self.paths.socket);
+        let _ = std::fs::remove_file(&self.paths.metrics);
         let targets: Vec<PathBuf> = self
             .table()
             .sessions
@@ -265,7 +296,7 @@ impl Server {
     }
 
     /// Waits until the mount on `target` has gone.
-    pub async fn gone(&self, target: &std::path::Path) {
+    pub async fn gone(&self, target: &Path) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -298,7 +329,7 @@ impl Server {
 
     /// What is mounted and how much of everything is used.
     pub fn status(&self) -> Status {
-        let (cache_used, cache_size) = self.blocks.disk_use();
+        let (cache_used, cache_size) = self.blocks.cache().map_or((0, 0), |cache| (cache.used(), cache.limit()));
         let mut mounts: Vec<MountStatus> = self
             .table()
             .sessions
@@ -309,7 +340,7 @@ impl Server {
                 detached: active.detached,
                 nodes: active.inner.namespace().len(),
                 hidden: active.inner.namespace().hidden(),
-                open_files: active.inner.open_files(),
+                open_files: active.inner.handles().len(),
             })
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
@@ -321,11 +352,23 @@ impl Server {
             cache_size: ByteSize::new(cache_size),
             memory_used: ByteSize::new(self.blocks.memory_used()),
             memory_limit: ByteSize::new(self.blocks.memory_limit()),
-            fetched: ByteSize::new(self.blocks.fetched()),
-            corrupt: self.blocks.corrupt(),
+            fetched: ByteSize::new(self.blocks.metrics().fetched.get()),
+            corrupt: self.blocks.metrics().corrupt.get(),
+            metrics: self.metrics.snapshot(),
+            metrics_socket: self.scraped.load(Ordering::Relaxed).then(|| self.paths.metrics.clone()),
             mounts,
         }
     }
+}
+
+/// Listens on a socket that only we and root can connect to.
+fn bind_private(socket: &Path) -> std::io::Result<UnixListener> {
+    // We hold the cache lock, so a socket that is there belongs to a server that has died.
+    let _ = std::fs::remove_file(socket);
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(socket);
+    nix::sys::stat::umask(mask);
+    listener
 }
 
 /// A quarter of the machine's memory, between the least that works and 2 GiB.

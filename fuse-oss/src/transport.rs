@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use fuser::{Session, SessionACL};
+use fuser::{Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use tracing::debug;
@@ -105,6 +105,11 @@ impl Transport {
             )
         })?;
         Ok(Self { session })
+    }
+
+    /// The way to tell the kernel things unasked.
+    pub fn notifier(&self) -> Notifier {
+        self.session.notifier()
     }
 
     /// Answers the kernel until the mount is gone.

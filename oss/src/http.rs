@@ -7,38 +7,37 @@
 //! What is not here: redirects (a signed request must not be sent to another host), decompression (stored bytes are
 //! handed out as they are) and retries (they belong to the protocol above).
 
+mod body;
 mod connect;
+mod line;
+mod pool;
 mod tls;
 mod tunnel;
 mod upload;
 
-use std::error::Error as _;
-use std::pin::Pin;
+use std::future::{Future as _, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Once};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, PROXY_AUTHORIZATION, USER_AGENT};
+use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, USER_AGENT};
+use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, Uri};
-use hyper::body::{Body as _, Incoming};
-use hyper_util::client::legacy::Client;
+use hyper::body::Body as _;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
+pub(crate) use body::Body;
 pub(crate) use connect::ConnectError;
 use connect::Connector;
+use line::Lost;
+use pool::Pool;
 use upload::{Progress, Upload};
 
 /// Less than this, in bytes per second over a whole read timeout, is a stall even though something trickles.
 pub(crate) const STALL_RATE: u64 = 1024;
-
-/// How long an idle connection is kept. Servers close theirs after 15 to 60 s; one that we close first cannot be closed
-/// under a request that is just being written.
-const IDLE: Duration = Duration::from_secs(14);
-
-/// Idle connections kept per host: as many as a busy mount has requests in flight.
-const IDLE_PER_HOST: usize = 64;
 
 /// A body whose last chunk is handed over can still be in our socket's buffer, at most this many bytes of it (the kernel's
 /// default limit, `tcp_wmem`).
@@ -59,6 +58,9 @@ pub(crate) enum SendError {
     /// The connection was made and then nothing moved.
     #[error("nothing moved for {} s", .0.as_secs_f32())]
     Timeout(Duration),
+    /// The operation's own time was over.
+    #[error("there was no time left")]
+    Late,
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -77,7 +79,8 @@ impl SendError {
 /// A pool of connections. Cheap to clone; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct HttpClient {
-    client: Client<Connector, Upload>,
+    pool: Arc<Pool>,
+    /// None also where the environment names none, because asking it costs something with each request.
     proxies: Option<Arc<Matcher>>,
 }
 
@@ -85,8 +88,10 @@ impl HttpClient {
     /// A client that uses the proxies of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either
     /// case). `connect` is the time a connection may take, TLS and proxy included.
     pub(crate) fn new(connect: Duration) -> Self {
-        complain_of_proxies(|name| std::env::var(name).ok());
-        Self::build(connect, Some(Arc::new(Matcher::from_env())))
+        let lookup = |name: &str| std::env::var(name).ok();
+        complain_of_proxies(lookup);
+        let any = PROXY_VARIABLES.iter().any(|name| lookup(name).is_some_and(|value| !value.is_empty()));
+        Self::build(connect, any.then(|| Arc::new(Matcher::from_env())))
     }
 
     /// A client that never uses a proxy: for instance metadata, which a proxy would answer for its own machine.
@@ -96,12 +101,7 @@ impl HttpClient {
 
     fn build(connect: Duration, proxies: Option<Arc<Matcher>>) -> Self {
         let connector = Connector::new(connect, proxies.clone());
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(IDLE_PER_HOST)
-            .build(connector);
-        Self { client, proxies }
+        Self { pool: Arc::new(Pool::new(connector)), proxies }
     }
 
     /// For messages: `" (through the proxy HOST:PORT)"` when requests for `target` go through one, else nothing.
@@ -111,28 +111,22 @@ impl HttpClient {
 
     /// Sends a request with an absolute URI and waits for the head of the answer.
     ///
-    /// `read` is how long nothing may move: while the body goes out, and then until the answer begins. Dropping the future
-    /// drops the connection.
-    pub(crate) async fn send(&self, request: Request<Bytes>, read: Duration) -> Result<Response<Incoming>, SendError> {
-        let (mut head, body) = request.into_parts();
-        head.headers.insert(USER_AGENT, AGENT);
-        if matches!(head.method, Method::PUT | Method::POST) {
-            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        }
-        // Through a tunnel the proxy sees our credentials for it in the CONNECT; without one, in each request.
-        if head.uri.scheme_str() == Some("http")
-            && let Some(auth) =
-                self.proxies.as_ref().and_then(|p| p.intercept(&head.uri)).as_ref().and_then(|i| i.basic_auth())
-        {
-            head.headers.insert(PROXY_AUTHORIZATION, auth.clone());
-        }
-        let total = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    /// `read` is how long nothing may move: while the body goes out, and then until the answer begins. Whatever moves, it is
+    /// over at `end`. Dropping the future drops the connection.
+    pub(crate) async fn send(
+        &self,
+        request: Request<Bytes>,
+        read: Duration,
+        end: Option<Instant>,
+    ) -> Result<Response<Body>, SendError> {
+        let total = u64::try_from(request.body().len()).unwrap_or(u64::MAX);
+        let (head, body) = request.into_parts();
         let progress = Progress::new();
-        let response = self.client.request(Request::from_parts(head, Upload::new(body, Arc::clone(&progress))));
-        tokio::pin!(response);
+        let exchange = self.exchange(Request::from_parts(head, Upload::new(body, Arc::clone(&progress))));
+        tokio::pin!(exchange);
 
         let drain = Duration::from_secs(total.min(SOCKET_BUFFER) / DRAIN_RATE).min(read * 2);
-        let mut window_start = Instant::now();
+        let mut window_start = progress.start();
         let mut window_bytes = 0;
         loop {
             let all_handed = progress.bytes() >= total;
@@ -140,11 +134,14 @@ impl HttpClient {
             let silent_at = progress.last() + limit;
             let window_end = window_start + read;
             let wake = if all_handed { silent_at } else { silent_at.min(window_end) };
-            match tokio::time::timeout_at(wake, response.as_mut()).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(error)) => return Err(describe(&error)),
+            let wake = end.map_or(wake, |end| wake.min(end));
+            match tokio::time::timeout_at(wake, exchange.as_mut()).await {
+                Ok(outcome) => return outcome,
                 Err(_) => {
                     let now = Instant::now();
+                    if end.is_some_and(|end| end <= now) {
+                        return Err(SendError::Late);
+                    }
                     let handed = progress.bytes();
                     let limit = if handed >= total { read + drain } else { read };
                     if now >= progress.last() + limit {
@@ -160,6 +157,62 @@ impl HttpClient {
             }
         }
     }
+
+    /// One request, over whichever connection can take it.
+    async fn exchange(&self, mut request: Request<Upload>) -> Result<Response<Body>, SendError> {
+        let length = request.body().len();
+        let target = request.uri().clone();
+        let headers = request.headers_mut();
+        if !headers.contains_key(HOST) {
+            headers.insert(HOST, host(&target).map_err(SendError::Connect)?);
+        }
+        headers.insert(USER_AGENT, AGENT);
+        let forwarded = self.forwarded(&target);
+        if let Some(auth) = forwarded.as_ref().and_then(Intercept::basic_auth) {
+            headers.insert(PROXY_AUTHORIZATION, auth.clone());
+        }
+        if matches!(*request.method(), Method::PUT | Method::POST) {
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        if forwarded.is_none() {
+            // A proxy wants to know for whom, a server only what.
+            let mut only = http::uri::Parts::default();
+            only.path_and_query = target.path_and_query().cloned();
+            *request.uri_mut() = Uri::from_parts(only).unwrap_or_default();
+        }
+        let place = self.pool.place(&target).map_err(SendError::Connect)?;
+        loop {
+            let line = self.pool.line(&place, &target).await.map_err(SendError::Connect)?;
+            match line.exchange(request).await {
+                Ok((answer, line)) => return Ok(answer.map(|body| Body::new(body, line, place))),
+                // The server closed the connection while it was idle. Each round uses one of those up.
+                Err(Lost::Unsent(unsent)) => request = *unsent,
+                Err(Lost::Broken(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// The proxy that requests for `target` are sent to as they are. Through a tunnel it sees our credentials for it in the
+    /// CONNECT; without one, in each request.
+    fn forwarded(&self, target: &Uri) -> Option<Intercept> {
+        let proxies = self.proxies.as_ref().filter(|_| target.scheme() == Some(&Scheme::HTTP))?;
+        proxies.intercept(target)
+    }
+}
+
+/// The `Host` of requests for `target`: with the port, unless it is the scheme's own.
+fn host(target: &Uri) -> Result<HeaderValue, ConnectError> {
+    let unusable = || ConnectError::other("the request says no host".to_owned());
+    let authority = target.authority().ok_or_else(unusable)?;
+    let standard = if target.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    let text = match authority.port_u16() {
+        Some(port) if port != standard && !authority.as_str().contains('@') => {
+            return HeaderValue::from_str(authority.as_str()).map_err(|_| unusable());
+        }
+        Some(port) if port != standard => format!("{}:{port}", authority.host()),
+        _ => authority.host().to_owned(),
+    };
+    HeaderValue::try_from(text).map_err(|_| unusable())
 }
 
 /// For messages. The name is without user and password, which the matcher keeps apart.
@@ -190,26 +243,13 @@ fn unusable_proxies(lookup: impl Fn(&str) -> Option<String>) -> Vec<&'static str
     PROXY_VARIABLES.into_iter().filter(set).collect()
 }
 
-/// Tells failures to connect, after which the server has seen nothing, from all others.
-fn describe(error: &hyper_util::client::legacy::Error) -> SendError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(connect) = inner.downcast_ref::<ConnectError>() {
-            return SendError::Connect(connect.clone());
-        }
-        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
-            return SendError::NotHttp(chain(error));
-        }
-        cause = inner.source();
-    }
-    if error.is_connect() {
-        return SendError::Connect(ConnectError::other(chain(error)));
-    }
-    SendError::Broken(chain(error))
+/// Why a connection broke.
+fn describe(error: &hyper::Error) -> SendError {
+    if error.is_parse() { SendError::NotHttp(whole_chain(error)) } else { SendError::Broken(whole_chain(error)) }
 }
 
 /// Reads a body that is expected to be small. `read` is how long nothing may come.
-pub(crate) async fn collect(mut body: Incoming, limit: usize, read: Duration) -> Result<Bytes, SendError> {
+pub(crate) async fn collect(mut body: Body, limit: usize, read: Duration) -> Result<Bytes, SendError> {
     let mut all = BytesMut::new();
     while let Some(chunk) = next_chunk(&mut body, read).await? {
         if all.len() + chunk.len() > limit {
@@ -224,21 +264,45 @@ pub(crate) async fn collect(mut body: Incoming, limit: usize, read: Duration) ->
 }
 
 /// The next bytes of a body, none at its end. A body that ends before its announced length is an error.
-pub(crate) async fn next_chunk(body: &mut Incoming, read: Duration) -> Result<Option<Bytes>, SendError> {
-    loop {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        match tokio::time::timeout(read, frame).await {
-            Err(_) => return Err(SendError::Timeout(read)),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(SendError::Broken(whole_chain(&error))),
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Ok(Some(data)),
-                // Trailers.
-                Err(_) => {}
-            },
+pub(crate) async fn next_chunk(body: &mut Body, read: Duration) -> Result<Option<Bytes>, SendError> {
+    let mut waited = Duration::ZERO;
+    next_chunk_timed(body, read, &mut waited).await
+}
+
+/// The same, and how long it was waited for: not at all, and without a look at the clock, where the bytes had come already.
+pub(crate) async fn next_chunk_timed(
+    body: &mut Body,
+    read: Duration,
+    waited: &mut Duration,
+) -> Result<Option<Bytes>, SendError> {
+    let mut timer = pin!(None::<Sleep>);
+    let mut since = None;
+    let got = poll_fn(|cx| {
+        loop {
+            let frame = match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(SendError::Broken(whole_chain(&error)))),
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Pending => break,
+            };
+            match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                // Nothing, or trailers.
+                Ok(_) | Err(_) => {}
+            }
         }
-    }
+        let since = *since.get_or_insert_with(Instant::now);
+        if timer.is_none() {
+            timer.set(Some(sleep_until(since + read)));
+        }
+        match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(SendError::Timeout(read))),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    *waited = since.map_or(Duration::ZERO, |since| since.elapsed());
+    got
 }
 
 /// An error and its causes in one line.
@@ -300,7 +364,7 @@ mod tests {
         for path in ["//", "/a/../b/./c//d", "/%2e%2e/%00%F0%9F?x&y=%2F"] {
             let uri = format!("http://bucket.localhost:{port}{path}");
             let request = Request::put(uri).body(Bytes::new()).unwrap();
-            assert_eq!(client.send(request, Duration::from_secs(5)).await.unwrap().status(), 204);
+            assert_eq!(client.send(request, Duration::from_secs(5), None).await.unwrap().status(), 204);
         }
         let heads = server.await.unwrap();
         for (head, path) in heads.iter().zip(["//", "/a/../b/./c//d", "/%2e%2e/%00%F0%9F?x&y=%2F"]) {
@@ -316,10 +380,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let client = HttpClient::direct(Duration::from_secs(5));
         let get = || Request::get(format!("http://{address}/")).body(Bytes::new()).unwrap();
-        let error = client.send(get(), Duration::from_millis(50)).await.unwrap_err();
+        let error = client.send(get(), Duration::from_millis(50), None).await.unwrap_err();
         assert!(matches!(error, SendError::Timeout(_)) && error.may_have_arrived(), "{error}");
         drop(listener);
-        let error = client.send(get(), Duration::from_secs(5)).await.unwrap_err();
+        let error = client.send(get(), Duration::from_secs(5), None).await.unwrap_err();
         assert!(matches!(&error, SendError::Connect(c) if !c.is_permanent()) && !error.may_have_arrived(), "{error}");
         assert!(error.to_string().contains("refused"), "{error}");
     }
@@ -353,9 +417,9 @@ mod tests {
         let matcher = Matcher::builder().all(proxy).no("internal.example").build();
         let client = HttpClient::build(Duration::from_secs(5), Some(Arc::new(matcher)));
         let request = Request::get("http://b.example.com/a/../b").body(Bytes::new()).unwrap();
-        client.send(request, Duration::from_secs(5)).await.unwrap();
+        client.send(request, Duration::from_secs(5), None).await.unwrap();
         let request = Request::get("https://b.example.com/x").body(Bytes::new()).unwrap();
-        let error = client.send(request, Duration::from_secs(5)).await.unwrap_err();
+        let error = client.send(request, Duration::from_secs(5), None).await.unwrap_err();
         assert!(matches!(&error, SendError::Connect(_)) && error.to_string().contains("proxy"), "{error}");
         assert!(!error.to_string().contains("pass"), "{error}");
         let (plain, tunnel) = server.await.unwrap();

@@ -215,6 +215,11 @@ impl Double {
         self.shared.log(|log| log.iter().filter(|request| condition(request)).count())
     }
 
+    /// The most requests of which this is true that were waited for at the same moment.
+    pub fn most_at_once(&self, condition: impl Fn(&Request) -> bool) -> usize {
+        self.shared.log(|log| log::most_at_once(log.iter().filter(|request| condition(request))))
+    }
+
     /// Forgets the requests so far.
     pub fn clear_requests(&self) {
         self.shared.log(Vec::clear);

@@ -1,12 +1,15 @@
 //! Doubles and test support: what stands in for the cloud while the tests run.
 
 pub mod agent;
+pub mod bucket;
 pub mod client;
 pub mod disk;
 pub mod double;
 pub mod http_server;
 pub mod imds;
 mod listener;
+pub mod mapped;
+pub mod model;
 pub mod moto;
 pub mod mounts;
 pub mod programs;

@@ -1,41 +1,83 @@
-//! Many small files, each opened, read whole and closed, as a renderer reads its textures.
+//! Many small files, each opened, read whole and closed by one of several processes, as a renderer reads its textures.
+//!
+//! Each process has a share of *neighbours*, as the parts of a split job do. In `small-turns` every eighth file is a process's, as
+//! with workers that take the next name from one list: there no process by itself reads in order.
 
-use std::io::Read as _;
-use std::path::Path;
-use std::time::Duration;
-
-use super::{Case, Limit, Sample, Scale, Stage};
+use super::{Case, Done, Limit, Sample, Scale, Stage, State};
+use crate::child::{SMALL_FILE, Share, read_files, small_file};
 use crate::content::World;
 use crate::figures::Unit;
-use crate::files::{compare, open};
+use crate::files::{compare, lay_down};
+use crate::goal::Goal;
 use crate::mounter::Mounter;
+use crate::page_cache::drop_pages;
 use crate::raw;
 use crate::server::Conditions;
-use crate::threads::together;
 
-const SIZE: u64 = 64 << 10;
-const THREADS: usize = 8;
+const PROCESSES: u64 = 8;
+const DIRECTORY: &str = "textures";
 
 #[derive(Debug)]
 struct SmallFiles {
-    keys: Vec<String>,
+    name: &'static str,
+    state: State,
     far: bool,
+    in_turns: bool,
+    count: u64,
 }
 
-/// With the store near, and 20 ms away.
+/// All of them.
 pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
-    let keys: Vec<String> = (0..scale.of(500, 16)).map(|number| format!("textures/tile-{number:05}.exr")).collect();
-    [false, true].into_iter().map(move |far| Box::new(SmallFiles { keys: keys.clone(), far }) as _)
+    let count = scale.of(2000, 16);
+    [
+        ("small-cold", State::Cold, false, false),
+        ("small-20ms", State::Cold, true, false),
+        ("small-turns-20ms", State::Cold, true, true),
+        ("small-page", State::Page, false, false),
+        ("small-disk", State::Disk, false, false),
+        ("small-remount", State::Remounted, false, false),
+    ]
+    .into_iter()
+    .map(move |(name, state, far, in_turns)| Box::new(SmallFiles { name, state, far, in_turns, count }) as _)
+}
+
+fn key(number: u64) -> String {
+    format!("{DIRECTORY}/{}", small_file(number))
+}
+
+impl SmallFiles {
+    fn shares(&self) -> Vec<Share> {
+        let mut shares = Vec::new();
+        for process in 0..PROCESSES {
+            let (from, to) = (self.count * process / PROCESSES, self.count * (process + 1) / PROCESSES);
+            shares.push(if self.in_turns {
+                let count = (self.count - process).div_ceil(PROCESSES);
+                Share { first: process, count, step: PROCESSES }
+            } else {
+                Share { first: from, count: to - from, step: 1 }
+            });
+        }
+        shares
+    }
+
+    fn done(&self) -> Done {
+        Done { operations: self.count, bytes: self.count * SMALL_FILE, seconds: None }
+    }
 }
 
 impl Case for SmallFiles {
     fn name(&self) -> &'static str {
-        if self.far { "small-files-20ms" } else { "small-files-cold" }
+        self.name
     }
 
     fn about(&self) -> String {
-        let far = if self.far { ", 20 ms per request" } else { "" };
-        format!("{} files of 64 KiB opened, read and closed by {THREADS} threads, cold{far}", self.keys.len())
+        let shares = if self.in_turns { "taking turns" } else { "each with its share of neighbours" };
+        let far = if self.far { super::FAR } else { "" };
+        let state = self.state.about();
+        format!(
+            "{} files of 64 KiB opened, read and closed by {PROCESSES} processes, {shares}, {state}{far}",
+            self.count
+        )
     }
 
     fn unit(&self) -> Unit {
@@ -43,54 +85,99 @@ impl Case for SmallFiles {
     }
 
     fn conditions(&self) -> Conditions {
-        let latency = Duration::from_millis(if self.far { 20 } else { 0 });
-        Conditions { latency, bandwidth: 0 }
+        if self.far { Conditions::FAR } else { Conditions::default() }
     }
 
     fn prepare(&self, world: &mut World) {
-        for key in &self.keys {
-            world.add(key, SIZE);
+        for number in 0..self.count {
+            world.add(key(number), SMALL_FILE);
         }
     }
 
     fn limits(&self) -> &[Limit] {
-        &[Limit::Raw(THREADS)]
+        match (self.state, self.far) {
+            (State::Cold, false) => &[Limit::Raw(8)],
+            (State::Cold, true) => &[Limit::Raw(8), Limit::Raw(32)],
+            _ => &[Limit::Local],
+        }
+    }
+
+    fn yardstick(&self) -> &[Limit] {
+        match self.state {
+            State::Cold => &[Limit::Raw(8)],
+            _ => &[Limit::Local],
+        }
+    }
+
+    fn goals(&self) -> Vec<Goal> {
+        match self.state {
+            State::Cold if self.in_turns => vec![Goal::ObjectRequests(self.count)],
+            State::Cold if self.far => vec![Goal::Peers(5.0), Goal::ObjectRequests(self.count)],
+            State::Cold => vec![Goal::Peers(2.0), Goal::ObjectRequests(self.count)],
+            _ => vec![Goal::ObjectRequests(0)],
+        }
     }
 
     fn limit(&self, stage: &Stage, limit: Limit) -> anyhow::Result<Sample> {
-        let Limit::Raw(connections) = limit else { anyhow::bail!("a local disk has no cold reads of a store") };
-        let get = |file: usize, connection: &mut raw::Connection, body: &mut Vec<u8>| {
-            connection.fetch(&self.keys[file], None, body)
-        };
-        let work = || raw::share_out(stage.server.port(), connections, self.keys.len(), get);
-        stage.measure(None, work, std::convert::identity)
+        match limit {
+            Limit::Raw(connections) => {
+                let get = |file: usize, connection: &mut raw::Connection, body: &mut Vec<u8>| {
+                    connection.fetch(&key(u64::try_from(file)?), None, body)
+                };
+                let count = usize::try_from(self.count)?;
+                stage.measure(self.unit(), None, || {
+                    raw::share_out(stage.server.port(), connections, count, get)?;
+                    Ok(self.done())
+                })
+            }
+            Limit::Local => {
+                let root = stage.local(DIRECTORY, |root| {
+                    (0..self.count).try_for_each(|number| {
+                        let object = stage.server.world().object(&key(number))?;
+                        lay_down(&root.join(small_file(number)), stage.server.world(), object)
+                    })
+                })?;
+                match self.state {
+                    State::Page => read_files(&root, &self.shares())?,
+                    _ => drop_pages(&root)?,
+                }
+                stage.measure(self.unit(), None, || read_files(&root, &self.shares()).map(|()| self.done()))
+            }
+            Limit::Daemon => anyhow::bail!("the ceiling has one file only"),
+        }
     }
 
     fn mounted(&self, stage: &Stage, mounter: &dyn Mounter, check: bool) -> anyhow::Result<Sample> {
         let lot = stage.lot()?;
-        let mounted = stage.mount(mounter, &lot)?;
-        let work = || {
-            // Neighbours are read by different threads, as by the workers of one program.
-            together(THREADS, |thread| {
-                for key in self.keys.iter().skip(thread).step_by(THREADS) {
-                    read_whole(&mounted.path(key))?;
-                }
-                Ok(())
-            })
-        };
-        let sample = stage.measure(Some(&mounted), work, std::convert::identity)?;
+        let mounted = stage.mount_in_state(mounter, &lot, self.state, |mounted| {
+            read_files(&mounted.path(DIRECTORY), &self.shares())
+        })?;
+        let root = mounted.path(DIRECTORY);
+        let work = || read_files(&root, &self.shares()).map(|()| self.done());
+        let sample = stage.measure(self.unit(), Some(&mounted), work)?;
         if check {
-            for key in &self.keys {
-                compare(&mounted.path(key), stage.server.world(), stage.server.world().object(key)?)?;
+            for number in 0..self.count {
+                let object = stage.server.world().object(&key(number))?;
+                compare(&mounted.path(&key(number)), stage.server.world(), object)?;
             }
         }
         Ok(sample)
     }
 }
 
-fn read_whole(path: &Path) -> anyhow::Result<()> {
-    let mut buffer = Vec::with_capacity(usize::try_from(SIZE)? + 1);
-    let read = open(path)?.read_to_end(&mut buffer)?;
-    anyhow::ensure!(u64::try_from(read)? == SIZE, "{} has {read} bytes", path.display());
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_in_one_share() {
+        for count in [16, 17, 23, 2000] {
+            for in_turns in [false, true] {
+                let case = SmallFiles { name: "", state: State::Cold, far: false, in_turns, count };
+                let mut all: Vec<u64> = case.shares().into_iter().flat_map(Share::numbers).collect();
+                all.sort_unstable();
+                assert_eq!(all, (0..count).collect::<Vec<_>>());
+            }
+        }
+    }
 }

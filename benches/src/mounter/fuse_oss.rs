@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Mounter, Place, clean};
+use super::{Background, Mounter, Place, clean};
 use crate::server::BUCKET;
 
-/// `fuse-oss mount --foreground`, everything else by default.
+/// `fuse-oss mount`, everything by default.
 #[derive(Debug)]
 pub struct FuseOss {
     /// The release program.
@@ -23,10 +23,27 @@ impl Mounter for FuseOss {
     }
 
     fn command(&self, place: &Place) -> anyhow::Result<Command> {
-        let mut command = clean(&self.program);
-        command.arg("mount").arg(format!("s3://{BUCKET}/")).arg(place.target).arg("--foreground");
-        command.args(["--region", "us-east-1", "--addressing", "path", "--anonymous", "--endpoint", &place.endpoint()]);
-        command.arg("--cache-dir").arg(place.cache).arg("--runtime-dir").arg(place.work);
+        let mut command = self.mount(place);
+        command.arg("--foreground");
         Ok(command)
+    }
+
+    fn background(&self, place: &Place) -> anyhow::Result<Option<Background>> {
+        let mut status = clean(&self.program);
+        status.args(["status", "--json", "--runtime-dir"]).arg(&place.work);
+        Ok(Some(Background { mount: self.mount(place), status }))
+    }
+}
+
+impl FuseOss {
+    fn mount(&self, place: &Place) -> Command {
+        let mut command = clean(&self.program);
+        command.arg("mount").arg(format!("s3://{BUCKET}/")).arg(&place.target);
+        command.args(["--region", "us-east-1", "--addressing", "path", "--anonymous", "--endpoint", &place.endpoint()]);
+        command.arg("--cache-dir").arg(&place.cache).arg("--runtime-dir").arg(&place.work);
+        if let Some(mib) = place.memory_limit {
+            command.arg(format!("--memory-limit={mib}MiB"));
+        }
+        command
     }
 }

@@ -24,9 +24,9 @@ impl Mounter for MountS3 {
 
     fn command(&self, place: &Place) -> anyhow::Result<Command> {
         let mut command = clean(&self.program);
-        command.arg(BUCKET).arg(place.target).args(["--foreground", "--read-only", "--force-path-style"]);
+        command.arg(BUCKET).arg(&place.target).args(["--foreground", "--read-only", "--force-path-style"]);
         command.args(["--no-sign-request", "--region", "us-east-1", "--endpoint-url", &place.endpoint()]);
-        command.arg("--cache").arg(place.cache);
+        command.arg("--cache").arg(&place.cache);
         Ok(command)
     }
 }

@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use super::{Mounter, Place, clean};
 use crate::server::BUCKET;
 
-/// `rclone mount --vfs-cache-mode full`, which is its mode with a disk cache for reads.
+/// `rclone mount --vfs-cache-mode full`, which is its mode with a disk cache for reads, and `--use-server-modtime`: without it,
+/// it asks for the metadata of every object one by one, and walks take minutes.
 #[derive(Debug)]
 pub struct Rclone {
     /// The program.
@@ -40,9 +41,9 @@ impl Mounter for Rclone {
         );
         std::fs::write(&config, text).context("cannot write rclone's configuration")?;
         let mut command = clean(&self.program);
-        command.arg("mount").arg(format!("store:{BUCKET}")).arg(place.target);
-        command.arg("--config").arg(config).arg("--cache-dir").arg(place.cache);
-        command.args(["--read-only", "--vfs-cache-mode", "full"]);
+        command.arg("mount").arg(format!("store:{BUCKET}")).arg(&place.target);
+        command.arg("--config").arg(config).arg("--cache-dir").arg(&place.cache);
+        command.args(["--read-only", "--vfs-cache-mode", "full", "--use-server-modtime"]);
         Ok(command)
     }
 }

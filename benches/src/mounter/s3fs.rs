@@ -46,7 +46,7 @@ impl Mounter for S3fs {
             format!("use_cache={}", place.cache.display()),
         ];
         let mut command = clean(&self.program);
-        command.arg(BUCKET).arg(place.target).arg("-f").args(["-o", &options.join(",")]);
+        command.arg(BUCKET).arg(&place.target).arg("-f").args(["-o", &options.join(",")]);
         Ok(command)
     }
 }

@@ -51,6 +51,7 @@ fn respond(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Answer
         let text = if query.location { LOCATION.to_owned() } else { query.listing(shared.world.objects()) };
         return xml(StatusCode::OK, text, head);
     }
+    shared.objects.fetch_add(1, Ordering::Relaxed);
     match shared.world.get(key) {
         Some(object) => self::object(shared, object, request.headers().get(RANGE), head),
         None => refusal(StatusCode::NOT_FOUND, "NoSuchKey", head),

@@ -1,31 +1,35 @@
-//! A fetch under way: one ranged request for a run of neighbouring blocks, asked for again where its body breaks off.
+//! A fetch under way: one ranged request for a stretch of an object, asked for again where its body breaks off.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use oss::{ErrorKind, GetOptions};
-use tokio::sync::OwnedSemaphorePermit;
+use bytes::{Buf, Bytes};
+use oss::ErrorKind;
 use tracing::{debug, warn};
 
-use super::index::{BLOCK, block_len};
-use super::memory::BlockId;
+use super::buffers::Share;
+use super::memory::{BlockId, Piece};
 use super::object::Object;
+use super::plan::Stretch;
+use super::race::{Arrived, Head, Race};
 use super::{Blocks, unix_seconds};
 use crate::fault::Fault;
+use crate::geometry::{Granules, by_block, bytes_of, start_of};
 
 /// The pause before a body that broke off is asked for again; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// A fetch under way. Whatever becomes of it, everybody who waits for one of its blocks is told.
+/// A fetch under way. Whatever becomes of it, everybody who waits for some of its granules is told.
 pub(super) struct Flight {
     blocks: Arc<Blocks>,
     object: Arc<Object>,
-    next: u32,
-    end: u32,
+    range: Range<u64>,
+    /// What has been claimed and is still to come, in order.
+    claimed: VecDeque<(u32, Granules)>,
+    ahead: bool,
 }
 
 /// Why a request did not bring everything.
@@ -37,114 +41,115 @@ enum Broken {
 }
 
 impl Flight {
-    /// A fetch of the blocks `first..end`, which have been claimed for it.
-    pub(super) fn new(blocks: &Arc<Blocks>, object: &Arc<Object>, first: u32, end: u32) -> Self {
-        Self { blocks: Arc::clone(blocks), object: Arc::clone(object), next: first, end }
+    /// A fetch of a stretch that has been claimed for it; `ahead` says that nobody has asked for it yet.
+    pub(super) fn new(blocks: &Arc<Blocks>, object: &Arc<Object>, stretch: Stretch, ahead: bool) -> Self {
+        let Stretch { range, claimed } = stretch;
+        let (blocks, object) = (Arc::clone(blocks), Arc::clone(object));
+        Self { blocks, object, range, claimed: claimed.into(), ahead }
     }
 
-    /// Fetches them all, or tells everybody who waits why not. `permit` is its memory, where that has been acquired already.
-    pub(super) async fn run(mut self, permit: Option<OwnedSemaphorePermit>) {
-        let permit = match permit {
-            Some(permit) => Some(permit),
-            None => {
-                let kib = self.blocks.kib(self.end - self.next);
-                // The semaphore is never closed, so this cannot fail.
-                Arc::clone(&self.blocks.budget).acquire_many_owned(kib).await.ok()
-            }
+    /// Fetches everything, or tells everybody who waits why not. `share` is its memory, where that has been given already.
+    pub(super) async fn run(mut self, share: Option<Share>) {
+        let share = match share {
+            Some(share) => Some(share),
+            None => self.blocks.reserve(self.len()).await,
         };
-        let mut writes = Vec::new();
+        // The budget is never closed, so there always is a share.
+        let Some(mut share) = share else { return };
         let mut deadline = Instant::now() + self.object.origin.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let before = self.next;
-            match self.request(&mut writes).await {
-                Ok(()) => break,
-                Err(Broken::Final(fault)) => {
-                    self.fail(&fault);
-                    break;
-                }
+            let before = self.claimed.len();
+            match self.request(&mut share).await {
+                Ok(()) => return,
+                Err(Broken::Final(fault)) => return self.fail(&fault),
                 Err(Broken::Again(fault)) => {
-                    if self.next > before {
+                    if self.claimed.len() < before {
                         deadline = Instant::now() + self.object.origin.deadline;
                         pause = FIRST_PAUSE;
                     }
                     if Instant::now() + pause >= deadline {
-                        self.fail(&fault);
-                        break;
+                        return self.fail(&fault);
                     }
-                    debug!(object = self.object.name(), block = self.next, %fault, "asking again");
+                    debug!(object = self.object.name(), offset = self.range.start, %fault, "asking again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
+                    // What had been begun went back with its buffer.
+                    drop(share);
+                    let Some(again) = self.blocks.reserve(self.len()).await else { return };
+                    share = again;
                 }
             }
         }
-        // The memory of a block counts until it is on the disk: a slow disk slows fetching down instead of piling blocks up.
-        for write in writes {
-            let _ = write.await;
-        }
-        drop(permit);
     }
 
-    async fn request(&mut self, writes: &mut Vec<tokio::task::JoinHandle<()>>) -> Result<(), Broken> {
+    fn len(&self) -> usize {
+        usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX)
+    }
+
+    async fn request(&mut self, share: &mut Share) -> Result<(), Broken> {
         let object = Arc::clone(&self.object);
-        let start = u64::from(self.next) * BLOCK;
-        let end = (u64::from(self.end) * BLOCK).min(object.size);
-        // Asked for as a whole, the store's client verifies the checksum of a small object itself.
-        let range = (start > 0 || end < object.size).then_some(start..end);
-        let options = GetOptions { range, if_match: object.etag.clone() };
-        let response =
-            object.origin.store.get(&object.key, options).await.map_err(|error| Broken::Final(error.into()))?;
-        let meta = &response.meta;
-        let same_etag = object.etag.is_none() || meta.etag.is_none() || meta.etag == object.etag;
-        // Without a version the time has to do; listings and answers may round it differently, to a second.
-        let same_time = object.etag.is_some() || same_second(object.modified, meta.modified);
-        if meta.size != object.size || !same_etag || !same_time {
-            return Err(Broken::Final(Fault::Replaced(format!(
-                "{} was replaced in its store while mounted (it has {} bytes now and had {}); mount again to see the new one",
-                object.name(),
-                meta.size,
-                object.size
-            ))));
-        }
-        object.learn(meta.checksum);
-        let mut body = response.body;
+        let mut race = Race::new(&object, &self.blocks.metrics, self.range.start, self.range.end);
         let mut rest = Bytes::new();
-        while self.next < self.end {
-            let want = block_len(object.size, self.next);
-            let mut block = BytesMut::with_capacity(want);
-            while block.len() < want {
+        let mut request_id = None;
+        let total = self.range.end - self.range.start;
+        for (block, within) in by_block(self.range.clone()) {
+            let mut buffer = self.blocks.buffers.buffer(within.len(), share);
+            let mut filled = 0;
+            while filled < within.len() {
                 if rest.is_empty() {
-                    rest = match body.next().await {
-                        Some(Ok(chunk)) => chunk,
-                        Some(Err(error)) => return Err(broken(error)),
-                        None => return Err(Broken::Again(short(&object))),
+                    rest = match race.next().await {
+                        Ok(Arrived::Bytes(bytes)) => bytes,
+                        Ok(Arrived::Head(head)) => {
+                            check_version(&object, &head)?;
+                            if let Some(entry) = &object.entry {
+                                entry.learn(head.meta.checksum);
+                            }
+                            request_id = head.request_id;
+                            continue;
+                        }
+                        Ok(Arrived::End) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
+                        Err(error) => return Err(broken(error)),
                     };
                     continue;
                 }
-                let take = rest.len().min(want - block.len());
-                block.extend_from_slice(&rest.split_to(take));
+                let take = rest.len().min(within.len() - filled);
+                buffer.as_mut()[filled..filled + take].copy_from_slice(&rest[..take]);
+                rest.advance(take);
+                filled += take;
             }
-            if self.next + 1 == self.end {
+            let end = start_of(block) + u64::from(within.end);
+            if end == self.range.end {
                 // The end of the body is where a wrong checksum shows.
-                while let Some(chunk) = body.next().await {
-                    if !chunk.map_err(broken)?.is_empty() {
-                        return Err(Broken::Again(short(&object)));
+                loop {
+                    match race.next().await {
+                        Ok(Arrived::End) => break,
+                        Ok(_) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
+                        Err(error) => return Err(broken(error)),
                     }
                 }
+                race.finished(total);
             }
-            self.deliver(block.freeze(), writes);
+            self.range.start = end;
+            self.deliver(block, &within, &buffer.freeze());
         }
         Ok(())
     }
 
-    fn deliver(&mut self, bytes: Bytes, writes: &mut Vec<tokio::task::JoinHandle<()>>) {
-        let id: BlockId = (self.object.id, self.next);
-        self.next += 1;
-        self.blocks.fetched.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
-        self.blocks.memory.deliver(id, &Ok(bytes.clone()));
-        if self.blocks.disk.is_some() {
-            let (blocks, object) = (Arc::clone(&self.blocks), Arc::clone(&self.object));
-            writes.push(self.blocks.runtime.spawn_blocking(move || blocks.keep(&object, id.1, &bytes)));
+    /// Hands out what was claimed of a part of a block; the rest was only in between.
+    fn deliver(&mut self, block: u32, within: &Range<u32>, bytes: &Bytes) {
+        let Some((_, granules)) = self.claimed.pop_front_if(|(of, _)| *of == block) else { return };
+        let id: BlockId = (self.object.id, block);
+        for run in granules.runs() {
+            let piece = bytes_of(self.object.size, block, &run);
+            let from = start_of(block) + u64::from(within.start);
+            let at = |byte: u64| usize::try_from(byte - from).expect("inside the part");
+            let piece = Piece { first: run.start, bytes: bytes.slice(at(piece.start)..at(piece.end)) };
+            if self.ahead {
+                self.blocks.metrics.ahead.bytes(piece.bytes.len());
+            }
+            self.blocks.memory.deliver(id, piece.clone(), self.ahead);
+            self.blocks.writer.put(&self.object, block, piece);
         }
     }
 
@@ -156,27 +161,44 @@ impl Flight {
         };
         if replaced {
             if self.object.set_replaced() {
+                self.blocks.metrics.replaced.one();
                 warn!(object = self.object.name(), %fault, "no longer what was mounted; reads of it fail (ESTALE) until it is mounted again");
             }
         } else if self.object.may_complain(unix_seconds())
             && let Some(left_out) = self.blocks.log_limit.allow(Instant::now())
         {
-            warn!(object = self.object.name(), block = self.next, %fault, left_out, "cannot be read");
+            warn!(object = self.object.name(), offset = self.range.start, %fault, left_out, "cannot be read");
         }
-        while self.next < self.end {
-            let id = (self.object.id, self.next);
-            self.next += 1;
-            self.blocks.memory.deliver(id, &Err(fault.clone()));
+        for (block, granules) in std::mem::take(&mut self.claimed) {
+            self.blocks.memory.fail((self.object.id, block), granules, fault);
         }
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.next < self.end {
+        if !self.claimed.is_empty() {
             self.fail(&Fault::Internal("the fetch was given up".to_owned()));
         }
     }
+}
+
+/// Whether an answer is about the version that the mount shows.
+fn check_version(object: &Object, head: &Head) -> Result<(), Broken> {
+    let meta = &head.meta;
+    let same_etag = object.etag.is_none() || meta.etag.is_none() || meta.etag == object.etag;
+    // Without a version the time has to do; listings and answers may round it differently, to a second.
+    let same_time = object.etag.is_some() || same_second(object.modified, meta.modified);
+    if meta.size == object.size && same_etag && same_time {
+        return Ok(());
+    }
+    Err(Broken::Final(Fault::Replaced(format!(
+        "{} was replaced in its store while mounted (it has {} bytes now and had {}; request {}); mount again to see the new one",
+        object.name(),
+        meta.size,
+        object.size,
+        head.request_id.as_deref().unwrap_or("unknown")
+    ))))
 }
 
 fn broken(error: oss::Error) -> Broken {
@@ -186,9 +208,9 @@ fn broken(error: oss::Error) -> Broken {
     }
 }
 
-fn short(object: &Object) -> Fault {
-    let target = object.name();
-    oss::Error::new(ErrorKind::Unavailable, "GET", target, "the answer has another length than it announced").into()
+fn short(object: &Object, request_id: Option<&str>) -> Fault {
+    let why = "the answer has another length than it announced";
+    oss::Error::new(ErrorKind::Unavailable, "GET", object.name(), why).with_request_id(request_id).into()
 }
 
 fn same_second(a: Option<SystemTime>, b: Option<SystemTime>) -> bool {

@@ -20,7 +20,7 @@ EXAMPLES
   /etc/fstab:  oss://genomes/hg38/  /mnt/hg38  fuse.fuse-oss  ro,allow_other,region=cn-hangzhou,_netdev  0 0
 
 WHEN SOMETHING IS WRONG
-  What is mounted, by which process, and how full is the cache?    fuse-oss status
+  What is mounted, by which process, how full is the cache, does it help?    fuse-oss status
   Why did it fail?          the message says; more is in RUNTIME_DIR/*.log and with -v
   'Transport endpoint is not connected'   the server died: fuse-oss umount DIR, then mount again
   Cannot unmount, in use    the message names the processes; --lazy detaches the mount all the same
@@ -184,6 +184,14 @@ pub struct UmountArguments {
 
 /// `fuse-oss status`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+METRICS
+  Everything that is counted is in --json under 'metrics'. For Prometheus and its like, each server
+  answers on a Unix socket beside its control socket; only its user and root may connect. The path
+  (RUNTIME_DIR/HASH.metrics) is in the status:
+    curl --unix-socket PATH http://localhost/metrics
+  Reads that the kernel answers by itself, from its page cache or of files it reads alone, are not
+  counted.")]
 pub struct StatusArguments {
     /// Print JSON.
     #[arg(long)]

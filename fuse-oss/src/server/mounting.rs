@@ -10,11 +10,14 @@ use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
 use super::{Active, Server};
+use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
 use crate::filesystem::Mounted;
+use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
 use crate::namespace::{Namespace, Origin, Source};
+use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::transport::{Transport, raise_read_ahead};
 
@@ -59,6 +62,13 @@ impl Server {
                 ));
             }
         };
+        if target.path().to_str().is_none() {
+            // The answer, and everybody's status, could not say where it is.
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!("cannot mount on {}: the path is not UTF-8; choose another", target.path().display()),
+            ));
+        }
         let reservation = self.reserve(target.path())?;
         // Better said now than after a minute of asking a store.
         crate::transport::open_device()?;
@@ -80,6 +90,7 @@ impl Server {
             Ok((transport, target))
         });
         let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
+        inner.handles().set_notifier(transport.notifier());
         let path = target.path().to_owned();
         let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
         let active =
@@ -109,8 +120,8 @@ impl Server {
     /// Finds out that every location is there and may be read.
     async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<(String, Source)>, MountError> {
         let probe = |entry: MountEntry| {
-            let stores = Arc::clone(stores);
-            async move { Ok((entry.at, find(&stores, &entry.location).await?)) }
+            let (stores, metrics) = (Arc::clone(stores), &self.metrics);
+            async move { Ok((entry.at, find(&stores, metrics, &entry.location).await?)) }
         };
         stream::iter(request.entries.clone()).map(probe).buffered(PROBES).try_collect().await
     }
@@ -220,11 +231,13 @@ fn source_name(entries: &[MountEntry]) -> String {
 }
 
 /// Looks at a location: an object by HEAD, a directory by the first page of its listing, which is kept.
-async fn find(stores: &Stores, location: &Location) -> Result<Source, MountError> {
+async fn find(stores: &Stores, metrics: &Arc<Metrics>, location: &Location) -> Result<Source, MountError> {
     let refused = |error: oss::Error| MountError::from_store(location, &error);
     let store = stores.open(location).map_err(refused)?;
+    let store = Arc::new(Observed::new(store, Arc::clone(metrics)));
     let settings = settings_of(stores, location.scheme());
-    let origin = Arc::new(Origin { store, identity: identity(location, settings), deadline: deadline(settings) });
+    let (identity, deadline, peers) = (identity(location, settings), deadline(settings), Peers::default());
+    let origin = Arc::new(Origin { store, identity, deadline, peers });
     if !location.is_directory() {
         return match origin.store.head(location.key()).await {
             Ok(meta) => Ok(Source::Object { origin, meta }),

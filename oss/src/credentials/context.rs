@@ -100,7 +100,7 @@ impl HttpSend for Sender {
         let client = if is_local(request.uri().host().unwrap_or_default()) { &self.direct } else { &self.proxied };
         let host = request.uri().host().unwrap_or_default().to_owned();
         let failed = |error| Error::unexpected(format!("{host}: {error}")).set_retryable(true);
-        let response = client.send(request, ANSWER).await.map_err(failed)?;
+        let response = client.send(request, ANSWER, None).await.map_err(failed)?;
         let (head, body) = response.into_parts();
         let body = collect(body, LIMIT, ANSWER).await.map_err(failed)?;
         Ok(http::Response::from_parts(head, body))

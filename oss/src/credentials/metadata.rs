@@ -173,7 +173,7 @@ impl Metadata {
 
     async fn ask(&self, request: Request<Bytes>, limit: Duration) -> Result<(StatusCode, String), SendError> {
         let asking = async {
-            let response = self.http.send(request, limit).await?;
+            let response = self.http.send(request, limit, None).await?;
             let status = response.status();
             let body = collect(response.into_body(), LIMIT, limit).await?;
             Ok((status, String::from_utf8_lossy(&body).into_owned()))

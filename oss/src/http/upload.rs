@@ -28,6 +28,11 @@ impl Progress {
         Arc::new(Self { start: Instant::now(), bytes: AtomicU64::new(0), last: AtomicU64::new(0) })
     }
 
+    /// When it began.
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// How many bytes have been taken.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -55,6 +60,11 @@ pub(super) struct Upload {
 impl Upload {
     pub(super) fn new(rest: Bytes, progress: Arc<Progress>) -> Self {
         Self { rest, progress }
+    }
+
+    /// How many bytes are still to be handed over.
+    pub(super) fn len(&self) -> usize {
+        self.rest.len()
     }
 }
 

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use hyper::body::Incoming;
 
 use super::refusal::Condition;
+use crate::http::Body;
 use crate::location::Key;
 
 /// Which of the two protocols is spoken.
@@ -91,7 +91,7 @@ pub(crate) struct Reply {
     /// The body, when it was expected whole.
     pub bytes: Bytes,
     /// The body, when it was expected as a stream.
-    pub stream: Option<Incoming>,
+    pub stream: Option<Body>,
     /// Whether an earlier attempt may have been carried out.
     pub ambiguous: bool,
 }

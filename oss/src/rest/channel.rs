@@ -23,7 +23,7 @@ use super::retry::{Deadline, FEW, Remedy, pause};
 use super::xml;
 use crate::credentials::{Credentials, Identity, Metadata};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{HttpClient, collect};
+use crate::http::{HttpClient, SendError, collect};
 use crate::location::{Key, Location, Scheme};
 use crate::settings::{CredentialSource, StoreSettings, Timeouts};
 use crate::sign::{self, EmptyValue, KeyCache, Scope, UNSIGNED_PAYLOAD, Unsigned};
@@ -239,7 +239,9 @@ impl Channel {
             };
             if !said && started.elapsed() > SAY_SO {
                 said = true;
-                let error = self.error(fault.kind.clone(), call.operation, call.key, fault.message.as_str());
+                let error = self
+                    .error(fault.kind.clone(), call.operation, call.key, fault.message.as_str())
+                    .with_request_id(fault.request_id.as_deref());
                 tracing::warn!(%error, attempts, "still trying");
             } else {
                 tracing::debug!(operation = call.operation, attempts, wait = ?wait, cause = fault.message.as_str(), "trying again");
@@ -268,33 +270,36 @@ impl Channel {
 
         let read = self.settings.timeouts.read;
         let exchange = async {
-            let response = self.http.send(request, read).await.map_err(|error| (error, None))?;
+            let response =
+                self.http.send(request, read, Some(deadline.instant())).await.map_err(|error| (error, None))?;
             let (head, body) = response.into_parts();
             let success = head.status.is_success();
             if success && call.expect == Expect::Stream {
                 return Ok((head, Bytes::new(), Some(body)));
             }
             let limit = if success { xml::LIMIT } else { ERROR_LIMIT };
-            match collect(body, limit, read).await {
+            let collected = tokio::time::timeout_at(deadline.instant(), collect(body, limit, read)).await;
+            match collected.unwrap_or(Err(SendError::Late)) {
                 Ok(bytes) => Ok((head, bytes, None)),
                 // A refusal is one whatever becomes of its explanation.
                 Err(_) if !success => Ok((head, Bytes::new(), None)),
                 Err(error) => Err((error, request_id(&head.headers).map(str::to_owned))),
             }
         };
-        let (head, bytes, stream) = match tokio::time::timeout_at(deadline.instant(), exchange).await {
-            Ok(Ok(parts)) => parts,
-            Ok(Err((error, id))) => {
-                let mut fault = Fault::broken(&error, &self.via());
-                fault.request_id = id;
-                return Err((fault, None));
-            }
-            Err(_) => {
+        let (head, bytes, stream) = match exchange.await {
+            Ok(parts) => parts,
+            Err((SendError::Late, id)) => {
                 let total = self.settings.timeouts.total.as_secs_f32();
                 let why = format!("no answer within {total} s in all{}", self.via());
                 let mut fault = Fault::new(ErrorKind::Unavailable, why);
                 fault.ambiguous = true;
                 fault.cut_short = true;
+                fault.request_id = id;
+                return Err((fault, None));
+            }
+            Err((error, id)) => {
+                let mut fault = Fault::broken(&error, &self.via());
+                fault.request_id = id;
                 return Err((fault, None));
             }
         };

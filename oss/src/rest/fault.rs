@@ -82,7 +82,7 @@ impl Fault {
         let (few, lasting) = match error {
             SendError::Connect(cause) => (cause.is_permanent(), cause.is_lasting()),
             SendError::NotHttp(_) => (true, true),
-            SendError::Timeout(_) | SendError::Broken(_) => (false, false),
+            SendError::Timeout(_) | SendError::Late | SendError::Broken(_) => (false, false),
         };
         if few {
             fault.remedy = Remedy::WaitFew;

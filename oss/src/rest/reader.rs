@@ -12,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use http::Method;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Reply};
@@ -23,7 +22,7 @@ use super::meter::{Gauge, Pace};
 use super::refusal::{Condition, request_id};
 use super::retry::{Deadline, Remedy, pause};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{SendError, next_chunk};
+use crate::http::{Body, SendError, next_chunk, next_chunk_timed};
 use crate::location::Key;
 use crate::store::{Checksum, ETag};
 
@@ -104,7 +103,7 @@ pub(crate) struct Reader {
     rest: Range<u64>,
     /// Bytes of the present body that come before what is wanted: from a server that ignores ranges.
     skip: u64,
-    body: Option<Incoming>,
+    body: Option<Body>,
     digest: Option<Digest>,
     gauge: Gauge,
     /// Connections that failed since the last that was any good.
@@ -132,7 +131,7 @@ impl Reader {
         source: Source,
         wanted: Range<u64>,
         from: &Range<u64>,
-        body: Incoming,
+        body: Body,
     ) -> Self {
         let Source { etag, request_id, checksum } = source;
         let gauge = Gauge::new(&channel.meter, channel.timeouts().read);
@@ -215,9 +214,8 @@ impl Reader {
                     self.body.insert(reopened)
                 }
             };
-            let asked = Instant::now();
-            let got = next_chunk(body, self.channel.timeouts().read).await;
-            let waited = asked.elapsed();
+            let mut waited = Duration::ZERO;
+            let got = next_chunk_timed(body, self.channel.timeouts().read, &mut waited).await;
             match got {
                 Ok(Some(mut chunk)) => {
                     let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
@@ -274,7 +272,7 @@ impl Reader {
         Ok(())
     }
 
-    async fn reopen(&mut self) -> Result<Incoming> {
+    async fn reopen(&mut self) -> Result<Body> {
         let want = self.rest.clone();
         let etag = self.etag.clone();
         let call = request(self.channel.dialect(), &self.key, Some(&want), etag.as_ref());

@@ -1,5 +1,7 @@
 //! What was asked and what was answered.
 
+use std::time::Instant;
+
 use super::config::Dialect;
 use super::fault::Fault;
 use super::operation::Operation;
@@ -13,6 +15,10 @@ pub struct Request {
     pub dialect: Dialect,
     /// What it asked for.
     pub operation: Operation,
+    /// When its head arrived.
+    pub arrived: Instant,
+    /// When the head of its answer was ready; `None` while it is not, or if there was no answer.
+    pub answered: Option<Instant>,
     /// Its HTTP method.
     pub method: String,
     /// Its bucket, or empty.
@@ -35,9 +41,33 @@ pub struct Request {
     pub fault: Option<Fault>,
 }
 
+/// What the answer to the request of this number calls it.
+pub(super) fn request_id(number: usize) -> String {
+    format!("5F{:022X}", number + 1)
+}
+
 impl Request {
+    /// What the answer calls the request: `x-oss-request-id` or `x-amz-request-id`, and the same in an error document.
+    pub fn id(&self) -> String {
+        request_id(self.number)
+    }
+
     /// The value of a query parameter.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// The most requests that were waited for at the same moment; one that got no answer does not count.
+pub(super) fn most_at_once<'a>(requests: impl Iterator<Item = &'a Request>) -> usize {
+    // An answer comes before an arrival in the same moment: those two never met.
+    let mut events: Vec<(Instant, bool)> =
+        requests.filter_map(|request| Some([(request.arrived, true), (request.answered?, false)])).flatten().collect();
+    events.sort();
+    let (mut now, mut most) = (0_usize, 0);
+    for (_, begins) in events {
+        now = if begins { now + 1 } else { now.saturating_sub(1) };
+        most = most.max(now);
+    }
+    most
 }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::{Method, Response};
 use http_body_util::BodyExt as _;
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::answer::{Answer, Body, damaged, injected};
 use super::fault::{Fault, Faults};
-use super::log::Request;
+use super::log::{Request, request_id};
 use super::operation::{Operation, lock, perform};
 use super::request::{Call, Head, parse};
 use super::world::World;
@@ -255,7 +256,7 @@ async fn answer(
         dialect: head.dialect,
         host: head.host.clone(),
         is_head: head.method == Method::HEAD,
-        request_id: format!("5F{:022X}", number + 1),
+        request_id: request_id(number),
         now: lock(&shared.world).now(),
     };
     let outcome = match injected(plan.fault.as_ref()) {
@@ -269,6 +270,7 @@ async fn answer(
     let reply = answer.reply(outcome, plan.fault == Some(Fault::ErrorInside200));
     shared.note(number, |entry| {
         entry.status = Some(reply.status);
+        entry.answered = Some(Instant::now());
         entry.code = code;
         entry.sent = if answer.is_head { 0 } else { reply.content.len() };
     });
@@ -281,6 +283,8 @@ fn entry(number: usize, head: &Head) -> Request {
         number,
         dialect: head.dialect,
         operation: Operation::of(head),
+        arrived: Instant::now(),
+        answered: None,
         method: head.method.to_string(),
         bucket: head.bucket.clone().unwrap_or_default(),
         key: head.key.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Request;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient as ObjectStoreClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
@@ -55,7 +55,7 @@ impl HttpService for Transport {
         };
         let direct = head.uri.host().is_some_and(|host| METADATA_HOSTS.contains(&host));
         let client = if direct { &self.direct } else { &self.client };
-        let answer = client.send(Request::from_parts(head, body), READ).await.map_err(failure)?;
+        let answer = client.send(Request::from_parts(head, body), READ, None).await.map_err(failure)?;
         Ok(answer.map(|body| HttpResponseBody::new(Watched { body, silent: None })))
     }
 }
@@ -74,7 +74,7 @@ async fn collect(mut body: object_store::client::HttpRequestBody) -> Result<Byte
 fn failure(error: SendError) -> HttpError {
     let kind = match &error {
         SendError::Connect(_) => HttpErrorKind::Connect,
-        SendError::Timeout(_) => HttpErrorKind::Timeout,
+        SendError::Timeout(_) | SendError::Late => HttpErrorKind::Timeout,
         SendError::Broken(_) | SendError::NotHttp(_) => HttpErrorKind::Interrupted,
     };
     HttpError::new(kind, error)
@@ -82,7 +82,7 @@ fn failure(error: SendError) -> HttpError {
 
 /// An answer's body, given up when nothing comes.
 struct Watched {
-    body: Incoming,
+    body: crate::http::Body,
     /// When it will have been silent for too long; set while we wait.
     silent: Option<Pin<Box<Sleep>>>,
 }
