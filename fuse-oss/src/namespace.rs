@@ -307,6 +307,12 @@ impl Namespace {
         self.len() == 0
     }
 
+    /// How many objects there are, and how many bytes they hold together.
+    pub fn totals(&self) -> (u64, u64) {
+        let table = self.shared.read();
+        (table.files, table.bytes)
+    }
+
     /// How many keys were met that cannot be shown.
     pub fn hidden(&self) -> u64 {
         self.shared.read().hidden

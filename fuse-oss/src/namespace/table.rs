@@ -117,6 +117,10 @@ pub struct Table {
     objects: HashMap<u32, (Arc<Origin>, Box<str>)>,
     /// How often a file's content had been found wrong when it was opened last, where it ever was.
     wrong: HashMap<u32, AtomicU64>,
+    /// Objects that are shown.
+    pub files: u64,
+    /// Their length in bytes.
+    pub bytes: u64,
     /// Keys that cannot be shown.
     pub hidden: u64,
     /// The first of them.
@@ -157,6 +161,8 @@ impl Table {
             tags: HashMap::new(),
             objects: HashMap::new(),
             wrong: HashMap::new(),
+            files: 0,
+            bytes: 0,
             hidden: 0,
             first_hidden: None,
         };
@@ -559,6 +565,8 @@ impl Table {
                 record.tag_parts = packed.parts;
             }
         }
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(meta.size);
         if let Some((tag, None)) = tag {
             self.tags.insert(ino, tag.0.as_str().into());
         }
