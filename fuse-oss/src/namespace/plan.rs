@@ -277,7 +277,7 @@ impl Plan {
         } else {
             self.gain = (self.gain / 2).max(1);
         }
-        if self.credits == 0 && self.misses % TRIAL != 0 {
+        if self.credits == 0 && !self.misses.is_multiple_of(TRIAL) {
             return false;
         }
         self.credits = self.credits.saturating_sub(1);

@@ -87,6 +87,7 @@ pub struct Directory {
     index: Vec<u32>,
     /// Hashes of names that were looked for and are not there. Of two names in 2^64 one would be taken for the other; the
     /// hash is keyed at random, so nobody can find such a pair.
+    #[expect(clippy::box_collection, reason = "most directories have none, and there are many directories")]
     missing: Option<Box<HashSet<u64>>>,
 }
 
