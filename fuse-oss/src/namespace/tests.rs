@@ -454,3 +454,32 @@ fn a_hundred_thousand_names_take_little_memory() {
     assert!(taken <= 64 << 20, "{taken} bytes for {NAMES} names");
     assert!(taken / NAMES <= 300, "{} bytes for each name", taken / NAMES);
 }
+
+#[tokio::test]
+async fn a_directory_that_may_not_be_listed_does_not_keep_the_others_from_being() {
+    let store = wide(20, 5);
+    let namespace = tree(&store, "").await;
+    store.knobs.deny_flat.store(true, Ordering::Relaxed);
+    *store.denied_prefix.lock().unwrap() = Some("d003/".to_owned());
+    let fault = namespace.prefetch().await.unwrap_err();
+    assert_eq!(fault.errno_at_open(), libc::EACCES);
+    assert_eq!(namespace.len(), 1 + 20 + 19 * 5);
+    assert!(namespace.prefetched().unwrap().error.is_some());
+}
+
+#[tokio::test]
+async fn sweeps_come_back_after_an_outage() {
+    let store = wide(60, 50);
+    let namespace = tree(&store, "").await;
+    find(&namespace, "d000/f000").await.unwrap();
+    store.knobs.outage.store(true, Ordering::Relaxed);
+    for d in [3, 6, 9, 12, 15] {
+        let directory = find(&namespace, &format!("d{d:03}")).await.unwrap();
+        assert!(namespace.list_to(directory.ino, 0).await.is_err());
+    }
+    store.knobs.outage.store(false, Ordering::Relaxed);
+    let before = lists(&store);
+    assert_eq!(walk(&namespace).await, 3060);
+    let made = lists(&store) - before;
+    assert!(made < 30, "{made} listings");
+}
