@@ -7,6 +7,7 @@
 
 mod control;
 mod mounting;
+mod prefetching;
 mod scrape;
 
 use std::collections::HashMap;
@@ -31,6 +32,8 @@ use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
 use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
 use crate::size::ByteSize;
+
+use prefetching::Prefetching;
 
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -96,6 +99,8 @@ struct Active {
     inner: Arc<Inner>,
     device: String,
     detached: bool,
+    /// Ends with the mount.
+    prefetching: Option<Prefetching>,
 }
 
 impl Server {
@@ -360,6 +365,7 @@ impl Server {
                 nodes: active.inner.namespace().len(),
                 hidden: active.inner.namespace().hidden(),
                 open_files: active.inner.handles().len(),
+                prefetch: active.prefetching.as_ref().map(Prefetching::status),
             })
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
