@@ -331,8 +331,8 @@ impl Blocks {
             let small = stretch.range.end - stretch.range.start <= u64::try_from(wanted.max(128 << 10)).unwrap_or(0);
             let flight = Flight::new(self, object, stretch, Purpose::Read);
             if single && small {
-                // The one who waits does it himself: a task less to wake.
-                flight.run(None).await;
+                // The one who waits does it himself: a task less to wake. How it ends, he hears with everybody else.
+                let _ = flight.run(None).await;
             } else {
                 self.runtime.spawn(flight.run(None));
             }
@@ -372,12 +372,12 @@ impl Blocks {
         }
     }
 
-    /// Fetches everything of an object that is not on the disk, to be found there later. Gives way to readers: it takes a quarter of the
-    /// memory at most, and waits while they need it.
+    /// Fetches everything of an object that is not on the disk, to be found there later. Gives way to readers: it waits while more than a
+    /// quarter of the memory is in use.
     ///
     /// # Errors
-    /// Nothing is said of what could not be fetched: whoever reads it will hear.
-    pub async fn warm(self: &Arc<Self>, object: &Arc<Object>) {
+    /// When the store fails.
+    pub async fn warm(self: &Arc<Self>, object: &Arc<Object>) -> Result<(), Fault> {
         let mut at = 0;
         while at < object.size && !object.is_replaced() {
             let part = at..(at + LONGEST).min(object.size);
@@ -387,9 +387,10 @@ impl Blocks {
             }
             let plan = self.missing(object, LONGEST);
             for stretch in self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block)) {
-                Flight::new(self, object, stretch, Purpose::Warm).run(None).await;
+                Flight::new(self, object, stretch, Purpose::Warm).run(None).await?;
             }
         }
+        Ok(())
     }
 
     /// Whether the beginning of an object is in memory.

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
 use crate::blocks::object::Object;
-use crate::blocks::{Blocks, LONGEST, SMALL};
+use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
@@ -156,19 +156,17 @@ impl Inner {
         }
     }
 
-    /// Brings the whole of a file into the cache.
+    /// Brings the whole of a file into the disk cache.
     ///
     /// # Errors
     /// When the store's retries are exhausted.
-    pub async fn fetch(&self, file: &File) -> Result<(), Fault> {
-        let object = self.object(file);
-        let mut at = 0;
-        while at < object.size && !object.is_complete() {
-            let end = object.size.min(at + LONGEST);
-            self.blocks.get(&object, at..end, &(at..end)).await.map(drop)?;
-            at = end;
-        }
-        Ok(())
+    pub async fn warm(&self, file: &File) -> Result<(), Fault> {
+        self.blocks.warm(&self.object(file)).await
+    }
+
+    /// How many bytes the disk cache may hold; 0 when there is none.
+    pub fn cache_limit(&self) -> u64 {
+        self.blocks.cache().map_or(0, |cache| cache.limit())
     }
 
     /// Brings an object as far as open may promise that it can be read.

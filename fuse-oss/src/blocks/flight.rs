@@ -49,34 +49,45 @@ impl Flight {
     }
 
     /// Fetches everything, or tells everybody who waits why not. `share` is its memory, where that has been given already.
-    pub(super) async fn run(mut self, share: Option<Share>) {
+    ///
+    /// # Errors
+    /// The one that everybody was told.
+    pub(super) async fn run(mut self, share: Option<Share>) -> Result<(), Fault> {
+        let outcome = self.fly(share).await;
+        if let Err(fault) = &outcome {
+            self.fail(fault);
+        }
+        outcome
+    }
+
+    async fn fly(&mut self, share: Option<Share>) -> Result<(), Fault> {
         let share = match share {
             Some(share) => Some(share),
             None => self.blocks.reserve(self.len()).await,
         };
         // The budget is never closed, so there always is a share.
-        let Some(mut share) = share else { return };
+        let Some(mut share) = share else { return Ok(()) };
         let mut deadline = Instant::now() + self.object.origin.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
             let before = self.claimed.len();
             match self.request(&mut share).await {
-                Ok(()) => return,
-                Err(Broken::Final(fault)) => return self.fail(&fault),
+                Ok(()) => return Ok(()),
+                Err(Broken::Final(fault)) => return Err(fault),
                 Err(Broken::Again(fault)) => {
                     if self.claimed.len() < before {
                         deadline = Instant::now() + self.object.origin.deadline;
                         pause = FIRST_PAUSE;
                     }
                     if Instant::now() + pause >= deadline {
-                        return self.fail(&fault);
+                        return Err(fault);
                     }
                     debug!(object = self.object.name(), offset = self.range.start, %fault, "asking again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                     // What had been begun went back with its buffer.
                     drop(share);
-                    let Some(again) = self.blocks.reserve(self.len()).await else { return };
+                    let Some(again) = self.blocks.reserve(self.len()).await else { return Ok(()) };
                     share = again;
                 }
             }

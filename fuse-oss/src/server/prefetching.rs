@@ -6,16 +6,21 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use crate::fault::Fault;
 use crate::filesystem::Inner;
+use crate::namespace::{Node, ROOT};
 use crate::options::{Prefetch, PrefetchStatus};
 
 /// Files taken from the names at a time.
 const FILES_AT_ONCE: usize = 256;
+
+/// Files fetched at the same time.
+const AT_ONCE: usize = 16;
 
 /// What is being brought into one mount; ends when dropped.
 #[derive(Debug)]
@@ -96,16 +101,32 @@ impl Drop for Prefetching {
 
 /// Fetches every file that is known, in the order of names. Called when all names are known. Files in an archive are passed over.
 async fn fetch_content(inner: &Inner, progress: &Content) -> Result<(), Fault> {
-    let mut from = 0;
-    loop {
-        let files = inner.namespace().files_in_order(from, FILES_AT_ONCE);
-        let Some(last) = files.last() else { return Ok(()) };
-        from = last.ino + 1;
-        for node in files {
-            let Some(file) = inner.namespace().file(node.ino).filter(|file| !file.archived) else { continue };
-            inner.fetch(&file).await?;
-            progress.objects.fetch_add(1, Ordering::Relaxed);
-            progress.bytes.fetch_add(file.size, Ordering::Relaxed);
-        }
+    // More than the cache holds would put out what was fetched first.
+    let room = inner.cache_limit() / 10 * 9;
+    let (_, total) = inner.namespace().totals();
+    if total > room {
+        warn!(
+            bytes = total,
+            cache = inner.cache_limit(),
+            "the content is more than the cache holds (--cache-size); the first part is fetched ahead"
+        );
     }
+    let files = stream::repeat(()).scan(ROOT, |from, ()| {
+        let files = inner.namespace().files_in_order(*from, FILES_AT_ONCE);
+        *from = files.last().map_or(*from, |last| last.ino + 1);
+        std::future::ready((!files.is_empty()).then(|| stream::iter(files)))
+    });
+    let mut planned = 0;
+    let files = files.flatten().take_while(move |node| {
+        planned += node.size;
+        std::future::ready(planned <= room)
+    });
+    let fetch = |node: Node| async move {
+        let Some(file) = inner.namespace().file(node.ino).filter(|file| !file.archived) else { return Ok(()) };
+        inner.warm(&file).await?;
+        progress.objects.fetch_add(1, Ordering::Relaxed);
+        progress.bytes.fetch_add(file.size, Ordering::Relaxed);
+        Ok(())
+    };
+    files.map(Ok).try_for_each_concurrent(AT_ONCE, fetch).await
 }
