@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::cleanup::Scratch;
 use crate::content::World;
@@ -208,6 +208,7 @@ impl Stage {
     /// # Errors
     /// When they cannot be made.
     pub fn lot(&self) -> anyhow::Result<Lot> {
+        ensure!(!crate::cleanup::is_ending(), "the benchmark is ending");
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let root = self.scratch.path().join(number.to_string());
         for name in ["cache", "mnt", "work"] {
@@ -297,6 +298,7 @@ impl Stage {
     pub fn local(&self, name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
         let path = self.scratch.path().join("local").join(name);
         if !path.exists() {
+            ensure!(!crate::cleanup::is_ending(), "the benchmark is ending");
             std::fs::create_dir_all(&path).context("cannot make a directory")?;
             fill(&path)?;
         }

@@ -15,8 +15,8 @@ const COLUMN: u32 = WIDTH / COLUMNS;
 const LABELS: u32 = 76;
 const BARS: u32 = 320;
 const BAR: u32 = 12;
-const TITLE: u32 = 17;
-const GAP: u32 = 13;
+const TITLE: u32 = 21;
+const GAP: u32 = 10;
 const HEAD: u32 = 64;
 
 /// The ratio at the right edge.
@@ -68,7 +68,12 @@ pub fn chart(report: &Report) -> String {
         text(&mut out, (x + 14, 55), "", &program.name);
         x += 100;
     }
-    text(&mut out, (x, 55), GREY, "| 1: the yardstick named above the bars    \u{25be} what fuse-oss has to reach");
+    text(
+        &mut out,
+        (x, 55),
+        GREY,
+        "dashed line: the yardstick that stands above the bars; red mark: what fuse-oss has to reach",
+    );
     for (number, column) in columns.iter().enumerate() {
         let left = u32::try_from(number).unwrap_or(0) * COLUMN + 12;
         let mut top = HEAD;
@@ -129,8 +134,8 @@ fn draw(out: &mut String, report: &Report, case: &CaseReport, left: u32, top: u3
         );
         let beyond = if ratio > EDGE { "\u{2192} " } else { "" };
         let median = row.figures.map(|figures| format!("{} {}", case.unit.show(figures.median), case.unit.name()));
-        let said = format!("{beyond}{ratio:.2}   {}", median.unwrap_or_default());
-        text(out, (bar_left + BARS + 4, y + 9), "", &said);
+        text(out, (bar_left + BARS + 4, y + 9), "", &format!("{beyond}{ratio:.2}"));
+        text(out, (bar_left + BARS + 62, y + 9), GREY, &median.unwrap_or_default());
     }
     if let Some(goal) = case.goal_ratio.filter(|goal| *goal <= EDGE) {
         let x = f64::from(bar_left) + pixels(goal);
@@ -180,7 +185,7 @@ mod tests {
     fn every_figure_has_a_bar_that_stays_in_the_picture() {
         let drawn = chart(&report(&[("ours", Some(0.93)), ("theirs", Some(7.5)), ("broken", None)]));
         assert_eq!(drawn.matches("height=\"9\"").count(), 6, "{drawn}");
-        assert!(drawn.contains(">0.93   1.86 s<") && drawn.contains("\u{2192} 7.50   15.0 s<"), "{drawn}");
+        assert!(drawn.contains(">0.93<") && drawn.contains(">\u{2192} 7.50<") && drawn.contains(">15.0 s<"), "{drawn}");
         // A bar of 0.93, and one that is cut off at the edge.
         assert!(drawn.contains("width=\"238.1\"") && drawn.contains("width=\"320.0\""), "{drawn}");
         assert!(drawn.contains("seq &lt;&amp;&gt;") && !drawn.contains("absent") && !drawn.contains("NaN"));

@@ -9,7 +9,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -97,6 +99,53 @@ fn sweep() {
     }
 }
 
+/// While it lives, a mount that hangs is not waited for longer than was said: then the connection of every mount that is entered is
+/// cut, and whoever waits for it gets an error.
+#[derive(Debug)]
+pub struct Watch {
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start(limit: Duration) -> anyhow::Result<Self> {
+        let (over, is_over) = channel();
+        let watch = move || {
+            if is_over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("bench: a mount is given up, because something took longer than {limit:?}");
+                cut_connections();
+            }
+        };
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(watch);
+        Ok(Self { over: Some(over), thread: Some(thread.context("cannot start a thread")?) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn cut_connections() {
+    let entries = registry().entries.clone();
+    for entry in entries {
+        if let Entry::Mount(target) = entry
+            && mounts().contains(&target)
+        {
+            // Force aborts the FUSE connection, which a program that hangs would not.
+            let _ = umount2(&target, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
+    }
+}
+
 /// Whether a process is there and no zombie.
 fn alive(pid: Pid) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -119,11 +168,22 @@ fn remove(path: &Path) {
         eprintln!("bench: {} stays, because something is still mounted there: {within:?}", path.display());
         return;
     }
-    if let Err(error) = std::fs::remove_dir_all(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        eprintln!("bench: cannot remove {}: {error}", path.display());
+    // Another thread may be writing there when the end is a signal: under another name it finds nothing any more to write to.
+    let gone = path.with_extension("gone");
+    let path = if std::fs::rename(path, &gone).is_ok() { &gone } else { path };
+    for last in [false, false, false, true] {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) if last => eprintln!("bench: cannot remove {}: {error}", path.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
     }
+}
+
+/// Whether a signal has come, and nothing more may be made.
+pub fn is_ending() -> bool {
+    registry().ending
 }
 
 /// Where something is mounted, by the kernel's list. Looks at nothing that may hang.
@@ -353,6 +413,13 @@ mod tests {
         assert_eq!(unescape(br"/mnt/a\040b\134c"), Path::new(r"/mnt/a b\c"));
         assert_eq!(unescape(br"/mnt/\9"), Path::new(r"/mnt/\9"));
         assert!(mounts().iter().any(|mount| mount == Path::new("/")));
+    }
+
+    #[test]
+    fn a_watch_ends_with_what_it_watches() {
+        let begun = Instant::now();
+        drop(Watch::start(Duration::from_secs(3600)).unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(600));
     }
 
     #[test]

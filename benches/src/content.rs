@@ -2,10 +2,8 @@
 //! to serve, and every byte of it can be checked.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use anyhow::Context as _;
-use bytes::Bytes;
 
 /// Length of the repeating buffer. Not a multiple of any block size, so that a block served from the wrong place shows.
 const PERIOD: usize = (8 << 20) + 4099;
@@ -42,7 +40,7 @@ impl Object {
 /// All objects of the bucket.
 #[derive(Debug)]
 pub struct World {
-    buffer: Bytes,
+    buffer: Vec<u8>,
     objects: BTreeMap<String, Object>,
 }
 
@@ -51,7 +49,7 @@ impl World {
     pub fn new() -> Self {
         let mut buffer = vec![0; PERIOD];
         fastrand::Rng::with_seed(0x0bea_5717).fill(&mut buffer);
-        Self { buffer: buffer.into(), objects: BTreeMap::new() }
+        Self { buffer, objects: BTreeMap::new() }
     }
 
     /// Adds an object of `size` bytes; one that is there already must have the same size.
@@ -80,20 +78,11 @@ impl World {
 
     /// Some of the object's bytes from `offset` on: at least one and at most `max`, as many as lie in one piece. Nothing is
     /// copied.
-    pub fn piece(&self, object: Object, offset: u64, max: u64) -> Bytes {
-        self.buffer.slice(Self::place(object, offset, max))
-    }
-
-    /// The same, borrowed: threads that compare do not meet at a counter of references.
     pub fn bytes(&self, object: Object, offset: u64, max: u64) -> &[u8] {
-        &self.buffer[Self::place(object, offset, max)]
-    }
-
-    fn place(object: Object, offset: u64, max: u64) -> Range<usize> {
         let period = u64::try_from(PERIOD).unwrap_or(u64::MAX);
         let from = usize::try_from((object.seed % period + offset % period) % period).unwrap_or(0);
         let wanted = usize::try_from(max).unwrap_or(usize::MAX).min(PIECE);
-        from..PERIOD.min(from + wanted)
+        &self.buffer[from..PERIOD.min(from + wanted)]
     }
 
     /// Whether `bytes` are those of the object at `offset`.
@@ -129,7 +118,7 @@ mod tests {
         let from = (7 << 20) + 13;
         let mut bytes = Vec::new();
         while bytes.len() < 3 << 20 {
-            bytes.extend_from_slice(&world.piece(a, from + bytes.len() as u64, u64::MAX));
+            bytes.extend_from_slice(world.bytes(a, from + bytes.len() as u64, u64::MAX));
         }
         assert!(world.matches(a, from, &bytes));
         // The same bytes in another object, a block further on, or with one bit changed are not the object's.

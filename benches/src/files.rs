@@ -136,8 +136,8 @@ pub fn lay_down(path: &Path, world: &World, object: Object) -> anyhow::Result<()
     let file = File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut offset = 0;
     while offset < object.size {
-        let piece = world.piece(object, offset, object.size - offset);
-        file.write_all_at(&piece, offset).with_context(|| format!("cannot write {}", path.display()))?;
+        let piece = world.bytes(object, offset, object.size - offset);
+        file.write_all_at(piece, offset).with_context(|| format!("cannot write {}", path.display()))?;
         offset += u64::try_from(piece.len()).unwrap_or(0);
     }
     Ok(())

@@ -24,7 +24,7 @@ mod threads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
@@ -34,8 +34,14 @@ use cli::Arguments;
 use mounter::{FuseOss, MountS3, Mounter, Rclone, S3fs};
 use report::{CaseReport, Program, Report, Row};
 
-/// When one sample with all that goes with it takes longer than this (in seconds), it is the only one.
-const PATIENCE: u64 = 20;
+/// When one sample of a peer, with all that goes with it, takes longer than this, it is the only one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for limits and for our own mount, which are to be known well.
+const MORE_PATIENCE: Duration = Duration::from_secs(40);
+
+/// A sample that takes longer than this has failed.
+const GIVEN_UP: Duration = Duration::from_secs(240);
 
 /// The mount that is judged.
 const OURS: &str = "fuse-oss";
@@ -86,6 +92,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     for case in &cases {
         let result = measure(&stage, case.as_ref(), &mounters, arguments.repeat);
+        if cleanup::is_ending() {
+            // What failed just now failed because of that; the thread that cleans up ends the program.
+            loop {
+                std::thread::park();
+            }
+        }
         println!("{}", result.table());
         report.cases.push(result);
     }
@@ -180,14 +192,15 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
                 continue;
             }
             let begun = Instant::now();
-            let sample = match subject {
+            let sample = cleanup::Watch::start(GIVEN_UP).and_then(|_watch| match subject {
                 Subject::Limit(limit) => case.limit(stage, *limit),
                 Subject::Mount(mounter) => case.mounted(stage, *mounter, round == 0),
-            };
+            });
             match sample {
                 Ok(sample) => {
                     samples.push(sample);
-                    *enough = begun.elapsed().as_secs() >= PATIENCE;
+                    let peer = matches!(subject, Subject::Mount(mounter) if mounter.name() != OURS);
+                    *enough = begun.elapsed() >= if peer { PATIENCE } else { MORE_PATIENCE };
                 }
                 Err(failure) => {
                     *error = Some(format!("{failure:#}"));

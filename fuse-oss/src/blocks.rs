@@ -31,6 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use lru::LruCache;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tracing::{debug, error, warn};
 
 use crate::cache::{Cache, Kept, Loaded, ObjectId, Pin, Whole};
@@ -40,7 +41,7 @@ use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use buffers::{Buffers, Share};
 use flight::Flight;
-use memory::{BlockId, Claim, Memory, Piece};
+use memory::{BlockId, Claim, Memory, Piece, Purpose};
 use object::Object;
 use plan::{Missing, Stretch};
 use writer::{Write, Writer};
@@ -73,6 +74,7 @@ pub struct Blocks {
     /// How often an object as a whole was found to be wrong; empty on a good day.
     wrong: Mutex<HashMap<ObjectId, u64>>,
     streaming: Streaming,
+    no_room: Notify,
     disk_trouble: AtomicU64,
     log_limit: LogLimit,
 }
@@ -114,6 +116,7 @@ impl Blocks {
                 objects: Mutex::new(Objects { open: HashMap::new(), warm, sweep_at: 2 * WARM_OBJECTS }),
                 wrong: Mutex::default(),
                 streaming: Streaming::default(),
+                no_room: Notify::new(),
                 disk_trouble: AtomicU64::new(0),
                 log_limit: LogLimit::default(),
             }
@@ -326,10 +329,10 @@ impl Blocks {
         let single = stretches.len() == 1;
         for stretch in stretches.by_ref() {
             let small = stretch.range.end - stretch.range.start <= u64::try_from(wanted.max(128 << 10)).unwrap_or(0);
-            let flight = Flight::new(self, object, stretch, false);
+            let flight = Flight::new(self, object, stretch, Purpose::Read);
             if single && small {
-                // The one who waits does it himself: a task less to wake.
-                flight.run(None).await;
+                // The one who waits does it himself: a task less to wake. How it ends, he hears with everybody else.
+                let _ = flight.run(None).await;
             } else {
                 self.runtime.spawn(flight.run(None));
             }
@@ -364,9 +367,30 @@ impl Blocks {
             for stretch in self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block)) {
                 let len = usize::try_from(stretch.range.end - stretch.range.start).unwrap_or(usize::MAX);
                 let share = share.part(len);
-                self.runtime.spawn(Flight::new(self, object, stretch, true).run(Some(share)));
+                self.runtime.spawn(Flight::new(self, object, stretch, Purpose::Ahead).run(Some(share)));
             }
         }
+    }
+
+    /// Fetches everything of an object that is not on the disk, to be found there later. Gives way to readers: it waits while more than a
+    /// quarter of the memory is in use.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn warm(self: &Arc<Self>, object: &Arc<Object>) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < object.size && !object.is_replaced() {
+            let part = at..(at + LONGEST).min(object.size);
+            at = part.end;
+            while self.buffers.used() > self.buffers.total() / 4 {
+                tokio::time::sleep(LOOK_FOR_MEMORY).await;
+            }
+            let plan = self.missing(object, LONGEST);
+            for stretch in self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block)) {
+                Flight::new(self, object, stretch, Purpose::Warm).run(None).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the beginning of an object is in memory.
@@ -445,7 +469,7 @@ impl Blocks {
         let id: BlockId = (object.id, *block);
         match entry.keep(start_of(*block) + u64::from(piece.within().start), &piece.bytes) {
             Ok(Kept::Stored | Kept::Already) => self.memory.kept(id, piece.granules()),
-            Ok(Kept::NoRoom) => {}
+            Ok(Kept::NoRoom) => self.no_room.notify_one(),
             Ok(Kept::Completed(whole)) => {
                 self.memory.kept(id, piece.granules());
                 self.completed(object, whole);
@@ -492,6 +516,12 @@ impl Blocks {
         if let Some(entry) = &object.entry {
             entry.forget();
         }
+    }
+
+    /// Tells when something could not be cached because nothing could be put out for it: whoever holds [`Pin`]s he does not need should
+    /// let go of them.
+    pub async fn no_room(&self) {
+        self.no_room.notified().await;
     }
 
     /// Waits until everything fetched is on the disk, at most this long; for an orderly end.

@@ -55,6 +55,8 @@ pub struct Knobs {
     pub list_delay_ms: AtomicU64,
     /// Listings without delimiter are refused with 403.
     pub deny_flat: AtomicBool,
+    /// Nobody answers.
+    pub outage: AtomicBool,
     /// Pages come in the reverse order of keys.
     pub reversed: AtomicBool,
     /// Every page is empty and not the last.
@@ -70,6 +72,8 @@ pub struct DoubleStore {
     objects: Mutex<BTreeMap<String, Stored>>,
     versions: AtomicU64,
     pub knobs: Knobs,
+    /// What is below this is refused with 403.
+    pub denied_prefix: Mutex<Option<String>>,
 }
 
 /// Byte number `at` of every made-up object.
@@ -85,6 +89,7 @@ impl DoubleStore {
             objects: Mutex::default(),
             versions: AtomicU64::new(1),
             knobs: Knobs::default(),
+            denied_prefix: Mutex::default(),
         })
     }
 
@@ -130,6 +135,12 @@ impl DoubleStore {
     fn check(&self, operation: &'static str, key: &str) -> Result<()> {
         if self.knobs.deny.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Denied, operation, self.root.with_key(key), "no"));
+        }
+        if self.denied_prefix.lock().unwrap().as_ref().is_some_and(|prefix| key.starts_with(prefix)) {
+            return Err(Error::new(ErrorKind::Denied, operation, self.root.with_key(key), "not there"));
+        }
+        if self.knobs.outage.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, operation, self.root.with_key(key), "out"));
         }
         Ok(())
     }

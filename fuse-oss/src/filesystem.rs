@@ -156,6 +156,19 @@ impl Inner {
         }
     }
 
+    /// Brings the whole of a file into the disk cache.
+    ///
+    /// # Errors
+    /// When the store's retries are exhausted.
+    pub async fn warm(&self, file: &File) -> Result<(), Fault> {
+        self.blocks.warm(&self.object(file)).await
+    }
+
+    /// How many bytes the disk cache may hold; 0 when there is none.
+    pub fn cache_limit(&self) -> u64 {
+        self.blocks.cache().map_or(0, |cache| cache.limit())
+    }
+
     /// Brings an object as far as open may promise that it can be read.
     ///
     /// # Errors

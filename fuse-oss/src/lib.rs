@@ -36,6 +36,7 @@ pub mod transport;
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
     DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
-    MountStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries, default_runtime_dir,
+    MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries,
+    default_runtime_dir,
 };
 pub use size::{ByteSize, ByteSizeError};

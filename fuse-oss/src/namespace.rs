@@ -21,6 +21,7 @@ mod absorb;
 pub mod listing;
 mod plan;
 mod prefetch;
+mod question;
 mod table;
 mod tag;
 
@@ -38,15 +39,12 @@ use crate::blocks::peers::Peers;
 use crate::fault::Fault;
 use absorb::Refused;
 pub use listing::is_visible_name;
-use plan::{Arrived, Fetch, Gap, Job, Plan, Question};
+use plan::{Arrived, Fetch, Job, Plan};
 pub use prefetch::Progress;
-use table::{Dir, MAX_NODES, Table};
+use table::{Dir, Table};
 
 /// The root directory's inode number, as FUSE has it.
 pub const ROOT: u64 = 1;
-
-/// From so many names on only what is asked for is listed, so that listing ahead never is what fills a mount.
-const ROOM: usize = MAX_NODES / 2;
 
 /// After so many single names were asked for and not found in a directory, the rest of it is listed: that bounds what has to be
 /// remembered about missing names, and from then on costs no requests.
@@ -171,7 +169,7 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
-        self.read().len() < ROOM
+        self.read().has_room()
     }
 
     /// Makes one request after the other for as long as there is a next one.
@@ -199,10 +197,11 @@ impl Shared {
             (Arc::clone(&root.origin), table.prefix(fetch.base))
         };
         let continued = fetch.token.is_some();
+        let begin = |from: &str| if own { from.to_owned() } else { listing::behind(from) };
         let request = ListRequest {
             prefix,
             delimiter: own,
-            start_after: fetch.from.clone().filter(|_| !continued),
+            start_after: fetch.from.as_deref().filter(|_| !continued).map(begin),
             continuation: fetch.token.clone(),
             max_keys: None,
         };
@@ -240,67 +239,6 @@ impl Shared {
                  or an object beside a directory of the same name); this is the first, further ones are counted in `fuse-oss status`"
             );
         }
-    }
-
-    /// What the plan has to know to answer for a directory.
-    fn question(&self, dir: Dir) -> Question {
-        let table = self.read();
-        let mut base = None;
-        let mut at = dir;
-        while let Some(above) = table.parent_within_root(at) {
-            if table.directory(above).children_asked.load(Ordering::Relaxed) > 1 {
-                base = Some(above);
-            }
-            at = above;
-        }
-        let root = table.root_of(dir);
-        Question {
-            dir,
-            prefix: table.prefix(dir),
-            reached: table.directory(dir).listing.reached().map(str::to_owned),
-            base: base.map(|base| (base, table.prefix(base))),
-            sweepable: root.is_some_and(|root| root.ordered) && table.len() < ROOM,
-            from_inside: root.is_some_and(|root| root.origin.store.capabilities().list_from_inside),
-        }
-    }
-
-    /// What lies between a key below `base` and a directory further on.
-    fn gap(&self, base: Dir, key: &str, dir: Dir) -> Option<Gap> {
-        let table = self.read();
-        let prefix = table.prefix(base);
-        let (mut here, mut depth) = (base, 0);
-        let (mut way, mut target) = (key.strip_prefix(&prefix)?, table.prefix(dir));
-        target.drain(..prefix.len());
-        let mut target = target.as_str();
-        loop {
-            let (next, rest) = target.split_once('/')?;
-            let (at, on) = way.split_once('/').unwrap_or((way, ""));
-            if at == next {
-                here = table.dir(table.find(here, next)?)?;
-                (way, target, depth) = (on, rest, depth + 1);
-                continue;
-            }
-            let to = table.position(table.find(here, next)?)?;
-            let from = table.position(table.find(here, at)?)?;
-            return Some(Gap { depth, siblings: to.checked_sub(from)? });
-        }
-    }
-}
-
-impl Table {
-    /// Remembers that somebody asked what is in a directory; says so the first time.
-    fn ask(&self, dir: Dir) -> bool {
-        let directory = self.directory(dir);
-        if directory.asked.load(Ordering::Relaxed) || directory.asked.swap(true, Ordering::Relaxed) {
-            return false;
-        }
-        let mut at = dir;
-        while !self.directory(at).asked_below.swap(true, Ordering::Relaxed) {
-            let Some(above) = self.parent_within_root(at) else { break };
-            self.directory(above).children_asked.fetch_add(1, Ordering::Relaxed);
-            at = above;
-        }
-        true
     }
 }
 
@@ -369,6 +307,12 @@ impl Namespace {
         self.len() == 0
     }
 
+    /// How many objects there are, and how many bytes they hold together.
+    pub fn totals(&self) -> (u64, u64) {
+        let table = self.shared.read();
+        (table.files, table.bytes)
+    }
+
     /// How many keys were met that cannot be shown.
     pub fn hidden(&self) -> u64 {
         self.shared.read().hidden
@@ -414,7 +358,7 @@ impl Namespace {
         if !table.ask(dir) {
             return;
         }
-        let (swept, room) = (table.directory(dir).swept, table.len() < ROOM);
+        let (swept, room) = (table.directory(dir).swept, table.has_room());
         drop(table);
         if swept != 0 {
             let next = self.shared.plan().hit(swept, room);
@@ -450,7 +394,7 @@ impl Namespace {
             if let Some(answer) = answer(&self.shared.read()) {
                 return Ok(answer);
             }
-            let question = self.shared.question(dir);
+            let question = self.shared.read().question(dir);
             let fetches = {
                 let mut plan = self.shared.plan();
                 let (failures, fault) = plan.failures(dir);
@@ -458,7 +402,7 @@ impl Namespace {
                 if let Some(fault) = fault.filter(|_| failures > before) {
                     return Err(fault);
                 }
-                plan.ask(&question, &|base, key, dir| self.shared.gap(base, key, dir))
+                plan.ask(&question, &|base, key, dir| self.shared.read().gap(base, key, dir))
             };
             self.launch(fetches);
             changed.await;

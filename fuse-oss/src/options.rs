@@ -1,6 +1,7 @@
 //! What can be asked of a mount and of the server behind it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use oss::{Location, Settings};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,32 @@ pub const DEFAULT_RUNTIME_DIR: &str = "/run/fuse-oss";
 pub const RUNTIME_DIR_VARIABLE: &str = "FUSE_OSS_RUNTIME_DIR";
 /// The least memory a server works with: a few blocks in flight for several readers at once.
 pub const MIN_MEMORY: ByteSize = ByteSize::new(32 << 20);
+
+/// What is brought in before anybody asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefetch {
+    /// Nothing.
+    #[default]
+    None,
+    /// All names, so that walking the mount asks the store nothing.
+    Metadata,
+    /// All names, and then all content, as far as the cache holds it.
+    All,
+}
+
+impl FromStr for Prefetch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            "metadata" => Ok(Self::Metadata),
+            "all" => Ok(Self::All),
+            _ => Err(format!("{text:?} cannot be fetched ahead: write none, metadata or all")),
+        }
+    }
+}
 
 /// How files look and who may see them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +63,9 @@ pub struct MountOptions {
     pub exec: bool,
     /// Whether to mount over a directory that has something in it, hiding that.
     pub nonempty: bool,
+    /// What is brought in, in the background, as soon as the mount answers.
+    #[serde(default)]
+    pub prefetch: Prefetch,
 }
 
 impl Default for MountOptions {
@@ -48,6 +78,7 @@ impl Default for MountOptions {
             allow_other: false,
             exec: true,
             nonempty: false,
+            prefetch: Prefetch::None,
         }
     }
 }
@@ -148,6 +179,30 @@ pub struct MountStatus {
     pub hidden: u64,
     /// Files open now.
     pub open_files: u64,
+    /// How far bringing things in ahead of time has come; absent when that was not asked for.
+    #[serde(default)]
+    pub prefetch: Option<PrefetchStatus>,
+}
+
+/// How far bringing things in ahead of time has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchStatus {
+    /// What was asked for.
+    pub kind: Prefetch,
+    /// Names known so far, directories included.
+    pub names: u64,
+    /// Objects known so far; all of them once all names are.
+    pub objects_total: u64,
+    /// Their length in bytes.
+    pub bytes_total: u64,
+    /// Objects whose content is there; always 0 when only names were asked for.
+    pub objects_done: u64,
+    /// Their length in bytes.
+    pub bytes_done: u64,
+    /// Nothing more is brought in: all is there, or it was given up.
+    pub finished: bool,
+    /// Why it was given up. The mount itself goes on as if nothing had been asked for.
+    pub error: Option<String>,
 }
 
 /// What `status` shows.

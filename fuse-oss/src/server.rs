@@ -7,6 +7,7 @@
 
 mod control;
 mod mounting;
+mod prefetching;
 mod scrape;
 
 use std::collections::HashMap;
@@ -32,8 +33,13 @@ use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
 use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
 use crate::size::ByteSize;
 
+use prefetching::Prefetching;
+
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// How long the end waits for the cache to be written.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 
 /// What a server is given.
 #[derive(Debug, Clone)]
@@ -93,6 +99,8 @@ struct Active {
     inner: Arc<Inner>,
     device: String,
     detached: bool,
+    /// Ends with the mount.
+    prefetching: Option<Prefetching>,
 }
 
 impl Server {
@@ -237,6 +245,11 @@ impl Server {
                     }
                 },
                 () = self.changed.notified() => {}
+                () = self.blocks.no_room() => {
+                    for active in self.table().sessions.values() {
+                        active.inner.handles().give_up_idle();
+                    }
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => break,
@@ -293,6 +306,8 @@ impl Server {
         if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
             warn!("ending with requests unanswered");
         }
+        // What was fetched and is not in the cache yet would have to be fetched again.
+        self.blocks.settle(LAST_WRITES).await;
     }
 
     /// Waits until the mount on `target` has gone.
@@ -350,6 +365,7 @@ impl Server {
                 nodes: active.inner.namespace().len(),
                 hidden: active.inner.namespace().hidden(),
                 open_files: active.inner.handles().len(),
+                prefetch: active.prefetching.as_ref().map(Prefetching::status),
             })
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));

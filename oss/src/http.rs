@@ -11,12 +11,13 @@ mod body;
 mod connect;
 mod line;
 mod pool;
+mod silence;
 mod tls;
 mod tunnel;
 mod upload;
 
-use std::future::{Future as _, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::task::Poll;
 use std::time::Duration;
@@ -25,15 +26,16 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, USER_AGENT};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, Uri};
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 pub(crate) use body::Body;
 pub(crate) use connect::ConnectError;
 use connect::Connector;
 use line::Lost;
 use pool::Pool;
+pub(crate) use silence::Silence;
 use upload::{Progress, Upload};
 
 /// Less than this, in bytes per second over a whole read timeout, is a stall even though something trickles.
@@ -70,6 +72,11 @@ pub(crate) enum SendError {
 }
 
 impl SendError {
+    /// A connection that broke under the body of an answer.
+    pub(crate) fn broken(error: &hyper::Error) -> Self {
+        Self::Broken(whole_chain(error))
+    }
+
     /// Whether the server may have carried the request out.
     pub(crate) fn may_have_arrived(&self) -> bool {
         !matches!(self, Self::Connect(_))
@@ -183,10 +190,15 @@ impl HttpClient {
         let place = self.pool.place(&target).map_err(SendError::Connect)?;
         loop {
             let line = self.pool.line(&place, &target).await.map_err(SendError::Connect)?;
+            let kept = line.kept;
             match line.exchange(request).await {
                 Ok((answer, line)) => return Ok(answer.map(|body| Body::new(body, line, place))),
                 // The server closed the connection while it was idle. Each round uses one of those up.
-                Err(Lost::Unsent(unsent)) => request = *unsent,
+                Err(Lost::Unsent(unsent)) if kept => request = *unsent,
+                Err(Lost::Unsent(_)) => {
+                    let why = format!("{} closes connections as soon as they are made", place.authority());
+                    return Err(SendError::Connect(ConnectError::other(why)));
+                }
                 Err(Lost::Broken(error)) => return Err(error),
             }
         }
@@ -245,7 +257,7 @@ fn unusable_proxies(lookup: impl Fn(&str) -> Option<String>) -> Vec<&'static str
 
 /// Why a connection broke.
 fn describe(error: &hyper::Error) -> SendError {
-    if error.is_parse() { SendError::NotHttp(whole_chain(error)) } else { SendError::Broken(whole_chain(error)) }
+    if error.is_parse() { SendError::NotHttp(whole_chain(error)) } else { SendError::broken(error) }
 }
 
 /// Reads a body that is expected to be small. `read` is how long nothing may come.
@@ -264,45 +276,23 @@ pub(crate) async fn collect(mut body: Body, limit: usize, read: Duration) -> Res
 }
 
 /// The next bytes of a body, none at its end. A body that ends before its announced length is an error.
-pub(crate) async fn next_chunk(body: &mut Body, read: Duration) -> Result<Option<Bytes>, SendError> {
-    let mut waited = Duration::ZERO;
-    next_chunk_timed(body, read, &mut waited).await
-}
-
-/// The same, and how long it was waited for: not at all, and without a look at the clock, where the bytes had come already.
-pub(crate) async fn next_chunk_timed(
-    body: &mut Body,
-    read: Duration,
-    waited: &mut Duration,
-) -> Result<Option<Bytes>, SendError> {
-    let mut timer = pin!(None::<Sleep>);
-    let mut since = None;
-    let got = poll_fn(|cx| {
+async fn next_chunk(body: &mut Body, read: Duration) -> Result<Option<Bytes>, SendError> {
+    let mut silence = Silence::default();
+    poll_fn(|cx| {
         loop {
-            let frame = match Pin::new(&mut *body).poll_frame(cx) {
-                Poll::Ready(None) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(SendError::Broken(whole_chain(&error)))),
-                Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Pending => break,
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+                return silence.poll(cx, read).map(|()| Err(SendError::Timeout(read)));
             };
-            match frame.into_data() {
-                Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                None => return Poll::Ready(Ok(None)),
+                Some(Err(error)) => return Poll::Ready(Err(SendError::broken(&error))),
+                Some(Ok(Ok(data))) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
                 // Nothing, or trailers.
-                Ok(_) | Err(_) => {}
+                Some(Ok(_)) => {}
             }
         }
-        let since = *since.get_or_insert_with(Instant::now);
-        if timer.is_none() {
-            timer.set(Some(sleep_until(since + read)));
-        }
-        match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Err(SendError::Timeout(read))),
-            _ => Poll::Pending,
-        }
     })
-    .await;
-    *waited = since.map_or(Duration::ZERO, |since| since.elapsed());
-    got
+    .await
 }
 
 /// An error and its causes in one line.

@@ -15,6 +15,8 @@ mod endpoint;
 mod fault;
 mod listing;
 mod meter;
+mod names;
+mod page;
 mod reader;
 mod refusal;
 mod retry;
@@ -32,6 +34,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::Method;
+use http::header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::HttpClient;
@@ -83,11 +86,17 @@ impl RestStore {
         self.channel.dialect() == Dialect::Oss
     }
 
-    /// `HEAD`, on S3 with the object's checksum. Asking for that of an object under KMS needs the right to decrypt, so it is
-    /// not asked for always.
-    async fn head_with_checksum(&self, key: &Key) -> Result<ObjectMeta> {
-        let call = Call::new("HEAD", Method::HEAD, Some(key));
-        self.head_call(key, if self.is_oss() { call } else { call.header("x-amz-checksum-mode", "ENABLED") }).await
+    /// `HEAD`, with the object's checksum where the store keeps one. S3 tells it only when asked, and refuses that for an object
+    /// under KMS to those who have no right to decrypt; they are told the rest.
+    async fn head_object(&self, key: &Key) -> Result<ObjectMeta> {
+        let call = || Call::new("HEAD", Method::HEAD, Some(key));
+        if self.is_oss() {
+            return self.head_call(key, call()).await;
+        }
+        match self.head_call(key, call().header("x-amz-checksum-mode", "ENABLED")).await {
+            Err(error) if *error.kind() == ErrorKind::Denied => self.head_call(key, call()).await,
+            told => told,
+        }
     }
 
     async fn head_call(&self, key: &Key, mut call: Call<'_>) -> Result<ObjectMeta> {
@@ -125,14 +134,20 @@ impl RestStore {
         ObjectMeta {
             key: key.clone(),
             size,
-            etag: reply.header("etag").map(|etag| ETag(etag.to_owned())),
-            modified: reply.header("last-modified").and_then(|text| httpdate::parse_http_date(text).ok()),
+            etag: reply.header(ETAG).map(|etag| ETag(etag.to_owned())),
+            modified: reply.header(LAST_MODIFIED).and_then(|text| httpdate::parse_http_date(text).ok()),
             checksum: digest::of_answer(self.channel.dialect(), &reply.headers),
-            archived: is_archived(
-                reply.header("x-oss-storage-class").or_else(|| reply.header("x-amz-storage-class")).unwrap_or_default(),
-                reply.header("x-oss-restore").or_else(|| reply.header("x-amz-restore")).unwrap_or_default(),
-            ),
+            archived: self.of_class(reply).is_some_and(|class| is_archived(class, self.restoration(reply))),
         }
+    }
+
+    fn of_class<'r>(&self, reply: &'r Reply) -> Option<&'r str> {
+        reply.header(if self.is_oss() { &names::OSS_STORAGE_CLASS } else { &names::S3_STORAGE_CLASS })
+    }
+
+    fn restoration<'r>(&self, reply: &'r Reply) -> &'r str {
+        let name = if self.is_oss() { &names::OSS_RESTORE } else { &names::S3_RESTORE };
+        reply.header(name).unwrap_or_default()
     }
 
     /// One attempt at a `GET` as the caller sees it.
@@ -174,13 +189,13 @@ impl RestStore {
             let chunks = if bytes.is_empty() { vec![] } else { vec![Ok(bytes)] };
             return Ok(GetResponse { meta, range, request_id, body: stream::iter(chunks).boxed() });
         }
-        Ok(GetResponse { meta, range, request_id, body: reader.into_stream() })
+        Ok(GetResponse { meta, range, request_id, body: reader.boxed() })
     }
 }
 
 /// The length that an answer to `HEAD` names.
 fn length(reply: &Reply) -> Option<u64> {
-    reply.header("content-length")?.trim().parse().ok()
+    reply.header(CONTENT_LENGTH)?.trim().parse().ok()
 }
 
 fn check_length(reply: &Reply) -> Result<(), Fault> {
@@ -218,7 +233,7 @@ impl Store for RestStore {
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta> {
-        self.head_call(key, Call::new("HEAD", Method::HEAD, Some(key))).await
+        self.head_object(key).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResponse> {

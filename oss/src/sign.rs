@@ -14,10 +14,10 @@ pub(crate) use oss::sign as sign_oss;
 pub(crate) use s3::sign as sign_s3;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
@@ -53,9 +53,57 @@ pub(crate) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// `20231216T162057Z`.
-    fn stamp(&self) -> String {
-        self.time.strftime("%Y%m%dT%H%M%SZ").to_string()
+    fn stamp(&self) -> Stamp {
+        Stamp::new(self.time)
+    }
+}
+
+/// `20231216T162057Z`, as both protocols write a time.
+struct Stamp([u8; 16]);
+
+impl Stamp {
+    fn new(time: jiff::Timestamp) -> Self {
+        let civil = jiff::tz::Offset::UTC.to_datetime(time);
+        let mut text = *b"00000000T000000Z";
+        // None of these is negative: the years of a timestamp that anybody signs with have four digits.
+        let fields = [
+            (0..4, civil.year()),
+            (4..6, civil.month().into()),
+            (6..8, civil.day().into()),
+            (9..11, civil.hour().into()),
+            (11..13, civil.minute().into()),
+            (13..15, civil.second().into()),
+        ];
+        for (place, value) in fields {
+            let mut value = value.unsigned_abs();
+            for digit in text[place].iter_mut().rev() {
+                *digit = DIGITS[usize::from(value % 10)];
+                value /= 10;
+            }
+        }
+        Self(text)
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("digits and two letters are UTF-8")
+    }
+
+    fn day(&self) -> &str {
+        &self.as_str()[..8]
+    }
+
+    fn value(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.0).expect("digits and letters can be sent")
+    }
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// Adds bytes in lower-case hexadecimal.
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
 }
 
@@ -96,6 +144,9 @@ pub(crate) enum EmptyValue {
 
 /// Encodes and sorts a query. The same text is sent and signed.
 pub(crate) fn encode_query(pairs: &[(&str, &str)], empty: EmptyValue) -> String {
+    if pairs.is_empty() {
+        return String::new();
+    }
     let encode = |text| utf8_percent_encode(text, QUERY).to_string();
     let mut encoded: Vec<(String, String)> = pairs.iter().map(|(name, value)| (encode(name), encode(value))).collect();
     encoded.sort();
@@ -115,13 +166,31 @@ pub(crate) fn encode_query(pairs: &[(&str, &str)], empty: EmptyValue) -> String 
 
 /// The signing key of the day: four HMACs that need not be done for each request.
 #[derive(Default)]
-pub(crate) struct KeyCache(Mutex<Option<CachedKey>>);
+pub(crate) struct KeyCache(Mutex<Option<Arc<SigningKey>>>);
 
-struct CachedKey {
+/// A key, ready to sign with.
+struct SigningKey {
     secret: Secret,
     day: String,
     region: String,
-    key: [u8; 32],
+    /// What the signature is said to be good for: `20231216/cn-hangzhou/oss/aliyun_v4_request`.
+    scope: String,
+    /// Has taken in the key.
+    mac: Hmac<Sha256>,
+}
+
+impl SigningKey {
+    /// Signs the hash of a canonical request, where `algorithm` is what both protocols begin with.
+    fn sign(&self, algorithm: &str, stamp: &Stamp, canonical: &str) -> [u8; 32] {
+        let mut text = String::with_capacity(192);
+        for part in [algorithm, "\n", stamp.as_str(), "\n", &self.scope, "\n"] {
+            text.push_str(part);
+        }
+        push_hex(&mut text, &Sha256::digest(canonical));
+        let mut mac = self.mac.clone();
+        mac.update(text.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
 }
 
 impl fmt::Debug for KeyCache {
@@ -131,18 +200,25 @@ impl fmt::Debug for KeyCache {
 }
 
 impl KeyCache {
-    fn get(&self, secret: &Secret, day: &str, region: &str, dialect: &Chain) -> [u8; 32] {
+    fn get(&self, secret: &Secret, day: &str, region: &str, dialect: &Chain) -> Arc<SigningKey> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hit) = cached.as_ref().filter(|c| c.day == day && c.region == region && c.secret == *secret) {
-            return hit.key;
+            return Arc::clone(hit);
         }
         let seed = format!("{}{}", dialect.prefix, secret.expose());
         let mut key = hmac(seed.as_bytes(), day.as_bytes());
         for step in [region, dialect.service, dialect.terminator] {
             key = hmac(&key, step.as_bytes());
         }
-        *cached = Some(CachedKey { secret: secret.clone(), day: day.to_owned(), region: region.to_owned(), key });
-        key
+        let made = Arc::new(SigningKey {
+            secret: secret.clone(),
+            day: day.to_owned(),
+            region: region.to_owned(),
+            scope: format!("{day}/{region}/{}/{}", dialect.service, dialect.terminator),
+            mac: keyed(&key),
+        });
+        *cached = Some(Arc::clone(&made));
+        made
     }
 }
 
@@ -153,8 +229,12 @@ struct Chain {
     terminator: &'static str,
 }
 
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(key).expect("HMAC takes a key of any length")
+}
+
 fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    let mut mac = keyed(key);
     mac.update(data);
     mac.finalize().into_bytes().into()
 }
@@ -164,17 +244,20 @@ pub(crate) fn sha256_hex(data: &[u8]) -> String {
     hex::encode(Sha256::digest(data))
 }
 
-/// A header's value as both protocols canonicalise it: trimmed, runs of spaces made one.
-fn canonical_value(value: &http::HeaderValue) -> String {
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let mut out = String::with_capacity(text.len());
+/// Adds a header's value as both protocols canonicalise it: trimmed, runs of spaces made one.
+fn push_canonical(out: &mut String, value: &[u8]) {
+    let text = String::from_utf8_lossy(value);
+    if !text.starts_with(' ') && !text.ends_with(' ') && !text.contains("  ") {
+        out.push_str(&text);
+        return;
+    }
+    let mut first = true;
     for word in text.split(' ').filter(|word| !word.is_empty()) {
-        if !out.is_empty() {
+        if !std::mem::take(&mut first) {
             out.push(' ');
         }
         out.push_str(word);
     }
-    out
 }
 
 #[cfg(test)]
@@ -198,7 +281,34 @@ mod tests {
         assert_eq!(format!("{cache:?}"), "KeyCache(***)");
     }
 
+    #[test]
+    fn values_are_canonical() {
+        for (value, canonical) in [("a", "a"), ("", ""), (" ", ""), (" a  b ", "a b"), ("a b", "a b"), ("a   b", "a b")]
+        {
+            let mut out = "x:".to_owned();
+            push_canonical(&mut out, value.as_bytes());
+            assert_eq!(out, format!("x:{canonical}"), "{value:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_time_is_written_as_a_formatter_would(seconds in -62_135_596_800_i64..253_402_207_200) {
+            let time = jiff::Timestamp::from_second(seconds).unwrap();
+            let stamp = Stamp::new(time);
+            prop_assert_eq!(stamp.as_str(), time.strftime("%Y%m%dT%H%M%SZ").to_string());
+            prop_assert_eq!(stamp.day(), &stamp.as_str()[..8]);
+            let value = stamp.value();
+            prop_assert_eq!(value.as_bytes(), &stamp.0);
+        }
+
+        #[test]
+        fn hexadecimal_is_what_it_is(bytes in any::<Vec<u8>>()) {
+            let mut text = String::new();
+            push_hex(&mut text, &bytes);
+            prop_assert_eq!(text, hex::encode(bytes));
+        }
+
         #[test]
         fn a_path_is_encoded_once_and_survives_as_a_uri(key in any::<String>()) {
             let path = format!("/{}", encode_path(&key));

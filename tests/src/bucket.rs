@@ -29,7 +29,7 @@ use crate::mounts::{Ran, Sandbox, alive, wait_until};
 pub const NAME: &str = "test-bucket";
 
 /// How long a read may take that needs nobody's help; beyond this it waits for a process that has been stopped.
-const HELPLESS: Duration = Duration::from_secs(4);
+const HELPLESS: Duration = Duration::from_secs(5);
 
 /// Bytes that are the same for the same seed and look like nothing else.
 ///

@@ -3,8 +3,9 @@
 //! The model is a map from keys to bytes ([`Tree`]) and the directories that follow from it. A [`Case`] says what the bucket
 //! holds, how small the caches are, how much goes wrong on the wire, and what is done in which order: rounds in which several
 //! threads read, list and look up at once, and between them restarts, killed servers, damaged cache files and changes in the
-//! bucket. [`run`] does it and compares every byte. What may differ is said in one place: once the server has been killed, an
-//! operation may fail with the errors of a dead mount ([`run`]'s `Session::wrong`). Nothing else may fail, and no byte may ever
+//! bucket. [`run()`] does it and compares every byte. What may differ is said in one place: once the server has been killed, an
+//! operation may fail with the errors of a dead mount, and an object that was replaced in the bucket meanwhile may be stale
+//! (`Session::wrong`). Nothing else may fail, and no byte may ever
 //! differ.
 //!
 //! A case is plain data, so that a failure prints it whole and the same seeds make it again; only the threads' timing is not

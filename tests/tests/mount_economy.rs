@@ -18,6 +18,10 @@ use tests::mounts::wait_until;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// The part of all requests that may be repeated: one that is much slower than its peers is raced by a second one, and on a machine
+/// that is busy with other tests some are.
+const RACED: usize = 20;
+
 fn is_get(request: &Request) -> bool {
     request.operation == Operation::GetObject
 }
@@ -151,7 +155,10 @@ fn readers_of_the_same_range_are_one_request() {
     let requests = bucket.double.requests();
     let there: Vec<_> =
         requests.iter().filter(|request| is_get(request)).map(|request| range(request, 8 * MIB)).collect();
-    assert_eq!(there.iter().filter(|range| range.contains(&place)).count(), 1, "{there:?}");
+    let there = there.iter().filter(|range| range.contains(&place));
+    // One, and at most one that races it: it is slow.
+    let count = there.clone().count();
+    assert!((1..=2).contains(&count), "{count} requests for the same place: {:?}", there.collect::<Vec<_>>());
 }
 
 #[test]
@@ -175,11 +182,12 @@ fn a_small_file_is_one_request_and_never_another() {
             });
         }
     });
+    let requests = bucket.double.requests();
     for (key, bytes) in &files {
-        let of_it: Vec<_> = bucket.double.requests().into_iter().filter(|request| request.key == *key).collect();
-        let gets = of_it.iter().filter(|request| is_get(request)).count();
-        assert_eq!(gets, 1, "{key} of {} bytes: {of_it:?}", bytes.len());
+        let of_it: Vec<_> = requests.iter().filter(|request| is_get(request) && request.key == *key).collect();
+        assert!((1..=2).contains(&of_it.len()), "{key} of {} bytes: {of_it:?}", bytes.len());
     }
+    assert!(bucket.gets() <= files.len() + files.len() / RACED, "{} requests for {} files", bucket.gets(), files.len());
     let heads = bucket.double.count(|request| request.operation == Operation::HeadObject);
     // A name may be looked up before its directory has been listed.
     assert!(heads <= 3, "{heads} HEAD requests for what the listing says");
@@ -291,7 +299,8 @@ fn small_files_that_are_read_in_order_are_fetched_ahead() {
         let number = name.strip_suffix(".bin").unwrap().parse().unwrap();
         assert!(fs::read(path).unwrap() == sample(number, 20 * KIB), "{name}");
     }
-    assert_eq!(bucket.gets() as u64, FILES, "one request per file, as without reading ahead");
+    // One request per file, as without reading ahead.
+    assert!(bucket.gets() <= names.len() + names.len() / RACED, "{} requests for {FILES} files", bucket.gets());
     assert!(bucket.double.most_at_once(is_get) > 1, "never more than one request under way");
     let chain = one_after_another(&bucket.double.requests());
     assert!(chain <= names.len() / 2, "{chain} of {FILES} requests were made one after another");

@@ -44,6 +44,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => any::<u16>().prop_map(|directory| Operation::List { directory }),
         1 => Just(Operation::Walk),
         2 => (any::<u16>(), any::<u16>()).prop_map(|(directory, name)| Operation::Missing { directory, name }),
+        1 => (pick(), any::<bool>()).prop_map(|(file, delete)| Operation::Replace { file, delete }),
         1 => (1..4_u8).prop_map(|what| Operation::DropCaches { what }),
     ]
 }
@@ -121,7 +122,7 @@ fn check(cases: u64, simpler: u32) {
 
 #[test]
 fn every_byte_is_the_models() {
-    check(10, 0);
+    check(8, 0);
 }
 
 #[test]

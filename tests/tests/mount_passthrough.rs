@@ -62,10 +62,9 @@ fn complete(bucket: &Bucket, key: &str, right: &Bytes) -> File {
     if !passthrough_expected(&bucket.sandbox) {
         return bucket.open(key);
     }
-    let mut found = None;
-    // What was fetched last may still be on its way to the disk, and the handle before on its way out: a mode is chosen anew
-    // only when nobody has the file open.
-    wait_until("a complete object is read without the server", || {
+    // What was fetched last may still be on its way to the disk, and the handle before on its way out: how a file is read is
+    // chosen anew only when nobody has it open.
+    for attempt in 0..8 {
         let file = bucket.open(key);
         let alone = bucket.works_without_server(|| {
             forget_pages(&file).unwrap();
@@ -74,11 +73,12 @@ fn complete(bucket: &Bucket, key: &str, right: &Bytes) -> File {
             assert!(got == right[index(3 * MIB)..][..70_000]);
         });
         if alone {
-            found = Some(file);
+            return file;
         }
-        alone
-    });
-    found.unwrap()
+        drop(file);
+        std::thread::sleep(Duration::from_millis(100 << attempt));
+    }
+    panic!("{key:?} is complete in the cache and still cannot be read without the server");
 }
 
 /// Reads so much of other objects that whatever a cache of 20 MiB had before is gone from it.

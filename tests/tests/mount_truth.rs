@@ -25,6 +25,15 @@ fn read(file: &File, right: &[u8], offset: u64, len: usize) -> Result<(), i32> {
     Ok(())
 }
 
+/// The error's number of reading all of an object.
+#[track_caller]
+fn failure(bucket: &Bucket, key: &str) -> i32 {
+    match fs::read(bucket.path(key)) {
+        Ok(bytes) => panic!("{} bytes of {key:?} were read", bytes.len()),
+        Err(error) => error.raw_os_error().expect("the system's error"),
+    }
+}
+
 /// The lines of the server's log that name an object and say all of these.
 fn said(bucket: &Bucket, key: &str, hints: &[&str]) -> bool {
     let log = bucket.sandbox.log();
@@ -72,7 +81,7 @@ fn an_object_replaced_while_it_is_read_is_stale_and_named() {
 #[test]
 fn an_object_replaced_before_it_is_opened_is_stale_and_named() {
     let bucket = Bucket::new();
-    let sizes = [("small", SMALL), ("large", 5 * MIB)];
+    let sizes = [("seen-small", SMALL), ("seen-large", 5 * MIB)];
     for (key, size) in sizes {
         bucket.put(key, sample(1, size));
     }
@@ -80,7 +89,7 @@ fn an_object_replaced_before_it_is_opened_is_stale_and_named() {
     for (key, size) in sizes {
         assert_eq!(fs::metadata(bucket.path(key)).unwrap().len(), size);
         bucket.put(key, sample(2, size));
-        assert_eq!(fs::read(bucket.path(key)).unwrap_err().raw_os_error(), Some(libc::ESTALE), "{key}");
+        assert_eq!(failure(&bucket, key), libc::ESTALE, "{key}");
         assert_said(&bucket, key, &["mount"]);
         // Its attributes stay as they were shown.
         assert_eq!(fs::metadata(bucket.path(key)).unwrap().len(), size);
@@ -109,17 +118,17 @@ fn an_object_replaced_by_a_longer_or_shorter_one_is_stale_as_well() {
 fn an_object_deleted_while_it_is_read_is_stale_and_one_deleted_before_is_missing() {
     let bucket = Bucket::new();
     let bytes = sample(1, 60 * MIB);
-    bucket.put("open", bytes.clone());
-    bucket.put("small", sample(2, SMALL));
+    bucket.put("deleted-while-open", bytes.clone());
+    bucket.put("deleted-before", sample(2, SMALL));
     bucket.mount();
-    let file = bucket.open("open");
+    let file = bucket.open("deleted-while-open");
     read(&file, &bytes, 0, 4096).unwrap();
-    assert_eq!(fs::metadata(bucket.path("small")).unwrap().len(), SMALL);
-    bucket.double.delete(NAME, "open");
-    bucket.double.delete(NAME, "small");
+    assert_eq!(fs::metadata(bucket.path("deleted-before")).unwrap().len(), SMALL);
+    bucket.double.delete(NAME, "deleted-while-open");
+    bucket.double.delete(NAME, "deleted-before");
     assert_eq!(read(&file, &bytes, 50 * MIB, 4096), Err(libc::ESTALE));
-    assert_said(&bucket, "open", &["mount"]);
-    assert_eq!(fs::read(bucket.path("small")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    assert_said(&bucket, "deleted-while-open", &["mount"]);
+    assert_eq!(failure(&bucket, "deleted-before"), libc::ENOENT);
 }
 
 #[test]
@@ -142,7 +151,7 @@ fn a_right_that_is_taken_away_is_said_at_open_and_given_back_without_mounting_ag
 
 #[test]
 fn an_io_error_comes_only_after_retries_and_names_request_object_and_cause() {
-    let bucket = Bucket::new().argument("--total-timeout=2");
+    let bucket = Bucket::new().argument("--total-timeout=5");
     let bytes = sample(1, 60 * MIB);
     bucket.put("dir/failing", bytes.clone());
     bucket.mount();
@@ -166,15 +175,15 @@ fn an_io_error_comes_only_after_retries_and_names_request_object_and_cause() {
 #[test]
 fn a_small_object_that_always_comes_wrong_is_an_error_and_no_wrong_byte() {
     for size in [1, 4096, SMALL, 256 << 10] {
-        let bucket = Bucket::new().argument("--total-timeout=3");
+        let bucket = Bucket::new().argument("--total-timeout=10");
         let bytes = sample(size, size);
-        bucket.put("wrong", bytes.clone());
+        bucket.put("lying", bytes.clone());
         bucket.mount();
         bucket.double.fault(Fault::WrongByte, When::any(), Often::Always);
-        assert_eq!(fs::read(bucket.path("wrong")).unwrap_err().raw_os_error(), Some(libc::EIO), "{size}");
-        assert_said(&bucket, "wrong", &["cannot be read", "CRC"]);
+        assert_eq!(failure(&bucket, "lying"), libc::EIO, "{size}");
+        assert_said(&bucket, "lying", &["CRC"]);
         bucket.double.clear_faults();
-        assert!(fs::read(bucket.path("wrong")).unwrap() == bytes, "{size}");
+        assert!(fs::read(bucket.path("lying")).unwrap() == bytes, "{size}");
     }
 }
 
@@ -182,23 +191,23 @@ fn a_small_object_that_always_comes_wrong_is_an_error_and_no_wrong_byte() {
 fn a_large_object_that_always_comes_wrong_is_reported_and_never_kept() {
     let bucket = Bucket::new();
     let bytes = sample(1, 6 * MIB + 12_345);
-    bucket.put("wrong", bytes.clone());
+    bucket.put("lying", bytes.clone());
     bucket.double.fault(Fault::WrongByte, When::any(), Often::Always);
     bucket.mount();
     // Every time it is complete it is found out; until then HTTP cannot show it.
     for times in 1..3 {
-        let _ = fs::read(bucket.path("wrong"));
+        let _ = fs::read(bucket.path("lying"));
         wait_until("the wrong bytes are found", || {
             // It takes a reader to fetch it again.
-            let _ = fs::read(bucket.path("wrong"));
+            let _ = fs::read(bucket.path("lying"));
             bucket.sandbox.status()["corrupt"].as_u64().unwrap() >= times
         });
     }
-    assert_said(&bucket, "wrong", &["checksum"]);
+    assert_said(&bucket, "lying", &["checksum"]);
     bucket.double.clear_faults();
-    wait_until("the right bytes are read", || fs::read(bucket.path("wrong")).is_ok_and(|read| read == bytes));
+    wait_until("the right bytes are read", || fs::read(bucket.path("lying")).is_ok_and(|read| read == bytes));
     bucket.restart();
-    assert!(fs::read(bucket.path("wrong")).unwrap() == bytes);
+    assert!(fs::read(bucket.path("lying")).unwrap() == bytes);
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use oss::conformance::{ODD_KEYS, conformance, conformance_without, sample};
-use oss::crc::{crc64, crc64_combine};
+use oss::crc::{crc64, crc64_combine, crc64_nvme};
 use oss::{
-    Addressing, CredentialSource, ErrorKind, GetOptions, Key, ListRequest, Location, PutMode, Scheme, Secret, Settings,
-    Store, StoreSettings, Stores, Timeouts,
+    Addressing, Checksum, CredentialSource, ErrorKind, GetOptions, Key, ListRequest, Location, PutMode, Scheme, Secret,
+    Settings, Store, StoreSettings, Stores, Timeouts,
 };
 use tests::double::{AccessKey, Action, Dialect, Double, DoubleConfig, Fault, Often, Operation, Outage, When};
 use tests::imds::Imds;
@@ -96,6 +96,25 @@ async fn both_protocols_conform_virtual_hosted() {
         settings.addressing = Addressing::VirtualHosted;
         conformance(open(scheme, settings), "p/").await;
         assert!(double.objects(BUCKET).is_empty() && double.uploads(BUCKET).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn heads_and_gets_tell_what_the_store_keeps() {
+    for scheme in SCHEMES {
+        let double = Double::start(DoubleConfig::default());
+        let store = store(scheme, &double);
+        let (key, bytes) = (Key::new("k"), sample(300_000, 1));
+        store.put(&key, bytes.clone(), PutMode::Overwrite).await.unwrap();
+        let expected = match scheme {
+            Scheme::Oss => Checksum::Crc64(crc64(&bytes)),
+            _ => Checksum::Crc64Nvme(crc64_nvme(&bytes)),
+        };
+        assert_eq!(store.head(&key).await.unwrap().checksum, Some(expected));
+        for range in [None, Some(5..10)] {
+            let got = store.get(&key, GetOptions { range, if_match: None }).await.unwrap();
+            assert!(got.request_id.as_ref().is_some_and(|id| !id.is_empty()), "{got:?}");
+        }
     }
 }
 

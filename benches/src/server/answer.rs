@@ -1,104 +1,137 @@
-//! From one request to its response.
+//! From the text of one request to what is answered. Pure.
 
-use std::convert::Infallible;
+use std::io::Write as _;
 use std::ops::Range;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
 use percent_encoding::percent_decode_str;
-use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::BUCKET;
 use super::listing::Query;
-use super::{BUCKET, Shared};
-use crate::content::Object;
+use crate::content::{Object, World};
 
-/// When every object was written, as HTTP and as listings say it.
+/// When every object was written, as HTTP says it.
 const WRITTEN: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
-/// Bytes sent at once on a line of limited bandwidth.
-const PACED_PIECE: u64 = 64 << 10;
-
-/// Answers one request. Nothing is ever written, and signatures are not looked at.
-pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
-    shared.requests.fetch_add(1, Ordering::Relaxed);
-    let latency = Duration::from_micros(shared.latency_micros.load(Ordering::Relaxed));
-    if !latency.is_zero() {
-        tokio::time::sleep(latency).await;
-    }
-    Ok(respond(&shared, &request))
-}
-
-fn respond(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Answer> {
-    let head = request.method() == Method::HEAD;
-    if !head && request.method() != Method::GET {
-        return refusal(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", head);
-    }
-    let Ok(path) = percent_decode_str(request.uri().path()).decode_utf8() else {
-        return refusal(StatusCode::BAD_REQUEST, "InvalidURI", head);
-    };
-    let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
-    if bucket != BUCKET {
-        return refusal(StatusCode::NOT_FOUND, "NoSuchBucket", head);
-    }
-    if key.is_empty() {
-        let query = Query::parse(request.uri().query().unwrap_or_default());
-        let text = if query.location { LOCATION.to_owned() } else { query.listing(shared.world.objects()) };
-        return xml(StatusCode::OK, text, head);
-    }
-    shared.objects.fetch_add(1, Ordering::Relaxed);
-    match shared.world.get(key) {
-        Some(object) => self::object(shared, object, request.headers().get(RANGE), head),
-        None => refusal(StatusCode::NOT_FOUND, "NoSuchKey", head),
-    }
-}
 
 /// The answer to `?location`: the oldest region, which has no name.
 const LOCATION: &str = "<LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"/>";
 
-fn object(shared: &Arc<Shared>, object: Object, range: Option<&HeaderValue>, head: bool) -> Response<Answer> {
-    let wanted = match range.and_then(|range| range.to_str().ok()) {
-        None => None,
-        Some(text) => match parse_range(text, object.size) {
-            Some(range) => Some(range),
-            None => return refusal(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange", head),
-        },
-    };
-    let status = if wanted.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-    let bytes = wanted.clone().unwrap_or(0..object.size);
-    let mut response = Response::new(if head {
-        Answer::text(String::new())
-    } else {
-        Answer::Object {
-            shared: Arc::clone(shared),
-            object,
-            begun: Instant::now(),
-            sent: 0,
-            pause: None,
-            bandwidth: shared.bandwidth.load(Ordering::Relaxed),
-            rest: bytes.clone(),
-        }
-    });
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(LAST_MODIFIED, HeaderValue::from_static(WRITTEN));
-    insert(headers, ETAG, &object.etag());
-    if wanted.is_some() {
-        insert(headers, CONTENT_RANGE, &format!("bytes {}-{}/{}", bytes.start, bytes.end - 1, object.size));
-    }
-    response
+/// What is read of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// HEAD: the answer has no body.
+    pub head: bool,
+    /// The connection ends after it.
+    pub close: bool,
+    /// GET or HEAD.
+    reads: bool,
+    path: &'a str,
+    query: &'a str,
+    range: Option<&'a str>,
 }
 
-fn insert(headers: &mut http::HeaderMap, name: http::HeaderName, value: &str) {
-    headers.insert(name, HeaderValue::from_str(value).expect("digits, quotes and dashes are legal in headers"));
+impl<'a> Request<'a> {
+    /// Reads a request's head, up to and with its empty line. None when it is no HTTP/1.
+    pub fn parse(head: &'a [u8]) -> Option<Self> {
+        let mut lines = std::str::from_utf8(head).ok()?.split("\r\n");
+        let mut first = lines.next()?.split(' ');
+        let (method, target, version) = (first.next()?, first.next()?, first.next()?);
+        if first.next().is_some() || !version.starts_with("HTTP/1.") || !target.starts_with('/') {
+            return None;
+        }
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let reads = method == "GET" || method == "HEAD";
+        // What comes after another method may be a body, which nobody here wants to read.
+        let mut request = Self { head: method == "HEAD", close: !reads, reads, path, query, range: None };
+        for line in lines {
+            let Some((name, value)) = line.split_once(':') else { continue };
+            let value = value.trim();
+            if name.eq_ignore_ascii_case("range") {
+                request.range = Some(value);
+            } else if name.eq_ignore_ascii_case("connection") {
+                request.close |= value.eq_ignore_ascii_case("close");
+            } else if name.eq_ignore_ascii_case("transfer-encoding")
+                || (name.eq_ignore_ascii_case("content-length") && value != "0")
+            {
+                request.close = true;
+            }
+        }
+        Some(request)
+    }
+
+    /// Whether it is about an object of the bucket, and not about the bucket.
+    pub fn names_object(&self) -> bool {
+        self.split().is_some_and(|(_, key)| !key.is_empty())
+    }
+
+    /// Bucket and key, both still encoded.
+    fn split(&self) -> Option<(&'a str, &'a str)> {
+        let path = self.path.strip_prefix('/')?;
+        Some(path.split_once('/').unwrap_or((path, "")))
+    }
+}
+
+/// What is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// XML.
+    Text { status: &'static str, body: String },
+    /// Bytes of an object, all of it when `partial` is not set.
+    Object { object: Object, range: Range<u64>, partial: bool },
+}
+
+/// Answers. Nothing is ever written, and signatures are not looked at.
+pub fn respond(world: &World, request: &Request) -> Answer {
+    if !request.reads {
+        return refusal("405 Method Not Allowed", "MethodNotAllowed");
+    }
+    let Some((bucket, key)) = request.split() else { return refusal("400 Bad Request", "InvalidURI") };
+    if bucket != BUCKET {
+        return refusal("404 Not Found", "NoSuchBucket");
+    }
+    if key.is_empty() {
+        let query = Query::parse(request.query);
+        return xml("200 OK", if query.location { LOCATION.to_owned() } else { query.listing(world.objects()) });
+    }
+    let Ok(key) = percent_decode_str(key).decode_utf8() else { return refusal("400 Bad Request", "InvalidURI") };
+    let Some(object) = world.get(&key) else { return refusal("404 Not Found", "NoSuchKey") };
+    match request.range {
+        None => Answer::Object { object, range: 0..object.size, partial: false },
+        Some(text) => match parse_range(text, object.size) {
+            Some(range) => Answer::Object { object, range, partial: true },
+            None => refusal("416 Range Not Satisfiable", "InvalidRange"),
+        },
+    }
+}
+
+impl Answer {
+    /// Appends the status line, the headers and the empty line.
+    pub fn write_head(&self, date: &str, close: bool, out: &mut Vec<u8>) {
+        let connection = if close { "connection: close\r\n" } else { "" };
+        // Writing to memory cannot fail.
+        let _ = match self {
+            Self::Text { status, body } => write!(
+                out,
+                "HTTP/1.1 {status}\r\ndate: {date}\r\ncontent-length: {}\r\ncontent-type: application/xml\r\n\
+                 x-amz-bucket-region: us-east-1\r\n{connection}\r\n",
+                body.len()
+            ),
+            Self::Object { object, range, partial } => {
+                let _ = write!(
+                    out,
+                    "HTTP/1.1 {}\r\ndate: {date}\r\ncontent-length: {}\r\ncontent-type: application/octet-stream\r\n\
+                     accept-ranges: bytes\r\nlast-modified: {WRITTEN}\r\netag: {}\r\n",
+                    if *partial { "206 Partial Content" } else { "200 OK" },
+                    range.end - range.start,
+                    object.etag()
+                );
+                if *partial {
+                    let last = range.end.saturating_sub(1);
+                    let _ = write!(out, "content-range: bytes {}-{last}/{}\r\n", range.start, object.size);
+                }
+                write!(out, "{connection}\r\n")
+            }
+        };
+    }
 }
 
 /// The bytes that a `Range` header asks for: `bytes=A-B`, `bytes=A-` or `bytes=-N`. None when there are no such bytes or
@@ -114,90 +147,12 @@ fn parse_range(text: &str, size: u64) -> Option<Range<u64>> {
     (range.start < range.end).then_some(range)
 }
 
-fn refusal(status: StatusCode, code: &str, head: bool) -> Response<Answer> {
-    xml(status, format!("<Error><Code>{code}</Code><Message>{code}</Message></Error>"), head)
+fn refusal(status: &'static str, code: &str) -> Answer {
+    xml(status, format!("<Error><Code>{code}</Code><Message>{code}</Message></Error>"))
 }
 
-fn xml(status: StatusCode, text: String, head: bool) -> Response<Answer> {
-    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{text}");
-    let length = text.len();
-    let mut response = Response::new(Answer::text(if head { String::new() } else { text }));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_LENGTH, length.into());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-    response.headers_mut().insert("x-amz-bucket-region", HeaderValue::from_static("us-east-1"));
-    response
-}
-
-/// A body.
-pub enum Answer {
-    /// All of it, in one piece.
-    Text(Bytes),
-    /// Bytes of an object.
-    Object {
-        shared: Arc<Shared>,
-        object: Object,
-        /// What is still to come.
-        rest: Range<u64>,
-        /// Bytes per second; 0 is unlimited.
-        bandwidth: u64,
-        begun: Instant,
-        sent: u64,
-        /// Runs until the next piece is due.
-        pause: Option<Pin<Box<Sleep>>>,
-    },
-}
-
-impl Answer {
-    fn text(text: String) -> Self {
-        Self::Text(text.into())
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            Self::Text(text) if text.is_empty() => Poll::Ready(None),
-            Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
-            Self::Object { shared, object, rest, bandwidth, begun, sent, pause } => {
-                if rest.is_empty() {
-                    return Poll::Ready(None);
-                }
-                if let Some(micros) = sent.saturating_mul(1_000_000).checked_div(*bandwidth) {
-                    let due = *begun + Duration::from_micros(micros);
-                    let timer = pause.get_or_insert_with(|| Box::pin(sleep_until(due)));
-                    if timer.as_mut().poll(context).is_pending() {
-                        return Poll::Pending;
-                    }
-                    *pause = None;
-                }
-                let most = if *bandwidth > 0 { PACED_PIECE } else { u64::MAX };
-                let piece = shared.world.piece(*object, rest.start, most.min(rest.end - rest.start));
-                let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
-                rest.start += length;
-                *sent += length;
-                shared.bytes.fetch_add(length, Ordering::Relaxed);
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Text(text) => text.is_empty(),
-            Self::Object { rest, .. } => rest.is_empty(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match self {
-            Self::Text(text) => u64::try_from(text.len()).unwrap_or(u64::MAX),
-            Self::Object { rest, .. } => rest.end - rest.start,
-        })
-    }
+fn xml(status: &'static str, text: String) -> Answer {
+    Answer::Text { status, body: format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{text}") }
 }
 
 #[cfg(test)]
@@ -219,6 +174,35 @@ mod tests {
             ("lines=1-2", None),
         ] {
             assert_eq!(parse_range(text, 10), range, "{text}");
+        }
+    }
+
+    #[test]
+    fn requests_are_read_and_answered() {
+        let mut world = World::new();
+        world.add("a b", 10);
+        let head = |text: &str| {
+            let text = format!("{text}\r\n\r\n");
+            let request = Request::parse(text.as_bytes()).unwrap();
+            let mut out = Vec::new();
+            respond(&world, &request).write_head("today", request.close, &mut out);
+            (request.names_object(), request.close, String::from_utf8(out).unwrap())
+        };
+        let (object, close, said) = head("GET /bench/a%20b?x=y HTTP/1.1\r\nHost: h\r\nrAnge:  bytes=2-3 ");
+        assert!(object && !close && said.starts_with("HTTP/1.1 206 Partial Content\r\ndate: today\r\n"), "{said}");
+        assert!(
+            said.contains("content-length: 2\r\n") && said.ends_with("content-range: bytes 2-3/10\r\n\r\n"),
+            "{said}"
+        );
+        let (object, close, said) = head("HEAD /bench?list-type=2 HTTP/1.1\r\nConnection: Close");
+        assert!(!object && close && said.starts_with("HTTP/1.1 200 OK\r\n") && said.contains("connection: close\r\n"));
+        assert!(head("GET /bench/a HTTP/1.1").2.starts_with("HTTP/1.1 404 "));
+        assert!(head("GET /other/a HTTP/1.1").2.starts_with("HTTP/1.1 404 "));
+        assert!(head("GET /bench/a%20b HTTP/1.1\r\nRange: bytes=10-").2.starts_with("HTTP/1.1 416 "));
+        let (_, close, said) = head("PUT /bench/a%20b HTTP/1.1\r\nContent-Length: 5");
+        assert!(close && said.starts_with("HTTP/1.1 405 "));
+        for wrong in ["GET", "GET /x SMTP/1", "GET x HTTP/1.1", "GET / HTTP/1.1 more"] {
+            assert_eq!(Request::parse(wrong.as_bytes()), None, "{wrong}");
         }
     }
 }

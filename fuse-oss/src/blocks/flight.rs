@@ -10,7 +10,7 @@ use oss::ErrorKind;
 use tracing::{debug, warn};
 
 use super::buffers::Share;
-use super::memory::{BlockId, Piece};
+use super::memory::{BlockId, Piece, Purpose};
 use super::object::Object;
 use super::plan::Stretch;
 use super::race::{Arrived, Head, Race};
@@ -29,7 +29,7 @@ pub(super) struct Flight {
     range: Range<u64>,
     /// What has been claimed and is still to come, in order.
     claimed: VecDeque<(u32, Granules)>,
-    ahead: bool,
+    purpose: Purpose,
 }
 
 /// Why a request did not bring everything.
@@ -41,42 +41,53 @@ enum Broken {
 }
 
 impl Flight {
-    /// A fetch of a stretch that has been claimed for it; `ahead` says that nobody has asked for it yet.
-    pub(super) fn new(blocks: &Arc<Blocks>, object: &Arc<Object>, stretch: Stretch, ahead: bool) -> Self {
+    /// A fetch of a stretch that has been claimed for it.
+    pub(super) fn new(blocks: &Arc<Blocks>, object: &Arc<Object>, stretch: Stretch, purpose: Purpose) -> Self {
         let Stretch { range, claimed } = stretch;
         let (blocks, object) = (Arc::clone(blocks), Arc::clone(object));
-        Self { blocks, object, range, claimed: claimed.into(), ahead }
+        Self { blocks, object, range, claimed: claimed.into(), purpose }
     }
 
     /// Fetches everything, or tells everybody who waits why not. `share` is its memory, where that has been given already.
-    pub(super) async fn run(mut self, share: Option<Share>) {
+    ///
+    /// # Errors
+    /// The one that everybody was told.
+    pub(super) async fn run(mut self, share: Option<Share>) -> Result<(), Fault> {
+        let outcome = self.fly(share).await;
+        if let Err(fault) = &outcome {
+            self.fail(fault);
+        }
+        outcome
+    }
+
+    async fn fly(&mut self, share: Option<Share>) -> Result<(), Fault> {
         let share = match share {
             Some(share) => Some(share),
             None => self.blocks.reserve(self.len()).await,
         };
         // The budget is never closed, so there always is a share.
-        let Some(mut share) = share else { return };
+        let Some(mut share) = share else { return Ok(()) };
         let mut deadline = Instant::now() + self.object.origin.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
             let before = self.claimed.len();
             match self.request(&mut share).await {
-                Ok(()) => return,
-                Err(Broken::Final(fault)) => return self.fail(&fault),
+                Ok(()) => return Ok(()),
+                Err(Broken::Final(fault)) => return Err(fault),
                 Err(Broken::Again(fault)) => {
                     if self.claimed.len() < before {
                         deadline = Instant::now() + self.object.origin.deadline;
                         pause = FIRST_PAUSE;
                     }
                     if Instant::now() + pause >= deadline {
-                        return self.fail(&fault);
+                        return Err(fault);
                     }
                     debug!(object = self.object.name(), offset = self.range.start, %fault, "asking again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                     // What had been begun went back with its buffer.
                     drop(share);
-                    let Some(again) = self.blocks.reserve(self.len()).await else { return };
+                    let Some(again) = self.blocks.reserve(self.len()).await else { return Ok(()) };
                     share = again;
                 }
             }
@@ -145,10 +156,10 @@ impl Flight {
             let from = start_of(block) + u64::from(within.start);
             let at = |byte: u64| usize::try_from(byte - from).expect("inside the part");
             let piece = Piece { first: run.start, bytes: bytes.slice(at(piece.start)..at(piece.end)) };
-            if self.ahead {
+            if self.purpose == Purpose::Ahead {
                 self.blocks.metrics.ahead.bytes(piece.bytes.len());
             }
-            self.blocks.memory.deliver(id, piece.clone(), self.ahead);
+            self.blocks.memory.deliver(id, piece.clone(), self.purpose);
             self.blocks.writer.put(&self.object, block, piece);
         }
     }

@@ -51,6 +51,17 @@ impl Piece {
     }
 }
 
+/// What bytes are fetched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Somebody waits for them.
+    Read,
+    /// Somebody is expected to want them soon.
+    Ahead,
+    /// They are to be on the disk.
+    Warm,
+}
+
 /// What somebody who waits for a piece gets.
 pub type Outcome = Result<Piece, Fault>;
 
@@ -169,15 +180,15 @@ impl Memory {
     }
 
     /// Ends the fetch of a piece that came: keeps it and tells everybody who waits for it.
-    pub fn deliver(&self, id: BlockId, piece: Piece, ahead: bool) {
+    pub fn deliver(&self, id: BlockId, piece: Piece, purpose: Purpose) {
         let granules = piece.granules();
         let waiters = {
             let mut inner = self.inner();
             let waiters = inner.landed(id, granules);
             // The last granule is what counts as reading to the end.
             let last = Granules(1 << (63 - granules.0.leading_zeros()));
-            let read = waiters.iter().any(|(wanted, _)| wanted.meets(last));
-            let ahead = ahead && waiters.is_empty();
+            let read = purpose == Purpose::Warm || waiters.iter().any(|(wanted, _)| wanted.meets(last));
+            let ahead = purpose == Purpose::Ahead && waiters.is_empty();
             inner.put(id, Held { piece: piece.clone(), ahead, read, kept: false });
             waiters
         };
@@ -366,7 +377,7 @@ mod tests {
         assert_eq!(fetches, 0);
         let (third, fetches) = wait(&memory, 1, 5..6, BLOCK..3 * BLOCK);
         assert_eq!(fetches, 1, "only the third block is missing");
-        memory.deliver((OBJECT, 0), piece(0, 64), false);
+        memory.deliver((OBJECT, 0), piece(0, 64), Purpose::Read);
         memory.fail((OBJECT, 1), Granules::numbered(0..64), &Fault::Internal("gone".into()));
         assert_eq!(first.blocking_recv().unwrap().unwrap().bytes.len(), 1 << 20);
         assert_eq!(second.blocking_recv().unwrap().unwrap().first, 0);
@@ -392,7 +403,7 @@ mod tests {
         let memory = memory();
         memory.claim_ahead(OBJECT, &(0..4 * BLOCK), &MISSING, |_| Granules::EMPTY);
         for block in 0..4 {
-            memory.deliver((OBJECT, block), piece(0, 64), true);
+            memory.deliver((OBJECT, block), piece(0, 64), Purpose::Ahead);
         }
         let end = 1 << 20;
         assert!(memory.get((OBJECT, 0), &(0..100)).is_some(), "not read to its end");
@@ -414,8 +425,8 @@ mod tests {
     fn parts_are_collected_from_pieces() {
         let memory = memory();
         memory.claim_ahead(OBJECT, &(0..BLOCK), &MISSING, |_| Granules::EMPTY);
-        memory.deliver((OBJECT, 0), piece(2, 3), true);
-        memory.deliver((OBJECT, 0), piece(8, 1), true);
+        memory.deliver((OBJECT, 0), piece(2, 3), Purpose::Ahead);
+        memory.deliver((OBJECT, 0), piece(8, 1), Purpose::Ahead);
         let mut parts = Vec::new();
         let left = memory.collect((OBJECT, 0), Granules::numbered(0..10), &mut parts);
         assert_eq!(left, Granules::numbered(0..2).with(Granules::numbered(5..8)).with(Granules::numbered(9..10)));

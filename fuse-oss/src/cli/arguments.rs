@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use fuse_oss::{ByteSize, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, RUNTIME_DIR_VARIABLE};
+use fuse_oss::{ByteSize, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, Prefetch, RUNTIME_DIR_VARIABLE};
 
 /// Mount object storage (oss://, s3://, gs://, az://, file://) as a read-only file system.
 #[derive(Debug, Parser)]
@@ -135,6 +135,10 @@ pub struct MountArguments {
     /// Mount over a directory that is not empty, hiding what is in it.
     #[arg(long)]
     pub nonempty: bool,
+    /// Bring in ahead of time, in the background: metadata (all names) or all (names, then content, as far as the cache holds it);
+    /// fuse-oss status shows how far it is.
+    #[arg(long, value_name = "WHAT", value_parser = prefetch, default_value = "none")]
+    pub prefetch: Prefetch,
     /// Where the store is asked: https://oss-cn-hangzhou-internal.aliyuncs.com, http://127.0.0.1:9000 [default: the region's].
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -268,6 +272,11 @@ pub struct ServeArguments {
     /// Go into the background once ready; the log then goes to RUNTIME_DIR/HASH.log.
     #[arg(long)]
     pub detach: bool,
+}
+
+/// Reads what is to be brought in ahead of time.
+pub fn prefetch(text: &str) -> Result<Prefetch, String> {
+    text.parse()
 }
 
 /// Reads permission bits.

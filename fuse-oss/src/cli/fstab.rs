@@ -171,6 +171,7 @@ impl Wanted {
             "gid" => arguments.gid = Some(id()?),
             "file_mode" => arguments.file_mode = octal(needed()?).map_err(|error| bad(&error))?,
             "dir_mode" => arguments.dir_mode = octal(needed()?).map_err(|error| bad(&error))?,
+            "prefetch" => arguments.prefetch = needed()?.parse().map_err(|error: String| bad(&error))?,
             "connect_timeout" => arguments.connect_timeout = Some(number()?),
             "read_timeout" => arguments.read_timeout = Some(number()?),
             "total_timeout" => arguments.total_timeout = Some(number()?),
@@ -200,6 +201,7 @@ impl Wanted {
             allow_other: self.arguments.allow_other,
             exec: self.exec,
             nonempty: self.arguments.nonempty,
+            prefetch: self.arguments.prefetch,
         }
     }
 
@@ -280,6 +282,7 @@ mod tests {
     use super::super::arguments::{Arguments, Command};
     use super::*;
     use clap::Parser;
+    use fuse_oss::Prefetch;
 
     fn parse(line: &[&str]) -> Result<Wanted, MountError> {
         let arguments = rewrite(line.iter().map(OsString::from).collect())?;
@@ -315,11 +318,16 @@ mod tests {
             ("uid=root", "-o uid"),
             ("file_mode=999", "no octal mode"),
             ("allow_other=yes", "takes no value"),
+            ("prefetch=everything", "write none, metadata or all"),
         ] {
             let error = parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", options]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage);
             assert!(error.message.contains(hint), "{error}");
         }
+        let ahead = |line: &[&str]| parse(line).unwrap().options().prefetch;
+        assert_eq!(ahead(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "ro,prefetch=all"]), Prefetch::All);
+        assert_eq!(ahead(&["fuse-oss", "mount", "oss://b/p/", "/mnt", "--prefetch=metadata"]), Prefetch::Metadata);
+        assert_eq!(ahead(&["fuse-oss", "oss://b/p/", "/mnt"]), Prefetch::None);
         assert!(!parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "noexec"]).unwrap().options().exec);
     }
 

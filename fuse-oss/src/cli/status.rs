@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use fuse_oss::client::servers;
 use fuse_oss::metrics::{LatencySnapshot, ServedSnapshot, Snapshot};
 use fuse_oss::server::human;
-use fuse_oss::{ErrorKind, MountError, MountStatus, Status};
+use fuse_oss::{ErrorKind, MountError, MountStatus, Prefetch, PrefetchStatus, Status};
 
 use super::arguments::StatusArguments;
 
@@ -70,10 +70,32 @@ fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
     for entry in &mount.entries {
         writeln!(f, "    {:?} -> {}", entry.at, entry.location.escaped())?;
     }
+    if let Some(prefetch) = &mount.prefetch {
+        writeln!(f, "    {}", Ahead(prefetch))?;
+    }
     if mount.hidden > 0 {
         writeln!(f, "    {} keys are not shown, because no file system can hold them", mount.hidden)?;
     }
     Ok(())
+}
+
+/// How far bringing things in ahead of time is.
+struct Ahead<'a>(&'a PrefetchStatus);
+
+impl Display for Ahead<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let ahead = self.0;
+        write!(f, "fetched ahead: {} names", ahead.names)?;
+        if ahead.kind == Prefetch::All {
+            let (done, total) = (human(ahead.bytes_done), human(ahead.bytes_total));
+            write!(f, ", {} of {} objects ({done} of {total})", ahead.objects_done, ahead.objects_total)?;
+        }
+        match (&ahead.error, ahead.finished) {
+            (Some(error), _) => write!(f, ", given up: {error}"),
+            (None, true) => f.write_str(", done"),
+            (None, false) => f.write_str(", going on"),
+        }
+    }
 }
 
 /// What was counted. Lines about what has not happened are left out.

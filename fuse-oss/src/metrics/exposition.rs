@@ -412,7 +412,15 @@ mod tests {
     }
 
     fn mount(target: impl Into<PathBuf>, detached: bool, nodes: u64) -> MountStatus {
-        MountStatus { target: target.into(), entries: vec![], detached, nodes, hidden: 1, open_files: 2 }
+        MountStatus {
+            target: target.into(),
+            entries: vec![],
+            detached,
+            nodes,
+            hidden: 1,
+            open_files: 2,
+            prefetch: None,
+        }
     }
 
     fn status(metrics: &Metrics, mounts: Vec<MountStatus>) -> Status {

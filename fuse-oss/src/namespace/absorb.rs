@@ -133,7 +133,8 @@ impl Table {
         Ok(absorbed)
     }
 
-    /// Takes in a page of a listing of everything below `base` (without a delimiter), which holds everything behind `from`.
+    /// Takes in a page of a listing of everything below `base` (without a delimiter), which holds everything behind `from`, or
+    /// from there on if it is a prefix.
     /// `swept` is what the directories it completes remember it by.
     ///
     /// # Errors
@@ -153,7 +154,8 @@ impl Table {
             return Err(Refused::Unordered);
         }
         let last = page.objects.last().map(|meta| meta.key.as_str().to_owned());
-        let last = last.filter(|last| from.is_none_or(|from| last.as_str() > from));
+        let is_before = |key: &str| from.is_some_and(|from| key < from || (key == from && !from.ends_with('/')));
+        let last = last.filter(|last| !is_before(last));
         let mut absorbed = Absorbed { last, ..Absorbed::default() };
         let feeding = self.directory(base).listing.continues(&base_prefix, from);
         let mut path = base_prefix.clone();
@@ -165,7 +167,7 @@ impl Table {
         for meta in page.objects {
             let key = meta.key.as_str();
             // Not asked for: a store that cannot begin inside a listing.
-            if from.is_some_and(|from| key <= from) {
+            if is_before(key) {
                 continue;
             }
             while !key.starts_with(&path) {
@@ -308,3 +310,6 @@ impl Table {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

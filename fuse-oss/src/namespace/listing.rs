@@ -115,6 +115,12 @@ impl Partial {
     }
 }
 
+/// What a sweep that comes to the keys from `from` on begins behind. A prefix counts as not seen itself: its own key, a marker, is
+/// wanted. There is no string just before `x/`; this leaves some keys in between, which do no harm.
+pub fn behind(from: &str) -> String {
+    from.strip_suffix('/').map_or_else(|| from.to_owned(), |name| format!("{name}.~"))
+}
+
 /// Whether a listing that has come as far as `reached` has passed the place of `key + "/"`.
 pub fn passes(reached: &str, key: &str) -> bool {
     match reached.strip_prefix(key) {
@@ -136,6 +142,13 @@ mod tests {
             assert_eq!(passes(reached, "x"), certain, "{reached}");
         }
         assert!(!passes("w", "x"));
+    }
+
+    #[test]
+    fn a_sweep_begins_before_the_marker() {
+        assert_eq!(behind("d/x/"), "d/x.~");
+        assert!(behind("d/x/").as_str() < "d/x/" && behind("d/x/").as_str() > "d/x.log");
+        assert_eq!(behind("d/x"), "d/x");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! How far. Sweeping ahead costs credits. There are a few to begin with; a page that answers a question about a directory in it
 //! buys more, twice as many each time, 64 at most. So a walk is soon followed at the speed of the store and left alone when
-//! it stops, random questions in a small tree fill it within a few round trips, and random questions in a huge one soon cost one
+//! it stops, random questions in a tree of few pages, as far as that can be told, fill it within a few round trips, and random questions in a huge one soon cost one
 //! request each. A large directory in the way that nobody asks about is entered no further than there are credits; the
 //! sweep stays there, and the next question behind it is far away and begins another.
 //!
@@ -20,7 +20,10 @@
 
 use std::collections::HashMap;
 
+use oss::ErrorKind;
+
 use super::absorb::{Absorbed, DEPTHS};
+use super::question::{Gap, Question};
 use super::table::Dir;
 use crate::fault::Fault;
 
@@ -48,7 +51,7 @@ const PROBES: u32 = 4;
 /// Sweeps that are remembered, those that have ended included.
 const MOST_SWEEPS: usize = 64;
 
-/// After so many sweeps failed there are no more: a bucket's rules can allow listing only below some prefixes.
+/// After so many sweeps were refused there are no more: a bucket's rules can allow listing only below some prefixes.
 const MOST_FAILURES: u32 = 3;
 
 /// So many pages without anything new are the end: a server that goes on like that goes on for ever.
@@ -76,32 +79,6 @@ pub struct Fetch {
     pub token: Option<String>,
     /// By what directories remember that this page completed them: sweep and number of page.
     pub swept: u64,
-}
-
-/// A question about what is in a directory.
-#[derive(Debug, Clone)]
-pub struct Question {
-    /// The directory.
-    pub dir: Dir,
-    /// The prefix of its keys.
-    pub prefix: String,
-    /// The key up to which it has been listed.
-    pub reached: Option<String>,
-    /// The outermost directory around it of which two children have been asked about, and its prefix.
-    pub base: Option<(Dir, String)>,
-    /// Sweeps may begin: the store's pages are in order, and there is room for names nobody asked for.
-    pub sweepable: bool,
-    /// The store can begin a listing anywhere at no extra cost.
-    pub from_inside: bool,
-}
-
-/// What lies between where a sweep is and a directory further on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// How deep below the sweep's base the two ways part.
-    pub depth: usize,
-    /// How many siblings further on it is, there.
-    pub siblings: usize,
 }
 
 /// How a page ended.
@@ -289,20 +266,34 @@ impl Plan {
             let anywhere = !question.from_inside && sweep.base == *base;
             anywhere || sweep.covers(*base, &question.prefix)
         };
-        if self.sweeps.iter().any(there) || !self.may_begin() {
+        if self.sweeps.iter().any(there) || !self.may_begin(question) {
             return None;
         }
         Some((*base, base_prefix.clone()))
     }
 
-    fn may_begin(&mut self) -> bool {
+    fn may_begin(&mut self, question: &Question) -> bool {
         self.misses += 1;
-        self.gain = (self.gain / 2).max(1);
-        if self.credits == 0 && self.misses % TRIAL != 0 {
+        if self.is_small(question) {
+            self.earn();
+        } else {
+            self.gain = (self.gain / 2).max(1);
+        }
+        if self.credits == 0 && !self.misses.is_multiple_of(TRIAL) {
             return false;
         }
         self.credits = self.credits.saturating_sub(1);
         true
+    }
+
+    /// Whether everything around a question seems to be few pages, going by what sweeps have passed there.
+    fn is_small(&self, question: &Question) -> bool {
+        let Some((base, _)) = &question.base else { return false };
+        let there = self.sweeps.iter().filter(|sweep| sweep.base == *base);
+        let (pages, passed) = there.fold((0_u64, 0_u64), |(pages, passed), sweep| {
+            (pages + u64::from(sweep.pages), passed + u64::from(sweep.passed[0]))
+        });
+        passed > 0 && (question.base_names as u64).saturating_mul(pages) <= passed * u64::from(MOST_AHEAD)
     }
 
     fn begin(&mut self, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
@@ -326,14 +317,18 @@ impl Plan {
         })
     }
 
-    /// Lists everything below a directory to the end, whoever asks.
-    pub fn whole(&mut self, base: Dir, base_prefix: String) -> Option<Fetch> {
+    /// Lists everything below a directory to the end, whoever asks, by a sweep from the beginning and one from each of `begins`.
+    pub fn whole(&mut self, base: Dir, base_prefix: &str, begins: Vec<String>) -> Vec<Fetch> {
         if self.failures >= MOST_FAILURES {
-            return None;
+            return Vec::new();
         }
-        let sweep = self.begin(base, base_prefix, None);
-        sweep.whole = true;
-        Some(sweep.fetch())
+        let begins = std::iter::once(None).chain(begins.into_iter().map(Some));
+        let begun = begins.map(|begin| {
+            let sweep = self.begin(base, base_prefix.to_owned(), begin);
+            sweep.whole = true;
+            sweep.fetch()
+        });
+        begun.collect()
     }
 
     /// Whether something is being listed to the end below a directory.
@@ -417,28 +412,31 @@ impl Plan {
     }
 
     fn sweep_arrived(&mut self, id: u32, swept: u64, arrived: Arrived) -> Option<Fetch> {
-        if arrived.absorbed.answered > 0 && swept != self.last_hit {
+        let at = self.sweeps.iter().position(|sweep| sweep.id == id)?;
+        // That a sweep answers the question it began with is no sign that it pays.
+        let itself = u32::from(self.sweeps[at].pages == 0);
+        if arrived.absorbed.answered > itself && swept != self.last_hit {
             self.last_hit = swept;
             self.earn();
         }
-        let at = self.sweeps.iter().position(|sweep| sweep.id == id)?;
         let sweep = &mut self.sweeps[at];
         sweep.running = false;
         sweep.wanted = false;
         sweep.pages += 1;
-        sweep.idle = if arrived.absorbed.last.is_some() { 0 } else { sweep.idle + 1 };
+        let advanced = arrived.absorbed.last.is_some() && arrived.absorbed.last != sweep.cursor;
+        sweep.idle = if advanced { 0 } else { sweep.idle + 1 };
         for (sum, passed) in sweep.passed.iter_mut().zip(arrived.absorbed.passed) {
             *sum += passed;
         }
         let left_one = arrived.absorbed.passed.iter().any(|&passed| passed > 0);
         sweep.stuck = if left_one { 0 } else { sweep.stuck + 1 };
-        if arrived.absorbed.last.is_some() {
+        if advanced {
             sweep.cursor = arrived.absorbed.last;
         }
         sweep.ended = arrived.token.is_none();
         sweep.token = arrived.token;
         if sweep.idle >= MOST_IDLE {
-            self.sweep_failed(id);
+            self.sweep_failed(id, &does_not_advance());
             return None;
         }
         let id = self.join(at).unwrap_or(id);
@@ -476,16 +474,25 @@ impl Plan {
                     own.fail(fault);
                 }
             }
-            Job::Sweep(id) => self.sweep_failed(id),
+            Job::Sweep(id) => self.sweep_failed(id, &fault),
         }
     }
 
-    fn sweep_failed(&mut self, id: u32) {
+    fn sweep_failed(&mut self, id: u32, fault: &Fault) {
         // Those who wait list their directories by themselves, and hear what is wrong if that fails, too.
         self.sweeps.retain(|sweep| sweep.id != id);
         self.credits = 0;
         self.gain = 1;
-        self.failures += 1;
+        // An outage passes; rules and habits of a store do not.
+        let passes = match fault {
+            Fault::Store(error) => match error.kind() {
+                ErrorKind::Unavailable => !error.is_lasting(),
+                ErrorKind::Throttled { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        };
+        self.failures += u32::from(!passes);
     }
 
     /// How often a directory's own listing has failed, and how it did the last time.
@@ -523,3 +530,6 @@ impl Own {
 pub fn does_not_advance() -> Fault {
     Fault::Internal("the store's listing does not advance (page after page without anything new)".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

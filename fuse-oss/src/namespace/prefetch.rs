@@ -1,15 +1,23 @@
-//! Listing everything of a mount ahead of time, one request at a time, so that those who wait for an answer are not held up.
+//! Listing everything of a mount ahead of time, a few requests at a time, so that those who wait for an answer are not held up.
 //!
-//! A sweep from the first key to the last does nearly all of it. What it leaves (directories in which another sweep had begun, stores
-//! whose pages come in no order) is listed directory by directory. A failure is said and is the end of it: the mount goes on
-//! to list what it is asked for.
+//! Sweeps from the first key to the last do nearly all of it, side by side where the names at the top tell where to divide. What they
+//! leave (directories in which another sweep had begun, stores whose pages come in no order) is listed directory by directory. A
+//! directory that may not be listed is passed over and said in the end; any other failure is the end of it. The mount goes on to
+//! list what it is asked for.
 
 use std::sync::{Arc, PoisonError};
 
 use tracing::{info, warn};
 
+use super::table::{Dir, Table};
 use super::{Namespace, Shared};
 use crate::fault::Fault;
+
+/// Sweeps side by side over one mounted location.
+const SIDE_BY_SIDE: usize = 4;
+
+/// There is no use in dividing fewer directories than this.
+const WORTH_DIVIDING: usize = 4 * SIDE_BY_SIDE;
 
 /// How far it has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,11 +68,11 @@ impl Namespace {
         let roots: Vec<_> = {
             let table = self.shared.read();
             let roots = table.roots().iter().filter(|root| root.ordered);
-            roots.map(|root| (root.dir, root.prefix.clone())).collect()
+            roots.map(|root| (root.dir, root.prefix.clone(), division(&table, root.dir))).collect()
         };
-        for (dir, prefix) in roots {
-            let first = self.shared.plan().whole(dir, prefix);
-            self.launch(first);
+        for (dir, prefix, begins) in roots {
+            let fetches = self.shared.plan().whole(dir, &prefix, begins);
+            self.launch(fetches);
             loop {
                 let changed = self.shared.changed.notified();
                 tokio::pin!(changed);
@@ -75,15 +83,30 @@ impl Namespace {
                 changed.await;
             }
         }
-        let mut from = 0;
+        let (mut from, mut refused) = (0, None);
         loop {
             let next = self.shared.read().incomplete_from(from);
-            let Some((at, dir)) = next else { return Ok(()) };
+            let Some((at, dir)) = next else { return refused.map_or(Ok(()), Err) };
             if !self.shared.has_room() {
                 return Err(Fault::TooManyNames(self.shared.read().len()));
             }
-            self.until(dir, |table| table.directory(dir).listing.is_complete().then_some(())).await?;
+            match self.until(dir, |table| table.directory(dir).listing.is_complete().then_some(())).await {
+                Err(Fault::Store(error)) if *error.kind() == oss::ErrorKind::Denied => {
+                    refused.get_or_insert(Fault::Store(error));
+                }
+                outcome => outcome?,
+            }
             from = at + 1;
         }
     }
+}
+
+/// Where sweeps over a directory can begin beside the one from its beginning.
+fn division(table: &Table, dir: Dir) -> Vec<String> {
+    let from_inside = table.root_of(dir).is_some_and(|root| root.origin.store.capabilities().list_from_inside);
+    let below: Vec<Dir> = table.entries(dir, 0).filter_map(|(node, _)| table.dir(node.ino)).collect();
+    if !from_inside || below.len() < WORTH_DIVIDING {
+        return Vec::new();
+    }
+    (1..SIDE_BY_SIDE).map(|part| table.prefix(below[below.len() * part / SIDE_BY_SIDE])).collect()
 }

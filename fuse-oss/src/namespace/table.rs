@@ -24,6 +24,9 @@ use crate::fault::Fault;
 /// The most names one mount remembers, at some 100 bytes each.
 pub const MAX_NODES: usize = 10_000_000;
 
+/// From so many names on only what is asked for is listed, so that listing ahead never is what fills a mount.
+const ROOM: usize = MAX_NODES / 2;
+
 /// Directories of up to so many names are searched from front to back.
 const SMALL: usize = 8;
 
@@ -84,6 +87,7 @@ pub struct Directory {
     index: Vec<u32>,
     /// Hashes of names that were looked for and are not there. Of two names in 2^64 one would be taken for the other; the
     /// hash is keyed at random, so nobody can find such a pair.
+    #[expect(clippy::box_collection, reason = "most directories have none, and there are many directories")]
     missing: Option<Box<HashSet<u64>>>,
 }
 
@@ -114,6 +118,10 @@ pub struct Table {
     objects: HashMap<u32, (Arc<Origin>, Box<str>)>,
     /// How often a file's content had been found wrong when it was opened last, where it ever was.
     wrong: HashMap<u32, AtomicU64>,
+    /// Objects that are shown.
+    pub files: u64,
+    /// Their length in bytes.
+    pub bytes: u64,
     /// Keys that cannot be shown.
     pub hidden: u64,
     /// The first of them.
@@ -154,6 +162,8 @@ impl Table {
             tags: HashMap::new(),
             objects: HashMap::new(),
             wrong: HashMap::new(),
+            files: 0,
+            bytes: 0,
             hidden: 0,
             first_hidden: None,
         };
@@ -181,6 +191,11 @@ impl Table {
     /// How many names there are.
     pub fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// Whether there is room for names that nobody asked for.
+    pub fn has_room(&self) -> bool {
+        self.records.len() < ROOM
     }
 
     fn record(&self, ino: u64) -> Option<&Record> {
@@ -551,6 +566,8 @@ impl Table {
                 record.tag_parts = packed.parts;
             }
         }
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(meta.size);
         if let Some((tag, None)) = tag {
             self.tags.insert(ino, tag.0.as_str().into());
         }

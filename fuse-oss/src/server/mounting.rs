@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
-use super::{Active, Server};
+use super::{Active, Prefetching, Server};
 use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
@@ -93,14 +93,24 @@ impl Server {
         inner.handles().set_notifier(transport.notifier());
         let path = target.path().to_owned();
         let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
-        let active =
-            Active { target: path.clone(), entries: request.entries, inner, device: device.clone(), detached: false };
+        let prefetching = Prefetching::new(request.options.prefetch, &inner);
+        let active = Active {
+            target: path.clone(),
+            entries: request.entries,
+            inner,
+            device: device.clone(),
+            detached: false,
+            prefetching,
+        };
         self.table().sessions.insert(id, active);
         drop(reservation);
         self.save_record();
         self.spawn_session(id, transport);
         self.wait_until_it_answers(&path).await?;
         raise_read_ahead(&device);
+        if let Some(prefetching) = self.table().sessions.get_mut(&id).and_then(|active| active.prefetching.as_mut()) {
+            prefetching.start(&self.runtime);
+        }
         info!(target = %path.display(), what = label, "mounted");
         Ok(MountReply { target: path, pid: std::process::id() })
     }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::header::AsHeaderName;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::refusal::Condition;
 use crate::http::Body;
@@ -48,7 +49,7 @@ pub(crate) struct Call<'a> {
     pub replay: Replay,
     pub expect: Expect,
     /// A header whose value cannot be sent.
-    pub unsendable: Option<&'static str>,
+    pub unsendable: Option<HeaderName>,
 }
 
 impl<'a> Call<'a> {
@@ -72,8 +73,13 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
-        match http::HeaderValue::from_str(value) {
+    pub(crate) fn header(self, name: &'static str, value: &str) -> Self {
+        self.with(HeaderName::from_static(name), HeaderValue::from_str(value))
+    }
+
+    /// The same with what need not be parsed or copied.
+    pub(crate) fn with<E>(mut self, name: HeaderName, value: Result<HeaderValue, E>) -> Self {
+        match value {
             Ok(value) => {
                 self.headers.insert(name, value);
             }
@@ -98,7 +104,7 @@ pub(crate) struct Reply {
 
 impl Reply {
     /// A header's text.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: impl AsHeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }

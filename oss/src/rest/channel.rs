@@ -8,7 +8,9 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri};
+use http::header::HOST;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Request, StatusCode, Uri};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -137,8 +139,7 @@ impl Channel {
 
     /// For messages: the proxy that requests go through, if they do.
     pub(crate) fn via(&self) -> String {
-        let target = self.endpoint.get().and_then(|endpoint| endpoint.base.parse::<Uri>().ok());
-        target.map(|target| self.http.via(&target)).unwrap_or_default()
+        self.endpoint.get().map(|endpoint| self.http.via(&endpoint.base)).unwrap_or_default()
     }
 
     /// Where the bucket is.
@@ -168,7 +169,7 @@ impl Channel {
             let error = self.error(ErrorKind::Invalid, call.operation, None, "an object's key cannot be empty");
             return Err(Failure { error, ambiguous: false });
         }
-        if let Some(name) = call.unsendable {
+        if let Some(name) = &call.unsendable {
             let why = format!("the value of the header {name} holds characters that cannot be sent");
             let error = self.error(ErrorKind::Invalid, call.operation, call.key, why);
             return Err(Failure { error, ambiguous: false });
@@ -364,17 +365,25 @@ impl Channel {
         now: SystemTime,
     ) -> Result<Request<Bytes>, (ErrorKind, String)> {
         let key = call.key.map_or("", Key::as_str);
-        let encoded = sign::encode_path(key).to_string();
         let empty = if self.dialect == Dialect::Oss { EmptyValue::Bare } else { EmptyValue::WithEquals };
         let pairs: Vec<(&str, &str)> = call.query.iter().map(|(name, value)| (*name, value.as_ref())).collect();
         let query = sign::encode_query(&pairs, empty);
-        let path = format!("{}{encoded}", endpoint.prefix);
-        let mut headers = call.headers.clone();
+        // The path as it is sent, and behind it in the same buffer the query.
+        let mut target = String::with_capacity(endpoint.prefix.len() + key.len() * 2 + query.len() + 1);
+        target.push_str(&endpoint.prefix);
+        target.extend(sign::encode_path(key));
+        // Room for what the signature and the client add, so that the map does not grow.
+        let mut headers = HeaderMap::with_capacity(call.headers.len() + 8);
+        headers.extend(call.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         if let Some(identity) = identity {
             let time = jiff::Timestamp::try_from(now)
                 .map_err(|error| (ErrorKind::Invalid, format!("the clock is beyond reason: {error}")))?;
             let scope = Scope { region: &endpoint.region, time, keys: &self.keys };
-            let canonical = format!("{}{encoded}", endpoint.canonical_prefix);
+            let canonical: Cow<'_, str> = if endpoint.canonical_prefix == endpoint.prefix {
+                Cow::Borrowed(&target)
+            } else {
+                Cow::Owned(format!("{}{}", endpoint.canonical_prefix, &target[endpoint.prefix.len()..]))
+            };
             let unsigned = Unsigned {
                 method: &call.method,
                 path: &canonical,
@@ -388,10 +397,17 @@ impl Channel {
             };
             signed.map_err(|error| (ErrorKind::BadCredentials, error.to_string()))?;
         }
-        let separator = if query.is_empty() { "" } else { "?" };
-        let uri: Uri = format!("{}{path}{separator}{query}", endpoint.base)
-            .parse()
-            .map_err(|error| (ErrorKind::Invalid, format!("the key makes no valid request: {error}")))?;
+        headers.insert(HOST, endpoint.host_value.clone());
+        if !query.is_empty() {
+            target.push('?');
+            target.push_str(&query);
+        }
+        let unusable = |why: String| (ErrorKind::Invalid, format!("the key makes no valid request: {why}"));
+        let mut parts = endpoint.base.clone().into_parts();
+        let target =
+            PathAndQuery::from_maybe_shared(Bytes::from(target)).map_err(|error| unusable(error.to_string()))?;
+        parts.path_and_query = Some(target);
+        let uri = Uri::from_parts(parts).map_err(|error| unusable(error.to_string()))?;
         let mut request = Request::new(call.body.clone());
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = uri;

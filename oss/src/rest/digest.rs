@@ -3,10 +3,12 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::ETAG;
+use http::{HeaderMap, HeaderName};
 use md5::{Digest as _, Md5};
 
 use super::call::Dialect;
+use super::names;
 use crate::crc::{Crc64, Crc64Nvme};
 use crate::sign::sha256_hex as sha256;
 use crate::store::Checksum;
@@ -101,18 +103,25 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 
 /// The checksum of the whole object that a store's answer names.
 pub(crate) fn of_answer(dialect: Dialect, headers: &HeaderMap) -> Option<Checksum> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match dialect {
-        Dialect::Oss => text("x-oss-hash-crc64ecma")?.trim().parse().ok().map(Checksum::Crc64),
+        Dialect::Oss => text(headers, &names::OSS_CRC64)?.trim().parse().ok().map(Checksum::Crc64),
         Dialect::S3 => {
-            crc64_nvme(headers).map(Checksum::Crc64Nvme).or_else(|| etag_md5(text("etag")?, headers).map(Checksum::Md5))
+            let md5 = || etag_md5(headers.get(ETAG)?.to_str().ok()?, headers).map(Checksum::Md5);
+            crc64_nvme(headers).map(Checksum::Crc64Nvme).or_else(md5)
         }
     }
 }
 
-/// The CRC-64/NVME in an answer of S3.
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The CRC-64/NVME of the whole object in an answer of S3. Not one that was put together of the parts' own, which nobody can
+/// compute who does not know the parts.
 pub(crate) fn crc64_nvme(headers: &HeaderMap) -> Option<u64> {
-    decode_crc64_nvme(headers.get("x-amz-checksum-crc64nvme")?.to_str().ok()?)
+    let value = text(headers, &names::S3_CRC64_NVME)?;
+    let composite = text(headers, &names::S3_CHECKSUM_TYPE).is_some_and(|kind| kind.eq_ignore_ascii_case("COMPOSITE"));
+    decode_crc64_nvme(value).filter(|_| !composite)
 }
 
 /// A CRC-64/NVME as S3 writes it.
@@ -129,12 +138,12 @@ pub(crate) fn encode_crc64_nvme(value: u64) -> String {
 /// The MD5 that an entity tag of S3 is, when it is one: not for objects made of parts, and not for those encrypted with keys
 /// of KMS or of the customer, whose tags look the same and are something else.
 pub(crate) fn etag_md5(etag: &str, headers: &HeaderMap) -> Option<[u8; 16]> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let by_kms = text("x-amz-server-side-encryption").starts_with("aws:kms");
-    if by_kms || headers.contains_key("x-amz-server-side-encryption-customer-algorithm") {
+    let etag = bare(etag);
+    let by_kms = || text(headers, &names::S3_ENCRYPTION).is_some_and(|value| value.starts_with("aws:kms"));
+    if etag.len() != 32 || by_kms() || headers.contains_key(&names::S3_CUSTOMER_KEY) {
         return None;
     }
-    hex::decode(bare(etag)).ok()?.try_into().ok()
+    hex::decode(etag).ok()?.try_into().ok()
 }
 
 /// An entity tag without its quotes.
@@ -161,7 +170,7 @@ mod tests {
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), http::HeaderValue::from_static(value)))
+            .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)))
             .collect()
     }
 

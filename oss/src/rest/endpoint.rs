@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use http::{HeaderValue, Uri};
+
 use crate::location::{Location, Scheme};
 use crate::settings::{Addressing, StoreSettings};
 
@@ -13,10 +15,12 @@ const S3_DEFAULT_REGION: &str = "us-east-1";
 /// How a bucket is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// `https://bucket.oss-cn-hangzhou.aliyuncs.com`, without a slash at the end.
-    pub base: String,
+    /// `https://bucket.oss-cn-hangzhou.aliyuncs.com/`, to which paths are added.
+    pub base: Uri,
     /// The `Host` header.
     pub host: String,
+    /// The same, ready to be sent.
+    pub host_value: HeaderValue,
     /// What goes before an encoded key in the path: `/` or `/bucket/`.
     pub prefix: String,
     /// What goes before an encoded key under the signature.
@@ -112,10 +116,13 @@ pub(crate) fn resolve(
         Some(port) => format!("{name}:{port}"),
         None => name,
     };
-    let base = format!("{}://{host}", if server.secure { "https" } else { "http" });
+    let impossible = || Unresolved::Invalid(format!("{host:?} is no host that can be asked: use path addressing"));
+    let base = format!("{}://{host}/", if server.secure { "https" } else { "http" });
+    let base = base.parse::<Uri>().map_err(|_| impossible())?;
+    let host_value = HeaderValue::from_str(&host).map_err(|_| impossible())?;
     let prefix = if path_style { format!("/{bucket}/") } else { "/".to_owned() };
     let canonical_prefix = if scheme == Scheme::Oss { format!("/{bucket}/") } else { prefix.clone() };
-    Ok(Endpoint { base, host, prefix, canonical_prefix, region, secure: server.secure, amazon })
+    Ok(Endpoint { base, host, host_value, prefix, canonical_prefix, region, secure: server.secure, amazon })
 }
 
 /// A server, without a bucket.
@@ -131,7 +138,7 @@ impl Server {
         let bad =
             |why: &str| format!("{text:?} is no endpoint ({why}): write one like https://oss-cn-hangzhou.aliyuncs.com");
         let full = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-        let uri: http::Uri = full.parse().map_err(|_| bad("it is no URL"))?;
+        let uri: Uri = full.parse().map_err(|_| bad("it is no URL"))?;
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -230,7 +237,12 @@ mod tests {
 
     fn auto(root: &str, endpoint: &str, region: &str) -> (String, String, String, String) {
         let found = at(root, endpoint, region, Addressing::Auto).unwrap();
-        (found.base, found.prefix, found.canonical_prefix, found.region)
+        (base(&found), found.prefix, found.canonical_prefix, found.region)
+    }
+
+    fn base(found: &Endpoint) -> String {
+        assert_eq!(found.host_value, found.host);
+        found.base.to_string().strip_suffix('/').unwrap().to_owned()
     }
 
     fn is(base: &str, prefix: &str, canonical: &str, region: &str) -> (String, String, String, String) {
@@ -273,7 +285,7 @@ mod tests {
         let settings = StoreSettings::default();
         let root: Location = "oss://b".parse().unwrap();
         let found = resolve(&root, &settings, Some("cn-shenzhen")).unwrap();
-        assert_eq!(found.base, "https://b.oss-cn-shenzhen-internal.aliyuncs.com");
+        assert_eq!(base(&found), "https://b.oss-cn-shenzhen-internal.aliyuncs.com");
         let settings = StoreSettings { region: Some("cn-beijing".into()), ..StoreSettings::default() };
         assert_eq!(resolve(&root, &settings, Some("cn-shenzhen")).unwrap().region, "cn-beijing");
         let settings = StoreSettings { endpoint: Some("http://10.0.0.1".into()), ..StoreSettings::default() };

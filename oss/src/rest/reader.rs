@@ -4,14 +4,19 @@
 //! condition that the object is still the same. Timeouts run only while we wait for the store, not while whoever reads the stream
 //! is busy. As long as bytes keep coming the stream may take any time; once they do not, the total deadline counts.
 
+use std::convert::Infallible;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use futures_util::stream::{self, BoxStream};
-use http::Method;
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt as _, ready};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
+use http::{HeaderValue, Method};
+use hyper::body::{Body as _, Frame};
 use tokio::time::Instant;
 
 use super::call::{Call, Dialect, Expect, Reply};
@@ -19,10 +24,11 @@ use super::channel::Channel;
 use super::digest::Digest;
 use super::fault::Fault;
 use super::meter::{Gauge, Pace};
+use super::names;
 use super::refusal::{Condition, request_id};
 use super::retry::{Deadline, Remedy, pause};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Body, SendError, next_chunk, next_chunk_timed};
+use crate::http::{Body, SendError, Silence};
 use crate::location::Key;
 use crate::store::{Checksum, ETag};
 
@@ -39,11 +45,11 @@ pub(crate) struct Served {
 /// Reads which bytes an answer holds.
 pub(crate) fn served(reply: &Reply) -> Result<Served, String> {
     let number = |text: &str| text.trim().parse::<u64>().ok();
-    let length = reply.header("content-length").and_then(number).ok_or("the answer does not say how long it is")?;
+    let length = reply.header(CONTENT_LENGTH).and_then(number).ok_or("the answer does not say how long it is")?;
     if reply.status != http::StatusCode::PARTIAL_CONTENT {
         return Ok(Served { range: 0..length, size: length });
     }
-    let text = reply.header("content-range").ok_or("a part of the object came without saying which")?;
+    let text = reply.header(CONTENT_RANGE).ok_or("a part of the object came without saying which")?;
     let bad = || format!("the part that came is named {text:?}, which cannot be understood");
     let (range, size) = text.trim().strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
     let (first, last) = range.split_once('-').ok_or_else(bad)?;
@@ -66,17 +72,21 @@ pub(crate) fn request<'a>(
     let mut call = Call::new("GET", Method::GET, Some(key));
     call.expect = Expect::Stream;
     if let Some(range) = range {
-        call = call.header("range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        call = call.with(RANGE, HeaderValue::try_from(text));
         if dialect == Dialect::Oss {
             // Without this OSS answers a range that goes past the end with the whole object.
-            call = call.header("x-oss-range-behavior", "standard");
+            let standard = HeaderValue::from_static("standard");
+            call = call.with::<Infallible>(names::OSS_RANGE_BEHAVIOR.clone(), Ok(standard));
         }
     }
-    if dialect == Dialect::S3 {
-        call = call.header("x-amz-checksum-mode", "ENABLED");
+    // A range from the middle has no checksum.
+    if dialect == Dialect::S3 && range.is_none_or(|range| range.start == 0) {
+        let enabled = HeaderValue::from_static("ENABLED");
+        call = call.with::<Infallible>(names::S3_CHECKSUM_MODE.clone(), Ok(enabled));
     }
     if let Some(etag) = if_match {
-        call = call.header("if-match", &etag.0);
+        call = call.with(IF_MATCH, HeaderValue::from_str(&etag.0));
         call.condition = Condition::IsUnchanged;
     }
     call
@@ -103,7 +113,7 @@ pub(crate) struct Reader {
     rest: Range<u64>,
     /// Bytes of the present body that come before what is wanted: from a server that ignores ranges.
     skip: u64,
-    body: Option<Body>,
+    flow: Flow,
     digest: Option<Digest>,
     gauge: Gauge,
     /// Connections that failed since the last that was any good.
@@ -114,7 +124,22 @@ pub(crate) struct Reader {
     deadline: Deadline,
     /// When bytes were last handed out.
     handed_out: Option<Instant>,
-    done: bool,
+    silence: Silence,
+}
+
+/// Where the bytes come from.
+enum Flow {
+    Body(Body),
+    /// The connection is gone, and another one on its way.
+    Reopening(BoxFuture<'static, Result<Reopened>>),
+    Over,
+}
+
+/// The rest of an object, asked for anew.
+struct Reopened {
+    body: Body,
+    begins: u64,
+    request_id: Option<String>,
 }
 
 impl Drop for Reader {
@@ -143,23 +168,15 @@ impl Reader {
             etag,
             request_id,
             rest: wanted,
-            body: Some(body),
+            flow: Flow::Body(body),
             digest: checksum.map(Digest::new),
             gauge,
             failures: 0,
             came: 0,
             deadline,
             handed_out: None,
-            done: false,
+            silence: Silence::default(),
         }
-    }
-
-    pub(crate) fn into_stream(self) -> BoxStream<'static, Result<Bytes>> {
-        stream::unfold(self, |mut reader| async move {
-            let item = reader.next().await?;
-            Some((item, reader))
-        })
-        .boxed()
     }
 
     /// All of it, verified.
@@ -178,79 +195,79 @@ impl Reader {
         Ok(all.freeze())
     }
 
-    async fn next(&mut self) -> Option<Result<Bytes>> {
-        if self.done {
-            return None;
-        }
-        if let Some(since) = self.handed_out.take() {
-            self.deadline = self.deadline.later_by(since.elapsed());
-        }
-        match self.advance().await {
-            Ok(Some(chunk)) => {
-                self.handed_out = Some(Instant::now());
-                Some(Ok(chunk))
-            }
-            Ok(None) => {
-                self.done = true;
-                None
-            }
-            Err(error) => {
-                self.done = true;
-                self.body = None;
-                Some(Err(error))
-            }
-        }
-    }
-
-    async fn advance(&mut self) -> Result<Option<Bytes>> {
+    fn poll_advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         loop {
-            if self.rest.is_empty() {
-                return self.finish().await.map(|()| None);
-            }
-            let body = match &mut self.body {
-                Some(body) => body,
-                None => {
-                    let reopened = self.reopen().await?;
-                    self.body.insert(reopened)
+            let body = match &mut self.flow {
+                Flow::Over => return Poll::Ready(Ok(None)),
+                // A connection behind its last byte has gone back to the pool; with the rest that a server sends which ignores ranges
+                // it is closed here.
+                _ if self.rest.is_empty() => {
+                    self.flow = Flow::Over;
+                    return Poll::Ready(self.verdict().map(|()| None));
+                }
+                Flow::Reopening(reopening) => {
+                    let reopened = ready!(reopening.as_mut().poll(cx))?;
+                    self.skip = self.rest.start.saturating_sub(reopened.begins);
+                    self.request_id = reopened.request_id;
+                    self.flow = Flow::Body(reopened.body);
+                    continue;
+                }
+                Flow::Body(body) => body,
+            };
+            let frame = match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    let read = self.channel.timeouts().read;
+                    ready!(self.silence.poll(cx, read));
+                    self.silence.end();
+                    self.interrupted(&SendError::Timeout(read))?;
+                    continue;
                 }
             };
-            let mut waited = Duration::ZERO;
-            let got = next_chunk_timed(body, self.channel.timeouts().read, &mut waited).await;
-            match got {
-                Ok(Some(mut chunk)) => {
-                    let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-                    self.came += length;
-                    match self.gauge.record(&self.channel.meter, length, waited) {
-                        Some(Pace::Good) => self.deadline = self.channel.deadline(),
-                        Some(Pace::Stalled) => self.interrupted(&"hardly anything comes any more").await?,
-                        // A slow line is given time as long as it moves.
-                        Some(Pace::SlowForAll) | None => {}
+            let waited = self.silence.end();
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(chunk))) => {
+                    if let Some(chunk) = self.take(chunk, waited)? {
+                        return Poll::Ready(Ok(Some(chunk)));
                     }
-                    if self.skip > 0 {
-                        let skip = usize::try_from(self.skip).unwrap_or(usize::MAX).min(chunk.len());
-                        chunk = chunk.split_off(skip);
-                        self.skip -= u64::try_from(skip).unwrap_or(0);
-                    }
-                    let wanted = usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX);
-                    chunk.truncate(wanted);
-                    if chunk.is_empty() {
-                        continue;
-                    }
-                    self.rest.start += u64::try_from(chunk.len()).unwrap_or(0);
-                    if let Some(digest) = &mut self.digest {
-                        digest.update(&chunk);
-                    }
-                    return Ok(Some(chunk));
                 }
-                Ok(None) => self.interrupted(&"the body ended early").await?,
-                Err(error) => self.interrupted(&error).await?,
+                // Trailers.
+                Some(Ok(Err(_))) => {}
+                Some(Err(error)) => self.interrupted(&SendError::broken(&error))?,
+                None => self.interrupted(&"the body ended early")?,
             }
         }
     }
 
-    /// Drops the connection, and waits before the next; fails when it is time to give up.
-    async fn interrupted(&mut self, cause: &(dyn std::fmt::Display + Sync)) -> Result<()> {
-        self.body = None;
+    /// Takes in what came, and gives what of it is wanted, if anything.
+    fn take(&mut self, mut chunk: Bytes, waited: Duration) -> Result<Option<Bytes>> {
+        let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        self.came += length;
+        let pace = self.gauge.record(&self.channel.meter, length, waited);
+        // A slow line is given time as long as it moves.
+        if pace == Some(Pace::Good) {
+            self.deadline = self.channel.deadline();
+        }
+        if self.skip > 0 {
+            let skip = usize::try_from(self.skip).unwrap_or(usize::MAX).min(chunk.len());
+            chunk = chunk.split_off(skip);
+            self.skip -= u64::try_from(skip).unwrap_or(0);
+        }
+        let wanted = usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX);
+        chunk.truncate(wanted);
+        self.rest.start += u64::try_from(chunk.len()).unwrap_or(0);
+        if let Some(digest) = &mut self.digest {
+            digest.update(&chunk);
+        }
+        if pace == Some(Pace::Stalled) {
+            self.interrupted(&"hardly anything comes any more")?;
+        }
+        Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
+    }
+
+    /// Drops the connection and has another one made, after a pause; fails when it is time to give up.
+    fn interrupted(&mut self, cause: &(dyn std::fmt::Display + Sync)) -> Result<()> {
+        self.flow = Flow::Over;
         self.failures = if self.came >= GOOD_CONNECTION { 1 } else { self.failures + 1 };
         self.came = 0;
         let at = self.rest.start;
@@ -268,53 +285,17 @@ impl Reader {
         };
         let request_id = self.request_id.as_deref();
         tracing::debug!(at, %cause, failures = self.failures, request_id, "a download broke off; going on from there");
-        tokio::time::sleep(wait).await;
+        let (channel, key, etag) = (Arc::clone(&self.channel), self.key.clone(), self.etag.clone());
+        let (want, deadline, last) = (self.rest.clone(), self.deadline, self.request_id.clone());
+        self.flow = Flow::Reopening(Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            reopen(&channel, &key, &want, etag.as_ref(), deadline, last.as_deref()).await
+        }));
         Ok(())
     }
 
-    async fn reopen(&mut self) -> Result<Body> {
-        let want = self.rest.clone();
-        let etag = self.etag.clone();
-        let call = request(self.channel.dialect(), &self.key, Some(&want), etag.as_ref());
-        let check = |reply: &Reply| {
-            let served = served(reply).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why))?;
-            let covers = served.range.start <= want.start && want.end <= served.range.end;
-            let same = match (&etag, reply.header("etag")) {
-                (Some(ours), Some(theirs)) => super::digest::bare(&ours.0) == super::digest::bare(theirs),
-                _ => false,
-            };
-            if !same {
-                return Err(Fault::in_answer(ErrorKind::Changed, "the object was replaced while it was being read"));
-            }
-            if covers {
-                Ok(())
-            } else {
-                Err(Fault::in_answer(ErrorKind::Unavailable, "another part came than was asked for"))
-            }
-        };
-        let reply = match self.channel.run(&call, self.deadline, &check).await {
-            Ok(reply) => reply,
-            // Where nothing answered any more, the request that broke off is the last that the store knows of.
-            Err(failure) if failure.error.request_id().is_none() => {
-                return Err(failure.error.with_request_id(self.request_id.as_deref()));
-            }
-            Err(failure) => return Err(failure.error),
-        };
-        self.request_id = request_id(&reply.headers).map(str::to_owned);
-        let from = served(&reply).map_err(|why| self.error(ErrorKind::Unavailable, why))?;
-        self.skip = self.rest.start - from.range.start;
-        reply.stream.ok_or_else(|| self.error(ErrorKind::Unavailable, "the answer had no body"))
-    }
-
-    /// After the last byte: compares the checksum and lets the connection come to its end, so that it can be used again.
-    async fn finish(&mut self) -> Result<()> {
-        if let Some(mut body) = self.body.take() {
-            // Nothing but the end of the framing is left, unless the server ignores ranges; then the connection is dropped.
-            let end = next_chunk(&mut body, Duration::from_millis(100));
-            if let Err(SendError::Broken(cause)) = end.await {
-                tracing::debug!(cause, "the connection broke after the last byte");
-            }
-        }
+    /// After the last byte: compares the checksum.
+    fn verdict(&mut self) -> Result<()> {
         match self.digest.take().map(Digest::finish) {
             None | Some(Ok(())) => Ok(()),
             Some(Err(why)) => Err(self.error(ErrorKind::Corrupt, why)),
@@ -324,6 +305,70 @@ impl Reader {
     fn error(&self, kind: ErrorKind, why: impl Into<String>) -> Error {
         self.channel.error(kind, "GET", Some(&self.key), why).with_request_id(self.request_id.as_deref())
     }
+}
+
+impl Stream for Reader {
+    type Item = Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes>>> {
+        let this = self.get_mut();
+        if let Some(since) = this.handed_out.take() {
+            this.deadline = this.deadline.later_by(since.elapsed());
+        }
+        match ready!(this.poll_advance(cx)) {
+            Ok(Some(chunk)) => {
+                // Behind the last byte there is nothing to wait for.
+                this.handed_out = (!this.rest.is_empty()).then(Instant::now);
+                Poll::Ready(Some(Ok(chunk)))
+            }
+            Ok(None) => Poll::Ready(None),
+            Err(error) => {
+                this.flow = Flow::Over;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+}
+
+/// Asks for the rest of an object, which must still be the same. `last` is the request that the store knows of if none
+/// gets there any more.
+async fn reopen(
+    channel: &Channel,
+    key: &Key,
+    want: &Range<u64>,
+    etag: Option<&ETag>,
+    deadline: Deadline,
+    last: Option<&str>,
+) -> Result<Reopened> {
+    let call = request(channel.dialect(), key, Some(want), etag);
+    let check = |reply: &Reply| {
+        let served = served(reply).map_err(|why| Fault::in_answer(ErrorKind::Unavailable, why))?;
+        let covers = served.range.start <= want.start && want.end <= served.range.end;
+        let same = match (etag, reply.header(ETAG)) {
+            (Some(ours), Some(theirs)) => super::digest::bare(&ours.0) == super::digest::bare(theirs),
+            _ => false,
+        };
+        if !same {
+            return Err(Fault::in_answer(ErrorKind::Changed, "the object was replaced while it was being read"));
+        }
+        if covers {
+            Ok(())
+        } else {
+            Err(Fault::in_answer(ErrorKind::Unavailable, "another part came than was asked for"))
+        }
+    };
+    let reply = match channel.run(&call, deadline, &check).await {
+        Ok(reply) => reply,
+        Err(failure) if failure.error.request_id().is_none() => return Err(failure.error.with_request_id(last)),
+        Err(failure) => return Err(failure.error),
+    };
+    let request_id = request_id(&reply.headers).map(str::to_owned);
+    let unreadable = |why: String| {
+        channel.error(ErrorKind::Unavailable, "GET", Some(key), why).with_request_id(request_id.as_deref())
+    };
+    let begins = served(&reply).map_err(unreadable)?.range.start;
+    let body = reply.stream.ok_or_else(|| unreadable("the answer had no body".to_owned()))?;
+    Ok(Reopened { body, begins, request_id })
 }
 
 /// Whether a failure of a whole download is worth another one: the bytes were wrong, and nobody has seen them.

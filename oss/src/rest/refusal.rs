@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use http::header::AsHeaderName;
 use http::{HeaderMap, StatusCode};
 
 use super::endpoint::region_of;
+use super::names;
 use super::xml::{self, ErrorBody};
 use crate::error::ErrorKind;
 
@@ -40,13 +42,13 @@ pub(crate) struct Refusal {
     pub date: Option<SystemTime>,
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|value| !value.is_empty())
 }
 
 /// The store's name for a request.
 pub(crate) fn request_id(headers: &HeaderMap) -> Option<&str> {
-    text(headers, "x-oss-request-id").or_else(|| text(headers, "x-amz-request-id"))
+    text(headers, &names::OSS_REQUEST_ID).or_else(|| text(headers, &names::S3_REQUEST_ID))
 }
 
 impl Refusal {

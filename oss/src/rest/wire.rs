@@ -14,7 +14,7 @@ use crate::error::ErrorKind;
 use crate::location::Key;
 use crate::secret::Secret;
 use crate::settings::{CredentialSource, StoreSettings, Timeouts};
-use crate::store::{ETag, GetOptions, ListRequest, PutMode, Store};
+use crate::store::{Checksum, ETag, GetOptions, ListRequest, PutMode, Store};
 
 /// What a canned server does with a connection's next request, given its head.
 enum Act {
@@ -320,4 +320,32 @@ async fn bodies_that_fail_for_good_name_their_request() {
     }
     let error = store.list(ListRequest::default()).await.unwrap_err();
     assert_eq!(error.request_id(), None);
+}
+
+#[tokio::test]
+async fn a_head_tells_the_checksum_or_at_least_the_rest() {
+    let nvme = "x-amz-checksum-crc64nvme: rosUhgp5mIg=\r\nx-amz-checksum-type: FULL_OBJECT\r\n";
+    let answers = move |_, head: &str| {
+        let asked = head.contains("x-amz-checksum-mode: ENABLED\r\n");
+        match head.split(' ').nth(1).unwrap_or_default() {
+            "/bucket/kms" if asked => Act::Say("HTTP/1.1 403 Forbidden\r\n\r\n".to_owned()),
+            "/bucket/denied" => Act::Say("HTTP/1.1 403 Forbidden\r\n\r\n".to_owned()),
+            "/bucket/oss" => {
+                Act::Say("HTTP/1.1 200 OK\r\ncontent-length: 9\r\nx-oss-hash-crc64ecma: 7\r\n\r\n".to_owned())
+            }
+            _ => Act::Say(format!("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n{}\r\n", if asked { nvme } else { "" })),
+        }
+    };
+    // One each: such a server has time for one connection.
+    let (amazon, alibaba) = (Canned::start(false, answers).await, Canned::start(false, answers).await);
+    let (s3, oss) = (amazon.store("s3"), alibaba.store("oss"));
+    let sum = |meta: crate::store::ObjectMeta| {
+        assert_eq!(meta.size, 9);
+        meta.checksum
+    };
+    assert_eq!(sum(oss.head(&Key::from("oss")).await.unwrap()), Some(Checksum::Crc64(7)));
+    assert_eq!(sum(s3.head(&Key::from("k")).await.unwrap()), Some(Checksum::Crc64Nvme(0xae8b_1486_0a79_9888)));
+    assert_eq!(sum(s3.head(&Key::from("kms")).await.unwrap()), None);
+    assert_eq!(*s3.head(&Key::from("denied")).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!((amazon.heads().len(), alibaba.heads().len()), (5, 1));
 }

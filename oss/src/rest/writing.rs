@@ -168,7 +168,7 @@ impl RestStore {
         if !(ambiguous && telling) {
             return Err(error);
         }
-        match self.head_with_checksum(key).await {
+        match self.head_object(key).await {
             Ok(meta) => Ok((meta, error)),
             Err(_) => Err(error),
         }
@@ -364,7 +364,7 @@ impl RestStore {
             }
             // Too large for one request: the stores say so in different words.
             Err(failure) if *failure.error.kind() == ErrorKind::Invalid && failure.error.status().is_some() => {
-                let source = self.head_with_checksum(from).await?;
+                let source = self.head_object(from).await?;
                 if source.size < COPY_AT_ONCE {
                     return Err(failure.error);
                 }

@@ -4,14 +4,10 @@
 //! `content-md5`, and what the request lists as additional headers. An empty list is not written at all: the service
 //! refuses `AdditionalHeaders=` with nothing behind it (EC 0002-00000209).
 
-use std::fmt::Write as _;
-
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderName, HeaderValue};
 
-use super::{
-    Chain, Scope, Signatory, UNSIGNED_PAYLOAD, UnprintableCredential, Unsigned, canonical_value, hmac, sha256_hex,
-};
+use super::{Chain, Scope, Signatory, UNSIGNED_PAYLOAD, UnprintableCredential, Unsigned, push_canonical, push_hex};
 
 const CHAIN: Chain = Chain { prefix: "aliyun_v4", service: "oss", terminator: "aliyun_v4_request" };
 const DATE: HeaderName = HeaderName::from_static("x-oss-date");
@@ -32,8 +28,7 @@ fn sign_with(
 ) -> Result<(), UnprintableCredential> {
     let Unsigned { method, path, query, host, headers } = request;
     let stamp = scope.stamp();
-    let day = &stamp[..8];
-    headers.insert(DATE, HeaderValue::from_str(&stamp).map_err(|_| UnprintableCredential)?);
+    headers.insert(DATE, stamp.value());
     headers.insert(CONTENT_SHA256, HeaderValue::from_static(UNSIGNED_PAYLOAD));
     if let Some(token) = who.token {
         let mut value = HeaderValue::from_str(token.expose()).map_err(|_| UnprintableCredential)?;
@@ -41,39 +36,42 @@ fn sign_with(
         headers.insert(SECURITY_TOKEN, value);
     }
 
-    let mut signed: Vec<(&str, String)> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value))
-        .filter(|(name, _)| {
-            name.starts_with("x-oss-") || matches!(*name, "content-type" | "content-md5") || additional.contains(name)
-        })
-        .map(|(name, value)| (name, canonical_value(value)))
-        .collect();
+    let mut signed: Vec<(&str, &[u8])> = Vec::with_capacity(headers.len() + 1);
+    signed.extend(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).filter(|(name, _)| {
+        name.starts_with("x-oss-") || matches!(*name, "content-type" | "content-md5") || additional.contains(name)
+    }));
     if additional.contains(&HOST.as_str()) {
-        signed.push((HOST.as_str(), host.to_owned()));
+        signed.push((HOST.as_str(), host.as_bytes()));
     }
-    signed.sort();
+    signed.sort_unstable();
 
-    let mut canonical = format!("{method}\n{path}\n{query}\n");
+    let mut canonical = String::with_capacity(512 + path.len() + query.len());
+    for part in [method.as_str(), "\n", path, "\n", query, "\n"] {
+        canonical.push_str(part);
+    }
     for (name, value) in &signed {
-        // Writing to a string cannot fail.
-        let _ = writeln!(canonical, "{name}:{value}");
+        canonical.push_str(name);
+        canonical.push(':');
+        push_canonical(&mut canonical, value);
+        canonical.push('\n');
     }
     let additional = additional.join(";");
-    let _ = write!(canonical, "\n{additional}\n{UNSIGNED_PAYLOAD}");
+    for part in ["\n", &additional, "\n", UNSIGNED_PAYLOAD] {
+        canonical.push_str(part);
+    }
 
-    let region = scope.region;
-    let scope_text = format!("{day}/{region}/oss/aliyun_v4_request");
-    let to_sign = format!("OSS4-HMAC-SHA256\n{stamp}\n{scope_text}\n{}", sha256_hex(canonical.as_bytes()));
-    let key = scope.keys.get(who.secret, day, region, &CHAIN);
-    let signature = hex::encode(hmac(&key, to_sign.as_bytes()));
-    let id = who.access_key_id;
-    let text = if additional.is_empty() {
-        format!("OSS4-HMAC-SHA256 Credential={id}/{scope_text},Signature={signature}")
-    } else {
-        format!("OSS4-HMAC-SHA256 Credential={id}/{scope_text},AdditionalHeaders={additional},Signature={signature}")
-    };
-    let mut value = HeaderValue::from_str(&text).map_err(|_| UnprintableCredential)?;
+    let key = scope.keys.get(who.secret, stamp.day(), scope.region, &CHAIN);
+    let mut text = String::with_capacity(256);
+    for part in ["OSS4-HMAC-SHA256 Credential=", who.access_key_id, "/", &key.scope] {
+        text.push_str(part);
+    }
+    if !additional.is_empty() {
+        text.push_str(",AdditionalHeaders=");
+        text.push_str(&additional);
+    }
+    text.push_str(",Signature=");
+    push_hex(&mut text, &key.sign("OSS4-HMAC-SHA256", &stamp, &canonical));
+    let mut value = HeaderValue::try_from(text).map_err(|_| UnprintableCredential)?;
     value.set_sensitive(true);
     headers.insert(AUTHORIZATION, value);
     Ok(())

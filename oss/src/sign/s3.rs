@@ -2,17 +2,20 @@
 //!
 //! S3 differs from other AWS services in that the path is encoded once and not normalised.
 
-use std::fmt::Write as _;
-
-use http::header::{AUTHORIZATION, HOST, USER_AGENT};
+use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderName, HeaderValue};
 
-use super::{Chain, Scope, Signatory, UnprintableCredential, Unsigned, canonical_value, hmac, sha256_hex};
+use super::{Chain, Scope, Signatory, UnprintableCredential, Unsigned, push_canonical, push_hex};
 
 const CHAIN: Chain = Chain { prefix: "AWS4", service: "s3", terminator: "aws4_request" };
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
+
+/// Whether a header is part of the signature: not those that a proxy on the way may change.
+fn is_signed(name: &str) -> bool {
+    !matches!(name, "content-length" | "connection" | "transfer-encoding" | "expect" | "user-agent" | "authorization")
+}
 
 /// Signs a request. `payload` is the body's SHA-256 in hexadecimal or [`UNSIGNED_PAYLOAD`](super::UNSIGNED_PAYLOAD). Every
 /// header present takes part but those that a proxy on the way may change.
@@ -24,8 +27,7 @@ pub(crate) fn sign(
 ) -> Result<(), UnprintableCredential> {
     let Unsigned { method, path, query, host, headers } = request;
     let stamp = scope.stamp();
-    let day = &stamp[..8];
-    headers.insert(DATE, HeaderValue::from_str(&stamp).map_err(|_| UnprintableCredential)?);
+    headers.insert(DATE, stamp.value());
     headers.insert(CONTENT_SHA256, HeaderValue::from_str(payload).map_err(|_| UnprintableCredential)?);
     if let Some(token) = who.token {
         let mut value = HeaderValue::from_str(token.expose()).map_err(|_| UnprintableCredential)?;
@@ -33,35 +35,40 @@ pub(crate) fn sign(
         headers.insert(SECURITY_TOKEN, value);
     }
 
-    let mut signed: Vec<(&str, String)> = headers
-        .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "content-length" | "connection" | "transfer-encoding" | "expect"))
-        .filter(|(name, _)| *name != USER_AGENT && *name != AUTHORIZATION)
-        .map(|(name, value)| (name.as_str(), canonical_value(value)))
-        .collect();
-    signed.push((HOST.as_str(), host.to_owned()));
-    signed.sort();
+    let mut signed: Vec<(&str, &[u8])> = Vec::with_capacity(headers.len() + 1);
+    let present = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    signed.extend(present.filter(|(name, _)| is_signed(name)));
+    signed.push((HOST.as_str(), host.as_bytes()));
+    signed.sort_unstable();
 
-    let mut canonical = format!("{method}\n{path}\n{query}\n");
-    let mut names = String::new();
+    let mut canonical = String::with_capacity(512 + path.len() + query.len());
+    for part in [method.as_str(), "\n", path, "\n", query, "\n"] {
+        canonical.push_str(part);
+    }
+    let mut names = String::with_capacity(128);
     for (name, value) in &signed {
-        // Writing to a string cannot fail.
-        let _ = writeln!(canonical, "{name}:{value}");
+        canonical.push_str(name);
+        canonical.push(':');
+        push_canonical(&mut canonical, value);
+        canonical.push('\n');
         if !names.is_empty() {
             names.push(';');
         }
         names.push_str(name);
     }
-    let _ = write!(canonical, "\n{names}\n{payload}");
+    for part in ["\n", &names, "\n", payload] {
+        canonical.push_str(part);
+    }
 
-    let region = scope.region;
-    let scope_text = format!("{day}/{region}/s3/aws4_request");
-    let to_sign = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope_text}\n{}", sha256_hex(canonical.as_bytes()));
-    let key = scope.keys.get(who.secret, day, region, &CHAIN);
-    let signature = hex::encode(hmac(&key, to_sign.as_bytes()));
-    let id = who.access_key_id;
-    let text = format!("AWS4-HMAC-SHA256 Credential={id}/{scope_text}, SignedHeaders={names}, Signature={signature}");
-    let mut value = HeaderValue::from_str(&text).map_err(|_| UnprintableCredential)?;
+    let key = scope.keys.get(who.secret, stamp.day(), scope.region, &CHAIN);
+    let mut text = String::with_capacity(320);
+    for part in
+        ["AWS4-HMAC-SHA256 Credential=", who.access_key_id, "/", &key.scope, ", SignedHeaders=", &names, ", Signature="]
+    {
+        text.push_str(part);
+    }
+    push_hex(&mut text, &key.sign("AWS4-HMAC-SHA256", &stamp, &canonical));
+    let mut value = HeaderValue::try_from(text).map_err(|_| UnprintableCredential)?;
     value.set_sensitive(true);
     headers.insert(AUTHORIZATION, value);
     Ok(())
@@ -69,7 +76,7 @@ pub(crate) fn sign(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{EmptyValue, KeyCache, UNSIGNED_PAYLOAD, encode_path, encode_query};
+    use super::super::{EmptyValue, KeyCache, UNSIGNED_PAYLOAD, encode_path, encode_query, sha256_hex};
     use super::*;
     use crate::secret::Secret;
     use http::{HeaderMap, Method};

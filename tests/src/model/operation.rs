@@ -65,6 +65,8 @@ pub enum Operation {
     Walk,
     /// Look for names that are not there.
     Missing { directory: u16, name: u16 },
+    /// Put other bytes into the bucket in a file's place, or delete it: from then on it has its old bytes or is stale.
+    Replace { file: Pick, delete: bool },
     /// Drop caches of the whole system: pages (1), names (2) or both (3). Left out when it has been done often enough.
     DropCaches { what: u8 },
 }
@@ -136,6 +138,10 @@ impl Operation {
             Self::List { directory } => list(session, &pick_directory(session, *directory)).map(drop),
             Self::Walk => walk(session),
             Self::Missing { directory, name } => missing(session, &pick_directory(session, *directory), *name),
+            Self::Replace { file, delete } => with(session, *file, |file| {
+                session.replace(file, *delete);
+                Ok(())
+            }),
             Self::DropCaches { what } => {
                 session.drop_caches(*what);
                 Ok(())
@@ -289,7 +295,8 @@ fn list(session: &Session<'_>, directory: &str) -> Result<Vec<String>, Wrong> {
     Ok(directories.map(|(name, _)| if directory.is_empty() { name } else { format!("{directory}/{name}") }).collect())
 }
 
-fn walk(session: &Session<'_>) -> Result<(), Wrong> {
+/// Lists everything.
+pub(super) fn walk(session: &Session<'_>) -> Result<(), Wrong> {
     let mut next = vec![String::new()];
     while let Some(directory) = next.pop() {
         next.extend(list(session, &directory)?);

@@ -1,5 +1,6 @@
 //! Doing what a [`Case`] says.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -7,19 +8,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use nix::sys::signal::Signal;
 
 use super::damage::damage;
+use super::operation::walk;
 use super::tree::{self, Tree};
 use super::{Case, Round, Then};
-use crate::bucket::{Bucket, NAME};
-use crate::double::{DoubleConfig, Fault, Often, Operation, When};
+use crate::bucket::{Bucket, NAME, sample};
+use crate::double::{Double, DoubleConfig, Fault, Often, Operation, When};
 
 /// No operation may go on for this long without a byte or a name: something waits for ever.
 const HANGS: Duration = Duration::from_secs(90);
 
 /// How often one case may drop the caches of the whole system, which others use as well.
-const MOST_DROPS: usize = 3;
+const MOST_DROPS: usize = 1;
 
 /// Objects up to this many bytes are fetched whole, so that a wrong byte is found before anybody sees it.
 const SMALL: usize = 256 << 10;
@@ -29,6 +32,8 @@ const SMALL: usize = 256 << 10;
 pub(super) enum Wrong {
     /// The server had been killed: the rest of the round cannot be done.
     Gone,
+    /// The object had been replaced: the rest of the operation cannot be done.
+    Stale,
     /// What must not be.
     Bad(String),
 }
@@ -52,14 +57,24 @@ pub(super) struct Session<'a> {
     /// What each thread is at.
     at: Mutex<Vec<String>>,
     drops: &'a AtomicUsize,
+    double: &'a Double,
+    /// What the bucket holds by now instead of what was mounted; no bytes when it was deleted.
+    replaced: Mutex<BTreeMap<String, Option<Bytes>>>,
 }
 
 impl Session<'_> {
-    /// What a failed call means: nothing else than a dead mount's errors may come, and they only from a dead mount.
+    /// What a failed call means: nothing else than a dead mount's errors may come, and they only from a dead mount, and those of
+    /// an object that is another one now.
     pub(super) fn wrong(&self, path: &str, what: &str, error: &io::Error) -> Wrong {
         let of_the_dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::EFAULT];
         if self.killed.load(Ordering::SeqCst) && error.raw_os_error().is_some_and(|code| of_the_dead.contains(&code)) {
             return Wrong::Gone;
+        }
+        // A mapping cannot say more than EFAULT.
+        let of_the_stale = [libc::ESTALE, libc::ENOENT, libc::EFAULT];
+        let is_replaced = || self.replaced.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path);
+        if error.raw_os_error().is_some_and(|code| of_the_stale.contains(&code)) && is_replaced() {
+            return Wrong::Stale;
         }
         Wrong::bad(format!("cannot {what} {path:?}: {error}"))
     }
@@ -87,6 +102,21 @@ impl Session<'_> {
             start + got.len(),
             file.bytes.len()
         )))
+    }
+
+    /// Puts other bytes into the bucket in a file's place, often as many, or deletes it.
+    pub(super) fn replace(&self, file: &tree::File, delete: bool) {
+        let len = file.bytes.len() as u64;
+        let seed = self.pulse.load(Ordering::Relaxed);
+        let bytes = (!delete).then(|| sample(seed, if seed.is_multiple_of(3) { len / 2 } else { len }));
+        let key = self.tree.key(&file.path);
+        // Held while it happens, so that the last of several is the one that is noted; and noted before anybody can see it.
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        replaced.insert(file.path.clone(), bytes.clone());
+        match bytes {
+            Some(bytes) => self.double.put(NAME, &key, bytes),
+            None => drop(self.double.delete(NAME, &key)),
+        }
     }
 
     pub(super) fn drop_caches(&self, what: u8) {
@@ -147,6 +177,8 @@ pub fn run(case: &Case) -> Result<(), String> {
             pulse: AtomicU64::new(0),
             at: Mutex::new(vec![String::new(); round.threads.len()]),
             drops: &drops,
+            double: &bucket.double,
+            replaced: Mutex::default(),
         };
         if let Err(what) = perform(&bucket, &session, round) {
             let log = bucket.sandbox.log();
@@ -155,6 +187,7 @@ pub fn run(case: &Case) -> Result<(), String> {
             return Err(format!("round {number}: {what}\n{history}the end of the server's log:\n{}", log.join("\n")));
         }
         let killed = session.killed.into_inner();
+        let replaced = session.replaced.into_inner().unwrap_or_else(PoisonError::into_inner);
         if killed {
             history.push_str(&format!("after round {number} the server was killed\n"));
         } else {
@@ -169,6 +202,9 @@ pub fn run(case: &Case) -> Result<(), String> {
             history.push_str(&format!("after round {number} files of the cache were damaged: {done:#?}\n"));
         }
         if number + 1 < case.rounds.len() {
+            for (path, bytes) in replaced {
+                tree.replaced(&path, bytes);
+            }
             tree.change(round.changes);
             bucket.double.clear_faults();
             put(&bucket, &tree);
@@ -230,6 +266,10 @@ fn trouble(bucket: &Bucket, tree: &Tree, case: &Case) {
 /// One round: all threads, and whoever kills the server or notices that nothing goes on.
 fn perform(bucket: &Bucket, session: &Session<'_>, round: &Round) -> Result<(), String> {
     let failures = Mutex::new(Vec::new());
+    if round.threads.iter().flatten().any(|operation| matches!(operation, super::Operation::Replace { .. })) {
+        // What was never seen may be shown as it is by then; what was seen has to stay.
+        walk(session).map_err(|wrong| format!("at the beginning: {wrong:?}"))?;
+    }
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..)
             .zip(&round.threads)
@@ -241,7 +281,7 @@ fn perform(bucket: &Bucket, session: &Session<'_>, round: &Round) -> Result<(), 
                         let what = format!("thread {number}, operation {step}: {operation:?}");
                         set(session, number, &what);
                         match operation.perform(session, &mut held) {
-                            Ok(()) => {}
+                            Ok(()) | Err(Wrong::Stale) => {}
                             Err(Wrong::Gone) => break,
                             Err(Wrong::Bad(why)) => {
                                 failures.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{what}: {why}"));
@@ -287,7 +327,6 @@ fn set(session: &Session<'_>, thread: usize, what: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     #[test]
     fn a_difference_says_which_byte_and_what_it_looks_like() {

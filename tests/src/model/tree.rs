@@ -192,7 +192,7 @@ impl Tree {
 
     /// Every key that the bucket must hold, with its bytes.
     pub fn keys(&self) -> BTreeMap<String, Bytes> {
-        let objects = self.objects.iter().map(|(path, bytes)| (format!("{}{path}", self.prefix), bytes.clone()));
+        let objects = self.objects.iter().map(|(path, bytes)| (self.key(path), bytes.clone()));
         let markers = self.markers.iter().map(|path| (format!("{}{path}/", self.prefix), Bytes::new()));
         let mut keys: BTreeMap<String, Bytes> = objects.chain(markers).collect();
         if !self.prefix.is_empty() {
@@ -217,6 +217,20 @@ impl Tree {
     /// The names in a directory, with the file's size where it is one.
     pub fn names(&self, directory: &str) -> Option<&BTreeMap<String, Option<u64>>> {
         self.directories.get(directory)
+    }
+
+    /// The key of a file in the bucket.
+    pub fn key(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    /// Notes that a file has been replaced by these bytes, or deleted.
+    pub fn replaced(&mut self, path: &str, bytes: Option<Bytes>) {
+        match bytes {
+            Some(bytes) => self.objects.insert(path.to_owned(), bytes),
+            None => self.objects.remove(path),
+        };
+        self.settle();
     }
 
     /// Replaces, deletes and adds so many objects.
