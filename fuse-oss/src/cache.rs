@@ -12,7 +12,7 @@
 //! - Nobody reads the hole that eviction leaves: readers share a lock with each other, and eviction takes it alone.
 //! - Files that are not the cache's are never touched.
 //!
-//! From the bottom up: [`format`] is the index byte by byte and [`policy`] who has to go, both pure; `sums` are the
+//! From the bottom up: [`mod@format`] is the index byte by byte and [`policy`] who has to go, both pure; `sums` are the
 //! checksums, [`files`] the directory, [`space`] what may be used, [`entry`] an object with its parts `read`, `write` and
 //! `evict`; `scan` finds what is there at the start, [`maintenance`] is for people.
 

@@ -13,6 +13,7 @@ impl Shared {
     pub(super) fn evict(self: &std::sync::Arc<Self>, unit: Unit, size: u64, bytes: u64) {
         let entry = self.find(unit.object, size);
         if entry.evict(unit.extent) {
+            self.space.left(&unit);
             self.space.freed(bytes);
             self.metrics.evictions.one();
             self.metrics.evicted.add(bytes);
@@ -50,7 +51,7 @@ impl Entry {
         }
         let unit = self.unit(extent);
         let Ok(Some(opened)) = self.opened() else {
-            self.shared.space.evicted(&unit);
+            // Somebody has removed the whole object meanwhile.
             return true;
         };
         let files = opened.files();
@@ -71,7 +72,7 @@ impl Entry {
         let start = u64::from(extent) * EXTENT;
         let punched =
             self.data(files).and_then(|data| place.punch(data, Part::Data, start, EXTENT.min(self.size - start)));
-        self.shared.space.evicted(&unit);
+        self.shared.space.removed(&unit);
         drop(gate);
         drop(opened);
         match (zeroed, punched) {

@@ -59,7 +59,10 @@ struct Look {
 #[derive(Debug, Clone, Copy)]
 struct Record {
     size: u64,
+    /// Units that are counted.
     units: u32,
+    /// Units that were chosen to go and are on the disk still.
+    leaving: u32,
     pins: u32,
     /// Whatever is recorded of it was written or verified by this process.
     proved: bool,
@@ -201,20 +204,31 @@ impl Space {
         }
     }
 
-    /// A unit that was chosen could not be evicted.
-    pub fn put_back(&self, unit: Unit, bytes: u64) {
-        self.table().policy.put_back(unit, bytes);
+    /// A unit that was chosen is gone from the disk.
+    pub fn left(&self, unit: &Unit) {
+        self.table().change(unit.object, |record| record.leaving = record.leaving.saturating_sub(1));
+        self.note_freed();
     }
 
-    /// A unit that was chosen is not there any more.
-    pub fn evicted(&self, unit: &Unit) {
+    /// A unit that was chosen could not be evicted, and is counted again.
+    pub fn put_back(&self, unit: Unit, bytes: u64) {
         let mut table = self.table();
-        // It may have been found again while it went.
-        if table.policy.remove(unit) {
-            table.leave(unit.object);
+        let counted = table.policy.bytes(&unit).is_some();
+        if !counted {
+            table.policy.put_back(unit, bytes);
         }
-        table.leave(unit.object);
-        self.note_freed();
+        table.change(unit.object, |record| {
+            record.leaving = record.leaving.saturating_sub(1);
+            record.units += u32::from(!counted);
+        });
+    }
+
+    /// Nothing of a unit is there any more. It is counted if somebody found it while it went.
+    pub fn removed(&self, unit: &Unit) {
+        let mut table = self.table();
+        if table.policy.remove(unit) {
+            table.change(unit.object, |record| record.units = record.units.saturating_sub(1));
+        }
     }
 
     /// Whether nothing is counted of an object.
@@ -229,13 +243,10 @@ impl Space {
         for extent in 0..extents {
             table.policy.remove(&Unit { object: id, extent });
         }
-        if let Some(record) = table.objects.get_mut(&id) {
+        table.change(id, |record| {
             record.units = 0;
             record.proved = false;
-            if record.pins == 0 {
-                table.objects.remove(&id);
-            }
-        }
+        });
     }
 
     /// Notes that a unit was wanted again. True the first time.
@@ -251,13 +262,7 @@ impl Space {
     /// The opposite.
     pub fn unpinned(&self, id: ObjectId) {
         self.note_freed();
-        let mut table = self.table();
-        if let Some(record) = table.objects.get_mut(&id) {
-            record.pins = record.pins.saturating_sub(1);
-            if record.pins == 0 && record.units == 0 {
-                table.objects.remove(&id);
-            }
-        }
+        self.table().change(id, |record| record.pins = record.pins.saturating_sub(1));
     }
 }
 
@@ -268,24 +273,29 @@ impl Space {
         self.table().policy.bytes(unit).is_some()
     }
 
-    /// Chooses this very unit to go, and says how many bytes it has.
-    pub fn take(&self, unit: &Unit) -> u64 {
+    /// Chooses this very unit to go, if it is counted, and says how many bytes it has.
+    pub fn take(&self, unit: &Unit) -> Option<u64> {
         let mut table = self.table();
-        let bytes = table.policy.bytes(unit).unwrap_or(0);
+        let bytes = table.policy.bytes(unit)?;
         table.policy.remove(unit);
-        bytes
+        table.change(unit.object, |record| {
+            record.units -= 1;
+            record.leaving += 1;
+        });
+        Some(bytes)
     }
 }
 
 impl Table {
     fn record(&mut self, id: ObjectId, size: u64) -> &mut Record {
-        self.objects.entry(id).or_insert(Record { size, units: 0, pins: 0, proved: false })
+        self.objects.entry(id).or_insert(Record { size, units: 0, leaving: 0, pins: 0, proved: false })
     }
 
-    fn leave(&mut self, id: ObjectId) {
+    /// Changes a record, which goes when it says nothing any more.
+    fn change(&mut self, id: ObjectId, change: impl FnOnce(&mut Record)) {
         if let Some(record) = self.objects.get_mut(&id) {
-            record.units = record.units.saturating_sub(1);
-            if record.units == 0 && record.pins == 0 {
+            change(record);
+            if (record.units, record.leaving, record.pins) == (0, 0, 0) {
                 self.objects.remove(&id);
             }
         }
@@ -297,8 +307,10 @@ impl Table {
         match self.policy.victim(newcomer, lucky, may_go) {
             Choice::Evict(unit, bytes) => {
                 // Its record stays until it is gone from the disk: who asks for the object meanwhile has to look.
-                let size = self.objects.get(&unit.object).map_or(0, |record| record.size);
-                Some((unit, size, bytes))
+                let record = self.objects.get_mut(&unit.object)?;
+                record.units = record.units.saturating_sub(1);
+                record.leaving += 1;
+                Some((unit, record.size, bytes))
             }
             Choice::Refuse | Choice::Nobody => None,
         }
@@ -323,7 +335,7 @@ mod tests {
         assert_eq!(space.used(), 55);
         assert_eq!(space.room(unit(2, 0), 60, false), Room::Evict(unit(1, 0), 60, 55));
         assert!(space.knows(unit(1, 0).object), "it is still on the disk");
-        space.evicted(&unit(1, 0));
+        space.left(&unit(1, 0));
         assert!(!space.knows(unit(1, 0).object));
         assert_eq!(space.room(unit(2, 0), 60, false), Room::Enough);
         space.given_up(60);
