@@ -24,8 +24,6 @@ pub struct Listed {
     pub disk: u64,
     /// When it was last opened or written, to the minute; in seconds since 1970.
     pub last_used: u64,
-    /// Whether somebody has it open at this moment.
-    pub in_use: bool,
 }
 
 impl Listed {
@@ -96,23 +94,10 @@ impl Cache {
     pub fn list_shard(&self, shard: u8) -> Vec<Listed> {
         let found = self.0.names(shard).into_iter().filter(|(_, part)| *part != Part::Data);
         let found = found.filter_map(|(id, part)| match self.0.look(id, part) {
-            Ok(Look::Ours(found)) if !found.extents.is_empty() => Some(self.listed(&found)),
+            Ok(Look::Ours(found)) => Some(listed(&found)),
             _ => None,
         });
         found.collect()
-    }
-
-    fn listed(&self, found: &Found) -> Listed {
-        let header = &found.header;
-        Listed {
-            location: name(found),
-            etag: header.description.etag.clone(),
-            size: header.size,
-            cached: found.extents.iter().map(|(_, there, _)| there).sum(),
-            disk: disk(found),
-            last_used: found.used.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            in_use: self.0.unless_held(found.id, || ()).is_none(),
-        }
     }
 
     /// Reads everything back from the disk and compares it with its checksums. What is damaged is forgotten.
@@ -202,6 +187,18 @@ impl Cache {
             let path = self.0.place.path_of(id, Part::Data);
             tracing::warn!(path = %path.display(), %error, "cannot remove a cache file");
         }
+    }
+}
+
+fn listed(found: &Found) -> Listed {
+    let header = &found.header;
+    Listed {
+        location: name(found),
+        etag: header.description.etag.clone(),
+        size: header.size,
+        cached: found.extents.iter().map(|(_, there, _)| there).sum(),
+        disk: disk(found),
+        last_used: found.used.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     }
 }
 

@@ -170,6 +170,23 @@ impl Policy {
     /// Chooses who goes, to make room for `newcomer` where there is one. `lucky` newcomers may put out their own kind. Units that
     /// may not go now are passed over.
     pub fn victim(&mut self, newcomer: Option<Unit>, lucky: bool, may_go: impl Fn(&Unit) -> bool) -> Choice {
+        // One that grows at this moment keeps its place.
+        let mut aside = None;
+        let choice = self.choose(newcomer, lucky, may_go, &mut aside);
+        if let Some(place) = aside {
+            self.small.push_front(place);
+        }
+        choice
+    }
+
+    fn choose(
+        &mut self,
+        newcomer: Option<Unit>,
+        lucky: bool,
+        may_go: impl Fn(&Unit) -> bool,
+        aside: &mut Option<(Unit, u32)>,
+    ) -> Choice {
+        let mut aside_bytes = 0;
         // One that was put out or refused before, and is wanted again, may put out others, but not its own kind.
         let missed = newcomer.is_some_and(|newcomer| self.ghosts.turns.contains_key(&newcomer));
         let is_kin = |unit: &Unit| !lucky && newcomer.is_some_and(|newcomer| newcomer.object == unit.object);
@@ -178,13 +195,18 @@ impl Policy {
         let mut looks = (usize::from(MOST_USES) + 2) * (self.small.len() + self.main.len());
         while looks > 0 {
             looks -= 1;
-            let of_small = self.small_bytes * SMALL_SHARE >= self.capacity || self.main.is_empty();
+            let of_small = (self.small_bytes - aside_bytes) * SMALL_SHARE >= self.capacity || self.main.is_empty();
             let queue = if of_small && !self.small.is_empty() { &mut self.small } else { &mut self.main };
             let Some((unit, turn)) = queue.pop_front() else { break };
             let Some(node) = self.nodes.get_mut(&unit).filter(|node| node.turn == turn) else {
                 // Left behind by one that was removed.
                 continue;
             };
+            if newcomer == Some(unit) && node.queue == Queue::Small {
+                *aside = Some((unit, turn));
+                aside_bytes = node.bytes;
+                continue;
+            }
             let free_to_go = newcomer != Some(unit) && node.uses == 0 && may_go(&unit);
             if free_to_go && is_kin(&unit) && !missed {
                 queue.push_front((unit, turn));

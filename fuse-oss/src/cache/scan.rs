@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -13,7 +15,10 @@ use super::files::{Part, parse_name, read_up_to};
 use super::format::{self, Description, Header, SLOT_LEN, SMALL, Slot, TAIL_MAX};
 use super::policy::Unit;
 use super::{ObjectId, Shared};
-use crate::geometry::{Granules, block_count};
+use crate::geometry::{Granules, block_count, bytes_of};
+
+/// How many bytes of data nobody speaks of are left alone.
+const UNRECORDED: u64 = 64 << 10;
 
 /// An object's files, as the disk has them.
 pub(super) struct Found {
@@ -21,6 +26,8 @@ pub(super) struct Found {
     pub(super) header: Header,
     pub(super) used_again: bool,
     pub(super) used: SystemTime,
+    /// Much more of the disk is taken than the slots speak of.
+    unrecorded: bool,
     /// Per extent that has any: its number, how many bytes of the object are there, and how many of the disk that takes.
     pub(super) extents: Vec<(u32, u64, u64)>,
 }
@@ -37,7 +44,7 @@ impl Found {
 pub(super) enum Look {
     /// An object of the cache.
     Ours(Found),
-    /// A leftover of ours: torn by a crash, of the old format, or without the file that belongs to it.
+    /// A leftover of ours: torn by a crash, of the old format, empty, or without the file that belongs to it.
     Leftover,
     /// Somebody else's.
     Foreign,
@@ -74,7 +81,10 @@ impl Shared {
         }
         found.sort_by_key(|it| (it.used, it.id));
         let count = found.len();
-        for Found { id, header, used_again, extents, .. } in found {
+        for Found { id, header, used_again, unrecorded, extents, .. } in found {
+            if unrecorded {
+                self.give_back(id, header.size);
+            }
             for (extent, _, stored) in extents {
                 self.space.restore(Unit { object: id, extent }, header.size, stored, used_again);
             }
@@ -108,11 +118,16 @@ impl Shared {
         if header.digest != id.0 || (part == Part::Small) != (header.size <= SMALL) {
             return Ok(Look::Leftover);
         }
-        if part == Part::Index && !self.place.path_of(id, Part::Data).exists() {
-            return Ok(Look::Leftover);
+        let mut allocated = 0;
+        if part == Part::Index {
+            match fs::symlink_metadata(self.place.path_of(id, Part::Data)) {
+                Ok(data) => allocated = data.blocks() * 512,
+                Err(_) => return Ok(Look::Leftover),
+            }
         }
         let blocks = block_count(header.size);
         let mut extents = Vec::new();
+        let mut recorded = 0;
         let mut bytes = vec![0; usize::try_from(blocks.min(EXTENT_BLOCKS)).unwrap_or(0) * SLOT_LEN];
         for extent in 0..blocks.div_ceil(EXTENT_BLOCKS) {
             let numbers = extent * EXTENT_BLOCKS..((extent + 1) * EXTENT_BLOCKS).min(blocks);
@@ -126,22 +141,56 @@ impl Shared {
             let len = numbers.len();
             let (mut there, mut stored) = (0, 0);
             for (number, bytes) in numbers.zip(slots.chunks(SLOT_LEN)) {
-                if let Some(slot) = Slot::decode(&id.0, number, bytes) {
-                    let granules = slot.granules.among(Granules::of_block(header.size, number));
-                    there += granules
-                        .runs()
-                        .map(|run| crate::geometry::bytes_of(header.size, number, &run))
-                        .map(|it| it.end - it.start)
-                        .sum::<u64>();
-                    stored += super::stored(header.size, number, granules);
-                }
+                let granules = recorded_in(&id, header.size, number, bytes);
+                there += granules.runs().map(|run| bytes_of(header.size, number, &run)).map(len_of).sum::<u64>();
+                stored += super::stored(header.size, number, granules);
             }
             if there > 0 {
+                recorded += stored;
                 let tail = usize::try_from(meta.len().saturating_sub(header.size)).unwrap_or(0);
                 extents.push((extent, there, stored + super::overhead(header.size, len, tail)));
             }
         }
-        Ok(Look::Ours(Found { id, header, used_again, used, extents }))
+        if extents.is_empty() {
+            return Ok(Look::Leftover);
+        }
+        // The file system's own notes on a file of many pieces count, too.
+        let unrecorded = allocated > recorded + recorded / 128 + UNRECORDED;
+        Ok(Look::Ours(Found { id, header, used_again, used, unrecorded, extents }))
+    }
+
+    /// Gives back the space of data that no slot speaks of, which a crash or damage has left, unless somebody has the object.
+    fn give_back(&self, id: ObjectId, size: u64) {
+        let given = self.unless_held(id, || -> io::Result<()> {
+            let (Some(index), Some(data)) =
+                (self.place.open_read_only(id, Part::Index)?, self.place.open(id, Part::Data)?)
+            else {
+                return Ok(());
+            };
+            let mut bytes = [0; SLOT_LEN];
+            // One hole for neighbouring gaps.
+            let mut gap: Option<Range<u64>> = None;
+            let punch = |gap: Range<u64>| self.place.punch(&data, Part::Data, gap.start, len_of(gap)).map(drop);
+            for number in 0..block_count(size) {
+                let read = read_up_to(&index, &mut bytes, Slot::place(number))?;
+                let there = recorded_in(&id, size, number, &bytes[..read]);
+                for run in Granules::of_block(size, number).without(there).runs() {
+                    let place = bytes_of(size, number, &run);
+                    gap = Some(match gap.take() {
+                        Some(before) if before.end == place.start => before.start..place.end,
+                        Some(before) => {
+                            punch(before)?;
+                            place
+                        }
+                        None => place,
+                    });
+                }
+            }
+            gap.map_or(Ok(()), punch)
+        });
+        if let Some(Err(error)) = given {
+            warn!(path = %self.place.path_of(id, Part::Data).display(), %error, "cannot give back what nobody needs");
+        }
     }
 
     /// Removes a leftover, unless it has come to life meanwhile.
@@ -160,6 +209,15 @@ impl Shared {
             warn!(path = %self.place.path_of(id, part).display(), %error, "cannot remove a leftover of the cache");
         }
     }
+}
+
+fn recorded_in(id: &ObjectId, size: u64, number: u32, slot: &[u8]) -> Granules {
+    let granules = Slot::decode(&id.0, number, slot).map_or(Granules::EMPTY, |slot| slot.granules);
+    granules.among(Granules::of_block(size, number))
+}
+
+fn len_of(range: Range<u64>) -> u64 {
+    range.end - range.start
 }
 
 type Read = Result<(Header, bool, Option<Vec<u8>>), bool>;

@@ -11,7 +11,7 @@ use super::format::{SLOT_LEN, Slot, encode_tail};
 use super::read::{at, each, usize_of};
 use super::space::{Room, Space};
 use super::sums::{Sum, crc32c};
-use super::{Kept, by_extent};
+use super::{Kept, Whole, by_extent};
 use crate::geometry::{GRANULE, Granules, by_block, bytes_of, start_of};
 
 /// How long the answer that there is no room holds at most; others may free space, too.
@@ -111,8 +111,10 @@ impl Entry {
                 }
             }
         }
-        Ok(match (completed, full, stored) {
-            (true, ..) => Kept::Completed(self.whole()),
+        // Putting the checksum of the whole together may find that something of it is damaged.
+        let whole = if completed { self.whole() } else { Whole::Incomplete };
+        Ok(match (whole, full, stored) {
+            (Whole::Right | Whole::Unknown | Whole::Wrong, ..) => Kept::Completed(whole),
             (_, true, _) => Kept::NoRoom,
             (.., true) => Kept::Stored,
             _ => Kept::Already,

@@ -232,7 +232,7 @@ pub enum CacheCommand {
 EXAMPLES
   fuse-oss cache ls                            what is cached
   fuse-oss cache ls --json | jq '.[] | select(.complete | not).location'
-The sum at the end is what the objects take on the disk; objects that are open are marked with *."
+USED is how long ago an object was last opened or fetched."
     )]
     Ls {
         /// Print JSON.

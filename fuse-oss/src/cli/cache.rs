@@ -119,9 +119,8 @@ fn list(owner: &mut Owner, json: bool) -> Result<(), MountError> {
             let percent = u128::from(it.cached) * 100 / u128::from(it.size.max(1));
             format!("{percent} %")
         };
-        let mark = if it.in_use { " *" } else { "" };
         let (size, used) = (human(it.size), ago(it.last_used, now));
-        out.push_str(&format!("{size:>10} {share:>10} {used:>10}  {}{mark}\n", printable(&it.location)));
+        out.push_str(&format!("{size:>10} {share:>10} {used:>10}  {}\n", printable(&it.location)));
     }
     let (cached, disk) = list.iter().fold((0, 0), |(cached, disk), it| (cached + it.cached, disk + it.disk));
     out.push_str(&format!("{} objects, {} of them, {} on the disk\n", list.len(), human(cached), human(disk)));

@@ -138,7 +138,8 @@ impl Entry {
         };
         let mut record = lock(&self.record);
         if !self.complete() || record.sum != expected {
-            drop(record);
+            // Something happened meanwhile. Nothing may be held when it is asked anew.
+            drop((record, opened));
             return if self.complete() { self.whole() } else { Whole::Incomplete };
         }
         let (state, whole) = match right {
