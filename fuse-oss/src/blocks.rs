@@ -456,7 +456,7 @@ impl Blocks {
             Loaded::Filled => Ok(Some(Piece { first, bytes: buffer.freeze() })),
             Loaded::Absent => Ok(None),
             Loaded::Damaged => {
-                warn!(object = object.name(), block, "a piece was damaged in the disk cache; it is fetched again");
+                warn!(object = object.name(), block, "a piece was damaged on the disk; it is fetched again");
                 Ok(None)
             }
         }

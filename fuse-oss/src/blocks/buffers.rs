@@ -4,15 +4,16 @@
 //! share of one budget, which is given back when the last of them lets go. So the limit holds by construction, and whoever
 //! finds no room waits.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::geometry::BLOCK;
 
-/// Idle buffers that are kept. Fresh memory costs a page fault per 4 KiB, which is a sixth of the time of fetching them.
-const IDLE: usize = 8;
+/// Idle buffers that are kept, if the budget has room for them. Fresh memory costs a page fault per 4 KiB, which is a sixth of the time
+/// of fetching them.
+const IDLE: usize = 64;
 
 /// A stretch at least this long gets a whole block's buffer; a shorter one memory of its own size.
 const WORTH_A_BLOCK: usize = 768 << 10;
@@ -24,7 +25,14 @@ const UNIT: usize = 1024;
 pub struct Buffers {
     permits: Arc<Semaphore>,
     total: usize,
-    idle: Arc<Mutex<Vec<Box<[u8]>>>>,
+    idle: Arc<Idle>,
+}
+
+/// Whole blocks' buffers that nobody uses at present.
+#[derive(Debug)]
+struct Idle {
+    buffers: Mutex<Vec<Box<[u8]>>>,
+    permits: Arc<Semaphore>,
 }
 
 /// A part of the budget.
@@ -36,7 +44,7 @@ pub struct Share(OwnedSemaphorePermit);
 pub struct Buffer {
     memory: Box<[u8]>,
     len: usize,
-    idle: Option<Arc<Mutex<Vec<Box<[u8]>>>>>,
+    idle: Option<Arc<Idle>>,
     _share: Share,
 }
 
@@ -49,7 +57,9 @@ impl Buffers {
     pub fn new(total: usize) -> Self {
         let total =
             (total / UNIT).min(Semaphore::MAX_PERMITS).min(usize::try_from(u32::MAX >> 1).unwrap_or(usize::MAX));
-        Self { permits: Arc::new(Semaphore::new(total)), total, idle: Arc::default() }
+        let permits = Arc::new(Semaphore::new(total));
+        let idle = Arc::new(Idle { buffers: Mutex::default(), permits: Arc::clone(&permits) });
+        Self { permits, total, idle }
     }
 
     /// Bytes of the budget in use.
@@ -80,9 +90,10 @@ impl Buffers {
         let share = share.part(len);
         let whole = usize::try_from(BLOCK).expect("1 Mi fits");
         if len < WORTH_A_BLOCK {
+            self.idle.trim();
             return Buffer { memory: vec![0; len].into(), len, idle: None, _share: share };
         }
-        let memory = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let memory = self.idle.lock().pop();
         let memory = memory.unwrap_or_else(|| vec![0; whole.max(len)].into());
         Buffer { memory, len, idle: Some(Arc::clone(&self.idle)), _share: share }
     }
@@ -118,9 +129,22 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(idle) = &self.idle else { return };
-        let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE {
-            idle.push(std::mem::take(&mut self.memory));
+        idle.lock().push(std::mem::take(&mut self.memory));
+        idle.trim();
+    }
+}
+
+impl Idle {
+    fn lock(&self) -> MutexGuard<'_, Vec<Box<[u8]>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives memory back that the budget has no room for.
+    fn trim(&self) {
+        let room = self.permits.available_permits() / (usize::try_from(BLOCK).expect("1 Mi fits") / UNIT);
+        let mut idle = self.lock();
+        while idle.len() > room.min(IDLE) {
+            idle.pop();
         }
     }
 }
@@ -146,7 +170,7 @@ mod tests {
         assert_eq!((part[0], small.len()), (7, 10_000));
         drop((part, small));
         assert_eq!(buffers.used(), 0);
-        assert_eq!(buffers.idle.lock().unwrap().len(), 1);
+        assert_eq!(buffers.idle.lock().len(), 1);
     }
 
     #[test]

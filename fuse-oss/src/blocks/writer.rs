@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -16,6 +17,12 @@ use crate::metrics::Metrics;
 
 /// How much less important than readers the writing is, as nice(1) counts it.
 const NICE: i32 = 10;
+
+/// How long a writer lets small pieces come together before it writes them: waking it for each would cost more than the writing.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// So much is worth beginning at once, in bytes.
+const ENOUGH: usize = 1 << 20;
 
 /// Something to be written.
 #[derive(Debug)]
@@ -40,6 +47,10 @@ struct Queue {
     bytes: usize,
     /// Threads that are writing at this moment.
     busy: usize,
+    /// Threads that let more come together.
+    gathering: usize,
+    /// Threads that have nothing to do.
+    asleep: usize,
     closed: bool,
 }
 
@@ -76,13 +87,17 @@ impl Writer {
             return;
         }
         let (queue, wake) = &*self.queue;
-        let given_up = {
+        let (given_up, sleeps) = {
             let mut queue = lock(queue);
             queue.bytes += piece.bytes.len();
             queue.waiting.push_back(Write { object: Arc::clone(object), block, piece });
-            if queue.bytes > self.most { queue.give_up(self.most / 2) } else { Vec::new() }
+            let given_up = if queue.bytes > self.most { queue.give_up(self.most / 2) } else { Vec::new() };
+            // One that gathers is as good as awake, unless there is enough for another.
+            (given_up, queue.asleep > 0 && (queue.gathering == 0 || queue.bytes > ENOUGH))
         };
-        wake.notify_one();
+        if sleeps {
+            wake.notify_one();
+        }
         self.count(&given_up);
     }
 
@@ -133,6 +148,21 @@ fn work(queue: &(Mutex<Queue>, Condvar), write: impl Fn(&Write)) {
     let (queue, wake) = queue;
     let mut locked = lock(queue);
     loop {
+        if locked.waiting.is_empty() {
+            if locked.closed {
+                return;
+            }
+            locked.asleep += 1;
+            locked = wake.wait(locked).unwrap_or_else(PoisonError::into_inner);
+            locked.asleep -= 1;
+            if locked.bytes < ENOUGH && !locked.closed {
+                locked.gathering += 1;
+                drop(locked);
+                thread::sleep(GATHER);
+                locked = lock(queue);
+                locked.gathering -= 1;
+            }
+        }
         if let Some(next) = locked.waiting.pop_front() {
             locked.bytes -= next.piece.bytes.len();
             locked.busy += 1;
@@ -141,10 +171,6 @@ fn work(queue: &(Mutex<Queue>, Condvar), write: impl Fn(&Write)) {
             drop(next);
             locked = lock(queue);
             locked.busy -= 1;
-        } else if locked.closed {
-            return;
-        } else {
-            locked = wake.wait(locked).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

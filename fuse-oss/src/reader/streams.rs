@@ -29,7 +29,7 @@ const SLACK: u64 = 4 << 20;
 const SKIP: u64 = 64 << 10;
 
 /// The first window, in bytes; more where the store is far away.
-const FIRST_WINDOW: u64 = 2 << 20;
+const FIRST_WINDOW: u64 = 8 << 20;
 
 /// What a store may be expected to bring per second to one reader, for the first window; in bytes.
 const EXPECTED_RATE: u64 = 1 << 30;
@@ -189,10 +189,10 @@ impl Stream {
         self.pace = Pace { since: now, bytes: 0, stalled: false, ..self.pace };
     }
 
-    /// How long requests are: eight of them fill the window.
+    /// How long requests are: four of them fill a small window, many of the longest a large one.
     fn request(&self) -> u64 {
-        let eighth = (self.window / 8).max(BLOCK);
-        (1 << eighth.ilog2()).min(LONGEST)
+        let quarter = (self.window / 4).max(BLOCK);
+        (1 << quarter.ilog2()).min(LONGEST)
     }
 
     /// What to ask for now: whole requests, as long as there is room for one in the window.
