@@ -149,7 +149,7 @@ fn a_damaged_cache_is_noticed_and_fetched_again() {
     assert_eq!(status["corrupt"], 2, "{status}");
     assert!(sandbox.log().contains("damaged on the disk"), "{}", sandbox.log());
     let fetched = status["fetched"].as_u64().unwrap();
-    assert_eq!(fetched, 2 << 20, "only the damaged blocks are fetched again");
+    assert_eq!(fetched, 2 * (16 << 10), "only the damaged granules are fetched again");
 }
 
 #[test]
