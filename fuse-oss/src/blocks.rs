@@ -352,7 +352,7 @@ impl Blocks {
         while at < end && !object.is_replaced() {
             let part = at..(at + longest).min(end);
             at = part.end;
-            let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
+            let len = flight::memory(&part);
             // What somebody waits for must always find room.
             let ceiling = self.buffers.total() / 4 * 3;
             let over = (self.buffers.used() + len).saturating_sub(ceiling);
@@ -365,8 +365,7 @@ impl Blocks {
             let Some(mut share) = self.buffers.try_share(len) else { return };
             let plan = self.missing(object, longest);
             for stretch in self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block)) {
-                let len = usize::try_from(stretch.range.end - stretch.range.start).unwrap_or(usize::MAX);
-                let share = share.part(len);
+                let share = share.part(flight::memory(&stretch.range));
                 self.runtime.spawn(Flight::new(self, object, stretch, Purpose::Ahead).run(Some(share)));
             }
         }
@@ -448,7 +447,7 @@ impl Blocks {
         let (first, loading) = (run.start, Arc::clone(object));
         let loaded = self.runtime.spawn_blocking(move || {
             let loaded =
-                loading.entry.as_ref().map_or(Loaded::Absent, |entry| entry.load(range.start, buffer.as_mut()));
+                loading.entry.as_ref().map_or(Loaded::Absent, |entry| entry.load(range.start, buffer.bytes_mut()));
             (loaded, buffer)
         });
         let (loaded, buffer) = loaded.await.map_err(|error| Fault::Internal(error.to_string()))?;

@@ -364,7 +364,7 @@ impl Server {
                 detached: active.detached,
                 nodes: active.inner.namespace().len(),
                 hidden: active.inner.namespace().hidden(),
-                open_files: active.inner.handles().len(),
+                open_files: active.inner.handles().count(),
                 prefetch: active.prefetching.as_ref().map(Prefetching::status),
             })
             .collect();

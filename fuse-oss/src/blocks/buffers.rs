@@ -110,7 +110,7 @@ impl Share {
 
 impl Buffer {
     /// All of it, to be filled.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[..self.len]
     }
 
@@ -159,7 +159,7 @@ mod tests {
         let mut share = buffers.try_share(2 << 20).unwrap();
         assert_eq!(buffers.used(), 2 << 20);
         let mut large = buffers.buffer(1 << 20, &mut share);
-        large.as_mut().fill(7);
+        large.bytes_mut().fill(7);
         let small = buffers.buffer(10_000, &mut share).freeze();
         drop(share);
         assert_eq!(buffers.used(), (1 << 20) + 10 * 1024);

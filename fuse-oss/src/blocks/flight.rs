@@ -22,6 +22,15 @@ use crate::geometry::{Granules, by_block, bytes_of, start_of};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
+/// What a connection needs to receive a long body, in bytes.
+const RECEIVE: u64 = 256 << 10;
+
+/// The memory that fetching `range` takes, in bytes: what comes, and what it comes through.
+pub(super) fn memory(range: &Range<u64>) -> usize {
+    let len = range.end - range.start;
+    usize::try_from(len + len.min(RECEIVE)).unwrap_or(usize::MAX)
+}
+
 /// A fetch under way. Whatever becomes of it, everybody who waits for some of its granules is told.
 pub(super) struct Flight {
     blocks: Arc<Blocks>,
@@ -63,7 +72,7 @@ impl Flight {
     async fn fly(&mut self, share: Option<Share>) -> Result<(), Fault> {
         let share = match share {
             Some(share) => Some(share),
-            None => self.blocks.reserve(self.len()).await,
+            None => self.blocks.reserve(memory(&self.range)).await,
         };
         // The budget is never closed, so there always is a share.
         let Some(mut share) = share else { return Ok(()) };
@@ -87,15 +96,11 @@ impl Flight {
                     pause = (pause * 2).min(MAX_PAUSE);
                     // What had been begun went back with its buffer.
                     drop(share);
-                    let Some(again) = self.blocks.reserve(self.len()).await else { return Ok(()) };
+                    let Some(again) = self.blocks.reserve(memory(&self.range)).await else { return Ok(()) };
                     share = again;
                 }
             }
         }
-    }
-
-    fn len(&self) -> usize {
-        usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX)
     }
 
     async fn request(&mut self, share: &mut Share) -> Result<(), Broken> {
@@ -125,19 +130,17 @@ impl Flight {
                     continue;
                 }
                 let take = rest.len().min(within.len() - filled);
-                buffer.as_mut()[filled..filled + take].copy_from_slice(&rest[..take]);
+                buffer.bytes_mut()[filled..filled + take].copy_from_slice(&rest[..take]);
                 rest.advance(take);
                 filled += take;
             }
             let end = start_of(block) + u64::from(within.end);
             if end == self.range.end {
                 // The end of the body is where a wrong checksum shows.
-                loop {
-                    match race.next().await {
-                        Ok(Arrived::End) => break,
-                        Ok(_) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
-                        Err(error) => return Err(broken(error)),
-                    }
+                match race.next().await {
+                    Ok(Arrived::End) => {}
+                    Ok(_) => return Err(Broken::Again(short(&object, request_id.as_deref()))),
+                    Err(error) => return Err(broken(error)),
                 }
                 race.finished(total);
             }

@@ -68,7 +68,19 @@ fn into_background(settings: &ServerSettings) -> Result<Side, MountError> {
     detach(&RuntimePaths::new(&runtime_dir, &settings.cache_dir)?.log)
 }
 
+/// Has the C library give memory back. Left alone it keeps a heap per thread, and what was once used in each.
+fn tame_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets two numbers of the allocator, before there are threads that use it.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        // Fixed, so that a large buffer that is freed is the system's again at once.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 512 << 10);
+    }
+}
+
 fn serve_here(settings: &ServerSettings, starter: Option<Starter>) -> Result<(), MountError> {
+    tame_allocator();
     let ready = || {
         let runtime = runtime()?;
         let server = Server::new(settings, runtime.handle().clone())?;
@@ -90,6 +102,7 @@ fn serve_here(settings: &ServerSettings, starter: Option<Starter>) -> Result<(),
 pub fn mount_in_foreground(arguments: &MountArguments) -> Result<(), MountError> {
     let request = super::request(arguments)?;
     let settings = fstab::apply(arguments)?.server_settings();
+    tame_allocator();
     let runtime = runtime()?;
     let server = Server::new(&settings, runtime.handle().clone())?;
     let listener = server.listen()?;

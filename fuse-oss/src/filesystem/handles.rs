@@ -90,7 +90,7 @@ impl Handles {
     }
 
     /// How many files are open.
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         u64::try_from(self.open.read().unwrap_or_else(PoisonError::into_inner).len()).unwrap_or(u64::MAX)
     }
 
