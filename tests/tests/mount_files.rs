@@ -176,7 +176,9 @@ fn sixteen_readers_at_random_places_get_the_right_bytes() {
     });
     let status = sandbox.status();
     let fetched = status["fetched"].as_u64().unwrap();
-    assert!(fetched <= 2 * bytes.len() as u64, "blocks were fetched more than once: {fetched}");
+    // Nothing is fetched twice but what lies between two missing stretches and costs less than another request.
+    let once = 2 * bytes.len() as u64;
+    assert!(fetched <= once + once / 20, "the same was fetched more than once: {fetched} for {once}");
     assert!(status["memory_used"].as_u64().unwrap() <= 256 << 20, "{status}");
 }
 
