@@ -198,6 +198,33 @@ impl Blocks {
         })
     }
 
+    /// Checks a stretch of a complete object that somebody is about to read, on a thread of its own: it reads the disk ahead of the reader, who
+    /// then finds it checked.
+    pub fn prove_ahead(self: &Arc<Self>, object: &Arc<Object>, range: Range<u64>) {
+        let object = Arc::clone(object);
+        self.runtime.spawn_blocking(move || {
+            let Some(entry) = &object.entry else { return };
+            for (block, within) in by_block(range) {
+                let start = start_of(block) + u64::from(within.start);
+                // What is damaged is found again by whoever reads it.
+                scratch(within.len(), |buffer| entry.load(start, buffer));
+            }
+        });
+    }
+
+    /// Reads `range` from the disk, checking what has not been checked, if all of it is there and right; for a blocking thread.
+    pub fn from_disk<T>(&self, object: &Object, range: &Range<u64>, answer: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let entry = object.entry.as_ref()?;
+        let len = usize::try_from(range.end - range.start).ok()?;
+        scratch(len, |buffer| {
+            let filled = matches!(entry.load(range.start, buffer), Loaded::Filled);
+            filled.then(|| {
+                self.metrics.from_disk.record(len);
+                answer(buffer)
+            })
+        })
+    }
+
     /// Hands `answer` the bytes of `range` if they are at hand: in memory, or on disk and checked. Never waits for the network.
     pub fn at_hand<T>(&self, object: &Object, range: &Range<u64>, answer: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let len = usize::try_from(range.end - range.start).ok()?;
@@ -521,6 +548,19 @@ impl Blocks {
     /// let go of them.
     pub async fn no_room(&self) {
         self.no_room.notified().await;
+    }
+
+    /// Whether something of an object is about to be written to the disk.
+    pub fn is_being_kept(&self, object: &Object) -> bool {
+        object.entry.is_some() && self.writer.has(object.id)
+    }
+
+    /// Waits until nothing of an object is about to be written, at most this long.
+    pub async fn until_kept(&self, object: &Object, at_most: Duration) {
+        let until = tokio::time::Instant::now() + at_most;
+        while self.is_being_kept(object) && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Waits until everything fetched is on the disk, at most this long; for an orderly end.

@@ -9,6 +9,7 @@ pub mod handles;
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -42,6 +43,9 @@ const FIRST_LOOK: u64 = 256 << 10;
 /// An object up to this length that a process before this one has cached is checked when it is opened, in bytes, so that the
 /// kernel may read it by itself at once; a longer one piece by piece, as it is read.
 const PROVED_AT_OPEN: u64 = 8 << 20;
+
+/// How long opening a file waits for the end of writing it to the cache.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// A mount, as far as the kernel sees it.
 #[derive(Debug)]
@@ -303,6 +307,20 @@ impl Filesystem for Mounted {
             let _entered = self.runtime.enter();
             self.inner.fetch_siblings(&node, waits);
         }
+        let settling = !complete
+            && file.proved
+            && object.size > STAYS_CACHED
+            && self.inner.handles.may_pass_through(ino)
+            && self.inner.blocks.is_being_kept(&object);
+        if settling {
+            // It was read a moment ago. When all of it is on the disk, the kernel can read it by itself, which is worth waiting for.
+            let inner = Arc::clone(&self.inner);
+            self.runtime.spawn(async move {
+                inner.blocks.until_kept(&object, SETTLING).await;
+                inner.opened(&file, object, reply);
+            });
+            return;
+        }
         if (complete || file.proved) && !prove {
             return self.inner.opened(&file, object, reply);
         }
@@ -359,12 +377,24 @@ impl Filesystem for Mounted {
             return reader.went_on(&range);
         }
         let Some(reply) = reply else { return };
-        self.runtime.spawn(async move {
-            match reader.read(range).await {
-                Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
-                Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
-            }
-        });
+        if reader.object().has_on_disk(&range) {
+            let runtime = self.runtime.clone();
+            self.runtime.spawn_blocking(move || {
+                let mut reply = Some(reply);
+                let answer = |bytes: &[u8]| {
+                    if let Some(reply) = reply.take() {
+                        reply.data(bytes);
+                    }
+                };
+                reader.read_disk(&range, answer);
+                if let Some(reply) = reply {
+                    // It was damaged, or evicted just now.
+                    runtime.spawn(read(reader, range, reply));
+                }
+            });
+            return;
+        }
+        self.runtime.spawn(read(reader, range, reply));
     }
 
     fn release(
@@ -448,6 +478,14 @@ impl Filesystem for Mounted {
 
     fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Answers a read with bytes from wherever they are.
+async fn read(reader: Arc<Reader>, range: Range<u64>, reply: ReplyData) {
+    match reader.read(range).await {
+        Ok(parts) => parts.whole(|bytes| reply.data(bytes)),
+        Err(fault) => reply.error(Errno::from_i32(fault.errno_at_read())),
     }
 }
 

@@ -50,6 +50,10 @@ pub const ROOT: u64 = 1;
 /// remembered about missing names, and from then on costs no requests.
 const MAX_MISSING: usize = 4096;
 
+/// A directory that turns out to have so many names is listed on before single ones are asked for: most such directories end soon,
+/// and a page costs one request where a single name costs two.
+const LISTED_ON: std::ops::Range<usize> = 500..2500;
+
 /// A bucket and how it is reached.
 #[derive(Debug)]
 pub struct Origin {
@@ -422,8 +426,14 @@ impl Namespace {
         };
         let known = self
             .until(dir, |table| match table.known(dir, name) {
-                // The first page answers most questions, and after very many misses only all pages help.
-                Known::Unknown if table.directory(dir).listing.is_fresh() || table.missing(dir) >= MAX_MISSING => None,
+                // The first page answers most questions, the next two nearly all, and after very many misses only all pages help.
+                Known::Unknown
+                    if table.directory(dir).listing.is_fresh()
+                        || LISTED_ON.contains(&table.count(dir))
+                        || table.missing(dir) >= MAX_MISSING =>
+                {
+                    None
+                }
                 known => Some(known),
             })
             .await?;

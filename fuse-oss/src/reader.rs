@@ -50,6 +50,13 @@ impl Reader {
         self.fetch_ahead(&advice);
     }
 
+    /// Hands `answer` the bytes of `range`, if the disk has them all; reads them there, which may take a moment.
+    pub fn read_disk<T>(&self, range: &Range<u64>, answer: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let advice = self.advice(range, true);
+        self.fetch_ahead(&advice);
+        self.blocks.from_disk(&self.object, range, answer)
+    }
+
     /// The bytes, from wherever they are.
     ///
     /// # Errors
@@ -73,8 +80,13 @@ impl Reader {
     }
 
     fn fetch_ahead(&self, advice: &Advice) {
-        if !advice.ahead.is_empty() && !self.object.is_complete() {
+        if advice.ahead.is_empty() {
+            return;
+        }
+        if !self.object.is_complete() {
             self.blocks.ahead(&self.object, &advice.ahead, advice.request);
+        } else if !self.object.is_proved() {
+            self.blocks.prove_ahead(&self.object, advice.ahead.clone());
         }
     }
 }

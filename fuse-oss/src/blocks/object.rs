@@ -1,5 +1,6 @@
 //! One version of one object, as a mount shows it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -63,6 +64,11 @@ impl Object {
     /// What the disk cache has of a block.
     pub fn on_disk(&self, block: u32) -> Granules {
         self.entry.as_ref().map_or(Granules::EMPTY, |entry| entry.present(block))
+    }
+
+    /// Whether the disk cache has all of `range`.
+    pub fn has_on_disk(&self, range: &Range<u64>) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.has(range))
     }
 
     /// Whether the disk cache has all of it.

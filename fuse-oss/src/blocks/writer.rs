@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::memory::Piece;
 use super::object::Object;
+use crate::cache::ObjectId;
 use crate::metrics::Metrics;
 
 /// How long a writer lets small pieces come together before it writes them: waking it for each would cost more than the writing.
@@ -43,8 +44,8 @@ pub(super) struct Writer {
 struct Queue {
     waiting: VecDeque<Write>,
     bytes: usize,
-    /// Threads that are writing at this moment.
-    busy: usize,
+    /// What is being written at this moment.
+    writing: Vec<ObjectId>,
     /// Threads that let more come together.
     gathering: usize,
     /// Threads that have nothing to do.
@@ -112,10 +113,16 @@ impl Writer {
         bytes
     }
 
+    /// Whether something of an object waits to be written, or is being written.
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        let queue = lock(&self.queue.0);
+        queue.writing.contains(&object) || queue.waiting.iter().any(|write| write.object.id == object)
+    }
+
     /// Whether nothing waits and nothing is being written.
     pub(super) fn is_idle(&self) -> bool {
         let queue = lock(&self.queue.0);
-        queue.waiting.is_empty() && queue.busy == 0
+        queue.waiting.is_empty() && queue.writing.is_empty()
     }
 }
 
@@ -160,12 +167,15 @@ fn work(queue: &(Mutex<Queue>, Condvar), write: impl Fn(&Write)) {
         }
         if let Some(next) = locked.waiting.pop_front() {
             locked.bytes -= next.piece.bytes.len();
-            locked.busy += 1;
+            let id = next.object.id;
+            locked.writing.push(id);
             drop(locked);
             write(&next);
             drop(next);
             locked = lock(queue);
-            locked.busy -= 1;
+            if let Some(done) = locked.writing.iter().position(|writing| *writing == id) {
+                locked.writing.swap_remove(done);
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ fn runtime() -> Result<Runtime, MountError> {
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8));
     Builder::new_multi_thread()
         .worker_threads(threads)
-        .max_blocking_threads(32)
+        .max_blocking_threads(16)
         .thread_name("fuse-oss")
         .enable_all()
         .build()

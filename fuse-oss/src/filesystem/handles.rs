@@ -84,6 +84,11 @@ impl Handles {
         self.passthrough.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the next open of an inode could be one that the kernel reads by itself.
+    pub fn may_pass_through(&self, ino: INodeNo) -> bool {
+        self.passthrough.load(Ordering::Relaxed) && !matches!(self.inodes().open.get(&ino.0), Some(Kind::Cached(_)))
+    }
+
     /// The way to tell the kernel things unasked.
     pub fn set_notifier(&self, notifier: Notifier) {
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = Some(notifier);

@@ -5,7 +5,7 @@
 //! begins a new one, and fetches no more than it asks for until somebody reads on from there: random readers pay for what they
 //! read.
 //!
-//! How far ahead. While its reader has to wait, a stream's window grows fourfold at a time, but never beyond four times what was
+//! How far ahead. While its reader has to wait, a stream's window grows fourfold at a time, but never beyond eight times what was
 //! read in one go, nor beyond the reader's share of the memory. After each growth the rate is compared with the one before: when it has
 //! not become a tenth better, the network was not what held the reader up, and the window goes back.
 
@@ -152,7 +152,7 @@ impl Stream {
         self.reads += 1;
         self.pace.bytes += progress;
         self.pace.stalled |= stalled;
-        let most = limits.ahead.min(4 * self.run);
+        let most = limits.ahead.min(8 * self.run);
         if self.window == 0 {
             if stalled || self.run >= BLOCK {
                 let far = u64::try_from(limits.latency.as_micros())
@@ -163,11 +163,11 @@ impl Stream {
             }
             return;
         }
-        if self.pace.bytes < self.window {
+        if self.pace.bytes < self.window / 2 {
             self.window = self.window.min(limits.ahead);
             return;
         }
-        // A window's worth has been read: did it pay?
+        // Half of it has been read: did it pay?
         let took = now.saturating_duration_since(self.pace.since).as_secs_f64().max(1e-6);
         #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
         let rate = self.pace.bytes as f64 / took;
