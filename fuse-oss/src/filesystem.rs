@@ -322,6 +322,7 @@ impl Filesystem for Mounted {
             return;
         }
         if (complete || file.proved) && !prove {
+            let _entered = self.runtime.enter();
             return self.inner.opened(&file, object, reply);
         }
         if file.archived && !complete {

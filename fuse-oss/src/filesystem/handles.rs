@@ -13,8 +13,10 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use fuser::{BackingId, FileHandle, FopenFlags, INodeNo, Notifier, ReplyOpen};
+use tokio::runtime::Handle;
 use tracing::debug;
 
 use crate::blocks::Blocks;
@@ -26,6 +28,9 @@ pub const STAYS_CACHED: u64 = 256 << 10;
 
 /// Backing ids that nobody uses at present.
 const IDLE: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not zero");
+
+/// How long the kernel's own pages of a file stay after it began to read the cache file instead.
+const DROP_PAGES_AFTER: Duration = Duration::from_secs(5);
 
 /// All open files of a mount.
 #[derive(Debug)]
@@ -193,18 +198,19 @@ impl Handles {
         self.inodes().idle.clear();
     }
 
-    /// Has the kernel drop its own pages of a file that it reads from the cache file now: they would be there twice.
+    /// Has the kernel drop its own pages of a file that it reads from the cache file now: they would be there twice. Not at once:
+    /// whoever has just opened the file wants the processor for himself.
     fn drop_pages(&self, ino: INodeNo) {
         let notifier = self.notifier.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(notifier) = notifier else { return };
-        // From a thread of its own: the kernel may wait for an answer of ours before it is done.
-        let drop_them = move || {
-            if let Err(error) = notifier.inval_inode(ino, 0, 0) {
+        let (Some(notifier), Ok(runtime)) = (notifier, Handle::try_current()) else { return };
+        let later = async move {
+            tokio::time::sleep(DROP_PAGES_AFTER).await;
+            // On a thread that may block: the kernel may wait for an answer of ours before it is done.
+            let dropped = tokio::task::spawn_blocking(move || notifier.inval_inode(ino, 0, 0)).await;
+            if let Ok(Err(error)) = dropped {
                 debug!(ino = ino.0, %error, "the kernel keeps its pages");
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("drop-pages".to_owned()).spawn(drop_them) {
-            debug!(%error, "no thread to drop pages");
-        }
+        runtime.spawn(later);
     }
 }
