@@ -62,7 +62,7 @@ pub struct Inner {
     options: MountOptions,
     uid: u32,
     gid: u32,
-    handles: Handles,
+    handles: Arc<Handles>,
     siblings: Mutex<Siblings>,
     salt: u64,
     log_limit: LogLimit,
@@ -73,7 +73,7 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        let (handles, siblings, log_limit) = (Handles::default(), Mutex::default(), LogLimit::default());
+        let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
         let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
         Self { inner, runtime }
     }
@@ -322,7 +322,6 @@ impl Filesystem for Mounted {
             return;
         }
         if (complete || file.proved) && !prove {
-            let _entered = self.runtime.enter();
             return self.inner.opened(&file, object, reply);
         }
         if file.archived && !complete {
@@ -408,7 +407,8 @@ impl Filesystem for Mounted {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.inner.handles.release(ino, fh);
+        let _entered = self.runtime.enter();
+        self.inner.handles.release(ino, fh, &self.inner.blocks);
         reply.ok();
     }
 

@@ -67,13 +67,16 @@ impl Peers {
         let at = usize::try_from(samples.count % 64).expect("below 64");
         samples.micros[at] = micros;
         samples.count += 1;
-        if samples.count.is_multiple_of(EVERY) {
+        // The first figures are wanted soon: they decide how a new mount begins.
+        if samples.count < EVERY || samples.count.is_multiple_of(EVERY) {
             let known = usize::try_from(samples.count).unwrap_or(SAMPLES).min(SAMPLES);
             let mut sorted = samples.micros;
             let sorted = &mut sorted[..known];
             sorted.sort_unstable();
             self.typical.store(sorted[known / 2], Ordering::Relaxed);
-            self.slow.store(sorted[known * 19 / 20], Ordering::Relaxed);
+            if samples.count >= EVERY {
+                self.slow.store(sorted[known * 19 / 20], Ordering::Relaxed);
+            }
         }
         drop(samples);
         let _ = self.races.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| {

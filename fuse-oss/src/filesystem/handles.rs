@@ -9,7 +9,7 @@
 //! Backing ids are kept for a while after the last close, because making one costs as much as some thousand bytes of reading. Each
 //! keeps its object from being evicted, so they are few, and they go when the cache has no room.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -29,8 +29,8 @@ pub const STAYS_CACHED: u64 = 256 << 10;
 /// Backing ids that nobody uses at present.
 const IDLE: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not zero");
 
-/// How long the kernel's own pages of a file stay after it began to read the cache file instead.
-const DROP_PAGES_AFTER: Duration = Duration::from_secs(5);
+/// How long a file that was closed may take until all of it is in the cache.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// All open files of a mount.
 #[derive(Debug)]
@@ -47,8 +47,6 @@ pub struct Handles {
 struct Inodes {
     open: HashMap<u64, Kind>,
     idle: lru::LruCache<u64, Arc<Backing>>,
-    /// Inodes of which the kernel may still have pages from before their objects were complete.
-    has_pages: HashSet<u64>,
 }
 
 /// How an inode is open, and how often.
@@ -68,7 +66,7 @@ struct Backing {
 
 impl Default for Handles {
     fn default() -> Self {
-        let inodes = Inodes { open: HashMap::new(), idle: lru::LruCache::new(IDLE), has_pages: HashSet::new() };
+        let inodes = Inodes { open: HashMap::new(), idle: lru::LruCache::new(IDLE) };
         Self {
             open: RwLock::default(),
             next: AtomicU64::new(1),
@@ -119,16 +117,10 @@ impl Handles {
         if let Some(backing) = self.backing(&mut inodes, ino.0, &reader, blocks, &reply) {
             blocks.metrics().opened_passthrough.one();
             reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
-            if inodes.has_pages.remove(&ino.0) {
-                self.drop_pages(ino);
-            }
             return;
         }
         match inodes.open.entry(ino.0).or_insert(Kind::Cached(0)) {
             Kind::Cached(count) | Kind::Passthrough(count, _) => *count += 1,
-        }
-        if reader.object().size > STAYS_CACHED {
-            inodes.has_pages.insert(ino.0);
         }
         blocks.metrics().opened_cached.one();
         let mut flags = FopenFlags::FOPEN_NOFLUSH;
@@ -179,17 +171,29 @@ impl Handles {
     }
 
     /// Closes an open file.
-    pub fn release(&self, ino: INodeNo, handle: FileHandle) {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        let mut inodes = self.inodes();
-        let Some(kind) = inodes.open.get_mut(&ino.0) else { return };
-        let (Kind::Cached(count) | Kind::Passthrough(count, _)) = kind;
-        *count = count.saturating_sub(1);
-        if *count > 0 {
-            return;
-        }
-        if let Some(Kind::Passthrough(_, backing)) = inodes.open.remove(&ino.0) {
-            inodes.idle.push(ino.0, backing);
+    pub fn release(self: &Arc<Self>, ino: INodeNo, handle: FileHandle, blocks: &Arc<Blocks>) {
+        let reader = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        let last = {
+            let mut inodes = self.inodes();
+            let Some(kind) = inodes.open.get_mut(&ino.0) else { return };
+            let (Kind::Cached(count) | Kind::Passthrough(count, _)) = kind;
+            *count = count.saturating_sub(1);
+            if *count > 0 {
+                return;
+            }
+            match inodes.open.remove(&ino.0) {
+                Some(Kind::Passthrough(_, backing)) => {
+                    inodes.idle.push(ino.0, backing);
+                    return;
+                }
+                last => last,
+            }
+        };
+        if let (Some(Kind::Cached(_)), Some(reader)) = (last, reader)
+            && reader.object().size > STAYS_CACHED
+            && self.passthrough.load(Ordering::Relaxed)
+        {
+            self.drop_pages(ino, &reader, blocks);
         }
     }
 
@@ -198,13 +202,17 @@ impl Handles {
         self.inodes().idle.clear();
     }
 
-    /// Has the kernel drop its own pages of a file that it reads from the cache file now: they would be there twice. Not at once:
-    /// whoever has just opened the file wants the processor for himself.
-    fn drop_pages(&self, ino: INodeNo) {
+    /// Has the kernel drop its own pages of a file that it will read from the cache file when it is opened again: they would be there
+    /// twice, and whoever opens it would have to wait until they are gone.
+    fn drop_pages(self: &Arc<Self>, ino: INodeNo, reader: &Reader, blocks: &Arc<Blocks>) {
         let notifier = self.notifier.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (Some(notifier), Ok(runtime)) = (notifier, Handle::try_current()) else { return };
+        let (object, blocks, handles) = (Arc::clone(reader.object()), Arc::clone(blocks), Arc::clone(self));
         let later = async move {
-            tokio::time::sleep(DROP_PAGES_AFTER).await;
+            blocks.until_kept(&object, SETTLING).await;
+            if !object.is_proved() || !handles.may_pass_through(ino) {
+                return;
+            }
             // On a thread that may block: the kernel may wait for an answer of ours before it is done.
             let dropped = tokio::task::spawn_blocking(move || notifier.inval_inode(ino, 0, 0)).await;
             if let Ok(Err(error)) = dropped {

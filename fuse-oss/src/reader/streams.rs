@@ -34,6 +34,9 @@ const FIRST_WINDOW: u64 = 8 << 20;
 /// What a store may be expected to bring per second to one reader, for the first window; in bytes.
 const EXPECTED_RATE: u64 = 1 << 30;
 
+/// A store whose first byte takes this long is a distant one.
+const DISTANT: Duration = Duration::from_millis(5);
+
 /// Windows that go by before a growth that did not pay is tried again.
 const HOLD: u32 = 32;
 
@@ -114,7 +117,7 @@ impl Streams {
         stream.last = self.reads;
         stream.advance(range, stalled, now, limits);
         let ahead = stream.ask(limits);
-        Advice { along: widened(range, limits.size), ahead, request: stream.request() }
+        Advice { along: widened(range, limits.size), ahead, request: stream.request(limits) }
     }
 
     fn begin(&mut self, range: &Range<u64>, now: Instant) {
@@ -189,10 +192,12 @@ impl Stream {
         self.pace = Pace { since: now, bytes: 0, stalled: false, ..self.pace };
     }
 
-    /// How long requests are: four of them fill a small window, many of the longest a large one.
-    fn request(&self) -> u64 {
-        let quarter = (self.window / 4).max(BLOCK);
-        (1 << quarter.ilog2()).min(LONGEST)
+    /// How long requests are. A connection to a distant store carries little, so many short requests at once fill a window soonest; next
+    /// door, long ones cost less.
+    fn request(&self, limits: &Limits) -> u64 {
+        let at_once = if limits.latency >= DISTANT { 32 } else { 4 };
+        let part = (self.window / at_once).max(BLOCK);
+        (1 << part.ilog2()).min(LONGEST)
     }
 
     /// What to ask for now: whole requests, as long as there is room for one in the window.
@@ -202,7 +207,7 @@ impl Stream {
         }
         // Requests begin at blocks, so that they do not share one.
         let target = (self.reached + self.window) / BLOCK * BLOCK;
-        let request = self.request();
+        let request = self.request(limits);
         let room = target.saturating_sub(self.frontier);
         let ask = if target >= limits.size { room } else { room / request * request };
         if ask == 0 {
