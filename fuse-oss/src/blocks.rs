@@ -190,12 +190,9 @@ impl Blocks {
     /// Reads what the disk has of a complete object that no process has checked yet since this one started; for a blocking
     /// thread.
     pub fn prove(&self, object: &Object) -> bool {
-        let Some(entry) = &object.entry else { return false };
         let mut buffer = vec![0; 1 << 20];
-        by_block(0..object.size).all(|(block, within)| {
-            let loaded = entry.load(start_of(block), &mut buffer[..within.len()]);
-            matches!(loaded, Loaded::Filled)
-        })
+        by_block(0..object.size)
+            .all(|(block, within)| read_back(object, start_of(block), &mut buffer[..within.len()]) == Loaded::Filled)
     }
 
     /// Checks a stretch of a complete object that somebody is about to read, on a thread of its own: it reads the disk ahead of the reader, who
@@ -203,22 +200,19 @@ impl Blocks {
     pub fn prove_ahead(self: &Arc<Self>, object: &Arc<Object>, range: Range<u64>) {
         let object = Arc::clone(object);
         self.runtime.spawn_blocking(move || {
-            let Some(entry) = &object.entry else { return };
             for (block, within) in by_block(range) {
                 let start = start_of(block) + u64::from(within.start);
-                // What is damaged is found again by whoever reads it.
-                scratch(within.len(), |buffer| entry.load(start, buffer));
+                // What is missing then is fetched by whoever reads it.
+                scratch(within.len(), |buffer| read_back(&object, start, buffer));
             }
         });
     }
 
     /// Reads `range` from the disk, checking what has not been checked, if all of it is there and right; for a blocking thread.
     pub fn from_disk<T>(&self, object: &Object, range: &Range<u64>, answer: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        let entry = object.entry.as_ref()?;
         let len = usize::try_from(range.end - range.start).ok()?;
         scratch(len, |buffer| {
-            let filled = matches!(entry.load(range.start, buffer), Loaded::Filled);
-            filled.then(|| {
+            (read_back(object, range.start, buffer) == Loaded::Filled).then(|| {
                 self.metrics.from_disk.record(len);
                 answer(buffer)
             })
@@ -473,19 +467,11 @@ impl Blocks {
         let mut buffer = self.buffers.buffer(len, &mut share);
         let (first, loading) = (run.start, Arc::clone(object));
         let loaded = self.runtime.spawn_blocking(move || {
-            let loaded =
-                loading.entry.as_ref().map_or(Loaded::Absent, |entry| entry.load(range.start, buffer.bytes_mut()));
+            let loaded = read_back(&loading, range.start, buffer.bytes_mut());
             (loaded, buffer)
         });
         let (loaded, buffer) = loaded.await.map_err(|error| Fault::Internal(error.to_string()))?;
-        match loaded {
-            Loaded::Filled => Ok(Some(Piece { first, bytes: buffer.freeze() })),
-            Loaded::Absent => Ok(None),
-            Loaded::Damaged => {
-                warn!(object = object.name(), block, "a piece was damaged on the disk; it is fetched again");
-                Ok(None)
-            }
-        }
+        Ok((loaded == Loaded::Filled).then(|| Piece { first, bytes: buffer.freeze() }))
     }
 
     /// Writes a piece to the disk cache and does what follows from it.
@@ -583,6 +569,15 @@ impl Blocks {
             warn!(%error, "the cache directory cannot be written; reads go to the store until it can");
         }
     }
+}
+
+/// Reads from the disk cache, checking what this process has not checked before.
+fn read_back(object: &Object, offset: u64, buffer: &mut [u8]) -> Loaded {
+    let loaded = object.entry.as_ref().map_or(Loaded::Absent, |entry| entry.load(offset, buffer));
+    if loaded == Loaded::Damaged {
+        warn!(object = object.name(), offset, "a piece was damaged on the disk; it is fetched again");
+    }
+    loaded
 }
 
 /// Bytes in order, in as many parts as they came.

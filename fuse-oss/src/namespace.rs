@@ -50,9 +50,9 @@ pub const ROOT: u64 = 1;
 /// remembered about missing names, and from then on costs no requests.
 const MAX_MISSING: usize = 4096;
 
-/// A directory that turns out to have so many names is listed on before single ones are asked for: most such directories end soon,
-/// and a page costs one request where a single name costs two.
-const LISTED_ON: std::ops::Range<usize> = 500..2500;
+/// A directory of so many names, of which a single one was asked for and not just one, is listed on by a page before more are: many
+/// such directories end there, and a page costs one request where a single name costs two.
+const LISTED_ON: std::ops::Range<usize> = 500..1500;
 
 /// A bucket and how it is reached.
 #[derive(Debug)]
@@ -426,17 +426,21 @@ impl Namespace {
         };
         let known = self
             .until(dir, |table| match table.known(dir, name) {
-                // The first page answers most questions, the next two nearly all, and after very many misses only all pages help.
-                Known::Unknown
-                    if table.directory(dir).listing.is_fresh()
-                        || LISTED_ON.contains(&table.count(dir))
-                        || table.missing(dir) >= MAX_MISSING =>
-                {
-                    None
-                }
+                // The first page answers most questions, and after very many misses only all pages help.
+                Known::Unknown if table.directory(dir).listing.is_fresh() || table.missing(dir) >= MAX_MISSING => None,
                 known => Some(known),
             })
             .await?;
+        let known = if known == Known::Unknown && self.shared.plan().was_probed(dir) {
+            // The second such name, and more are to be expected.
+            self.until(dir, |table| match table.known(dir, name) {
+                Known::Unknown if LISTED_ON.contains(&table.count(dir)) => None,
+                known => Some(known),
+            })
+            .await?
+        } else {
+            known
+        };
         match known {
             Known::Node(node) => return Ok(Some(node)),
             Known::Missing => return Ok(None),

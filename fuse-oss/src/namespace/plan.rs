@@ -359,6 +359,11 @@ impl Plan {
         Some(own.fetch(dir))
     }
 
+    /// Whether a single name of a directory was asked for by itself.
+    pub fn was_probed(&self, dir: Dir) -> bool {
+        self.own.get(&dir).is_some_and(|own| own.probes > 0)
+    }
+
     /// A question was answered by what this page of a sweep had brought.
     pub fn hit(&mut self, swept: u64, room: bool) -> Option<Fetch> {
         if swept == 0 || swept == self.last_hit {
