@@ -20,11 +20,12 @@ pub mod object;
 pub mod peers;
 pub mod plan;
 mod race;
+mod streaming;
 mod writer;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,6 +45,7 @@ use flight::Flight;
 use memory::{BlockId, Claim, Memory, Piece, Purpose};
 use object::Object;
 use plan::{Missing, Stretch};
+use streaming::Streaming;
 use writer::{Write, Writer};
 
 /// The most that one request asks for, in bytes.
@@ -86,12 +88,23 @@ struct Objects {
     sweep_at: usize,
 }
 
-/// Who fetches ahead at present: they share the memory for it.
-#[derive(Debug, Default)]
-struct Streaming {
-    second: AtomicU64,
-    now: AtomicUsize,
-    before: AtomicUsize,
+impl Objects {
+    fn known(&mut self, id: ObjectId) -> Option<Arc<Object>> {
+        let known = self.open.get(&id).and_then(Weak::upgrade)?;
+        self.warm.put(id, Arc::clone(&known));
+        Some(known)
+    }
+
+    fn add(&mut self, object: Arc<Object>) -> Arc<Object> {
+        self.open.insert(object.id, Arc::downgrade(&object));
+        self.warm.put(object.id, Arc::clone(&object));
+        // The table of weak references is swept when it has doubled since the last time.
+        if self.open.len() >= self.sweep_at {
+            self.open.retain(|_, object| object.strong_count() > 0);
+            self.sweep_at = 2 * self.open.len().max(WARM_OBJECTS);
+        }
+        object
+    }
 }
 
 impl Blocks {
@@ -134,31 +147,17 @@ impl Blocks {
 
     /// The one [`Object`] of this identity.
     pub fn open(&self, object: Object) -> Arc<Object> {
-        let mut objects = self.objects();
         let id = object.id;
-        let known = objects.open.get(&id).and_then(Weak::upgrade);
-        let object = known.unwrap_or_else(|| match &self.cache {
-            Some(cache) => Arc::new(object.cached(cache)),
-            None => Arc::new(object),
-        });
-        objects.open.insert(id, Arc::downgrade(&object));
-        objects.warm.put(id, Arc::clone(&object));
-        // The table of weak references is swept when it has doubled since the last time.
-        if objects.open.len() >= objects.sweep_at {
-            objects.open.retain(|_, object| object.strong_count() > 0);
-            objects.sweep_at = 2 * objects.open.len().max(WARM_OBJECTS);
+        if let Some(known) = self.objects().known(id) {
+            return known;
         }
-        object
-    }
-
-    /// Lets go of objects that nobody has open, so that the cache does not count them as in use.
-    pub fn give_up_idle(&self) {
-        let warm: Vec<Arc<Object>> = {
-            let mut objects = self.objects();
-            std::iter::from_fn(|| objects.warm.pop_lru()).map(|(_, object)| object).collect()
-        };
-        // Not under the lock: the last one to let go of an object writes down that it was used.
-        drop(warm);
+        // Not under the lock: it may read the disk.
+        let object = Arc::new(match &self.cache {
+            Some(cache) => object.cached(cache),
+            None => object,
+        });
+        let mut objects = self.objects();
+        objects.known(id).unwrap_or_else(|| objects.add(object))
     }
 
     /// Bytes of memory in use: held, under way, or waiting for the disk.
@@ -421,17 +420,7 @@ impl Blocks {
     /// The most that one reader may have ahead of it, in bytes: its share of three quarters of the memory. `second` is when
     /// the reader asked last, kept by it.
     pub fn max_ahead(&self, second: &AtomicU64) -> u64 {
-        let now = unix_seconds();
-        let streaming = &self.streaming;
-        let shown = streaming.second.load(Ordering::Relaxed);
-        if shown != now && streaming.second.compare_exchange(shown, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let before = streaming.now.swap(0, Ordering::Relaxed);
-            streaming.before.store(before, Ordering::Relaxed);
-        }
-        if second.swap(now, Ordering::Relaxed) != now {
-            streaming.now.fetch_add(1, Ordering::Relaxed);
-        }
-        let readers = streaming.now.load(Ordering::Relaxed).max(streaming.before.load(Ordering::Relaxed)).max(1);
+        let readers = self.streaming.count(second, unix_seconds());
         u64::try_from(self.buffers.total() / 4 * 3 / readers).unwrap_or(u64::MAX)
     }
 

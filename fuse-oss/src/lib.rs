@@ -4,9 +4,11 @@
 //! tree. One server process, `fuse-oss serve`, owns a cache directory and a memory budget and serves all mounts of a
 //! machine; [`client::Client`] asks it to mount and unmount.
 //!
-//! From the top down: [`filesystem`] is what the kernel asks, [`namespace`] the frozen tree of names, [`reader`] an open
-//! file, [`blocks`] the chain of memory, disk and store that bytes come from; [`observed`] counts what they ask of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`]
-//! and [`runtime`] files, [`mountpoint`] and [`transport`] towards the kernel.
+//! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself;
+//! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
+//! ahead; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
+//! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
+//! files, [`mountpoint`] and [`transport`] towards the kernel.
 
 pub mod blocks;
 pub mod cache;

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use fuser::{BackingId, FileHandle, FopenFlags, INodeNo, Notifier, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyOpen};
 use tokio::runtime::Handle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::blocks::Blocks;
 use crate::cache::Pin;
@@ -114,6 +114,18 @@ impl Handles {
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::clone(&reader));
         // Held until the answer is out: two answers of different kinds must not overtake one another.
         let mut inodes = self.inodes();
+        if let Some(Kind::Passthrough(..)) = inodes.open.get(&ino.0)
+            && !reader.object().is_proved()
+        {
+            // Its content turned out to be wrong, and the kernel opens it no other way as long as somebody has it open like this.
+            drop(inodes);
+            warn!(
+                object = reader.object().name(),
+                "found wrong while it was open; it can be opened again when it was closed everywhere"
+            );
+            self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+            return reply.error(Errno::EIO);
+        }
         if let Some(backing) = self.backing(&mut inodes, ino.0, &reader, blocks, &reply) {
             blocks.metrics().opened_passthrough.one();
             reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
@@ -150,7 +162,8 @@ impl Handles {
         if !self.passthrough.load(Ordering::Relaxed) || reader.object().size <= STAYS_CACHED {
             return None;
         }
-        let idle = inodes.idle.pop(&ino);
+        // What was found wrong since it was used last goes with its pin.
+        let idle = inodes.idle.pop(&ino).filter(|_| reader.object().is_proved());
         let backing = match idle {
             Some(backing) => backing,
             None => {

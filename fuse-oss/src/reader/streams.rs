@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::super::blocks::LONGEST;
+use crate::blocks::LONGEST;
 use crate::geometry::{BLOCK, widened};
 
 /// Streams per open file.
@@ -30,6 +30,9 @@ const SKIP: u64 = 64 << 10;
 
 /// The first window, in bytes; more where the store is far away.
 const FIRST_WINDOW: u64 = 8 << 20;
+
+/// The largest window, in bytes: what 32 connections have under way to a store 20 ms away. More would only be more memory.
+const LARGEST_WINDOW: u64 = 128 << 20;
 
 /// What a store may be expected to bring per second to one reader, for the first window; in bytes.
 const EXPECTED_RATE: u64 = 1 << 30;
@@ -155,7 +158,7 @@ impl Stream {
         self.reads += 1;
         self.pace.bytes += progress;
         self.pace.stalled |= stalled;
-        let most = limits.ahead.min(8 * self.run);
+        let most = limits.ahead.min(LARGEST_WINDOW).min(8 * self.run);
         if self.window == 0 {
             if stalled || self.run >= BLOCK {
                 let far = u64::try_from(limits.latency.as_micros())
@@ -195,8 +198,8 @@ impl Stream {
     /// How long requests are. A connection to a distant store carries little, so many short requests at once fill a window soonest; next
     /// door, long ones cost less.
     fn request(&self, limits: &Limits) -> u64 {
-        let at_once = if limits.latency >= DISTANT { 32 } else { 4 };
-        let part = (self.window / at_once).max(BLOCK);
+        let (at_once, shortest) = if limits.latency >= DISTANT { (32, 2 * BLOCK) } else { (4, BLOCK) };
+        let part = (self.window / at_once).max(shortest);
         (1 << part.ilog2()).min(LONGEST)
     }
 
@@ -252,7 +255,7 @@ mod tests {
     fn a_window_grows_as_long_as_that_pays() {
         // Ever better: up to what is allowed.
         let grown = read_on(&mut Streams::default(), 0, 1 << 20, 3000, &LIMITS, |window| window as f64 + 1e6);
-        assert_eq!(grown, LIMITS.ahead);
+        assert_eq!(grown, LARGEST_WINDOW);
         // Never better: back to a small one.
         let near = Limits { latency: Duration::from_micros(100), ..LIMITS };
         let grown = read_on(&mut Streams::default(), 0, 1 << 20, 100, &near, |_| 1e9);
