@@ -88,22 +88,26 @@ struct Objects {
     sweep_at: usize,
 }
 
+/// An object, and the one that it took the place of among the warm ones: to be dropped without the lock, because the last one to let
+/// go of an object writes down that it was used.
+type Opened = (Arc<Object>, Option<(ObjectId, Arc<Object>)>);
+
 impl Objects {
-    fn known(&mut self, id: ObjectId) -> Option<Arc<Object>> {
+    fn known(&mut self, id: ObjectId) -> Option<Opened> {
         let known = self.open.get(&id).and_then(Weak::upgrade)?;
-        self.warm.put(id, Arc::clone(&known));
-        Some(known)
+        let out = self.warm.push(id, Arc::clone(&known));
+        Some((known, out))
     }
 
-    fn add(&mut self, object: Arc<Object>) -> Arc<Object> {
+    fn add(&mut self, object: Arc<Object>) -> Opened {
         self.open.insert(object.id, Arc::downgrade(&object));
-        self.warm.put(object.id, Arc::clone(&object));
+        let out = self.warm.push(object.id, Arc::clone(&object));
         // The table of weak references is swept when it has doubled since the last time.
         if self.open.len() >= self.sweep_at {
             self.open.retain(|_, object| object.strong_count() > 0);
             self.sweep_at = 2 * self.open.len().max(WARM_OBJECTS);
         }
-        object
+        (object, out)
     }
 }
 
@@ -148,7 +152,8 @@ impl Blocks {
     /// The one [`Object`] of this identity.
     pub fn open(&self, object: Object) -> Arc<Object> {
         let id = object.id;
-        if let Some(known) = self.objects().known(id) {
+        let known = self.objects().known(id);
+        if let Some((known, _)) = known {
             return known;
         }
         // Not under the lock: it may read the disk.
@@ -156,8 +161,21 @@ impl Blocks {
             Some(cache) => object.cached(cache),
             None => object,
         });
-        let mut objects = self.objects();
-        objects.known(id).unwrap_or_else(|| objects.add(object))
+        let (object, _out) = {
+            let mut objects = self.objects();
+            objects.known(id).unwrap_or_else(|| objects.add(object))
+        };
+        object
+    }
+
+    /// Lets go of objects that nobody has open, so that the cache does not count them as in use.
+    pub fn give_up_idle(&self) {
+        let warm: Vec<Arc<Object>> = {
+            let mut objects = self.objects();
+            std::iter::from_fn(|| objects.warm.pop_lru()).map(|(_, object)| object).collect()
+        };
+        // Not under the lock: the last one to let go of an object writes down that it was used.
+        drop(warm);
     }
 
     /// Bytes of memory in use: held, under way, or waiting for the disk.

@@ -245,11 +245,7 @@ impl Server {
                     }
                 },
                 () = self.changed.notified() => {}
-                () = self.blocks.no_room() => {
-                    for active in self.table().sessions.values() {
-                        active.inner.handles().give_up_idle();
-                    }
-                }
+                () = self.blocks.no_room() => self.give_up_pins(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => break,
@@ -344,11 +340,16 @@ impl Server {
 
     /// Lets go of what is held only because it may be wanted again soon, so that it can be removed.
     fn give_up_idle(&self) {
+        self.give_up_pins();
+        self.blocks.give_up_idle();
+    }
+
+    /// Lets go of cache files that nobody has open, so that they can be evicted.
+    fn give_up_pins(&self) {
         let mounts: Vec<Arc<Inner>> = self.table().sessions.values().map(|active| Arc::clone(&active.inner)).collect();
         for mount in mounts {
             mount.handles().give_up_idle();
         }
-        self.blocks.give_up_idle();
     }
 
     /// What is mounted and how much of everything is used.
