@@ -305,9 +305,16 @@ mod tests {
         let message = error.to_string();
         assert!(message.contains("did not end within 300ms and was killed: started / "), "{message}");
         let sleeper: i32 = output.lines().nth(1).unwrap().parse().unwrap();
-        // Killed; whoever reaps orphans here may not have done so yet.
-        let status = std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
-        assert!(status.is_empty() || status.contains(") Z ") || status.contains(") X "), "{status}");
+        // Killed; it may not have got so far as to die, and whoever reaps orphans here may not have done so yet.
+        let status = || std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
+        let dead = |status: &str| status.is_empty() || status.contains(") Z ") || status.contains(") X ");
+        for _ in 0..500 {
+            if dead(&status()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(dead(&status()), "{}", status());
     }
 
     #[test]
