@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import sys
+import tempfile
 
 import oss2
 from oss2.models import BatchDeleteObjectsResult, PartInfo  # noqa: F401 - the import proves the version
@@ -122,7 +123,10 @@ copied = b.upload_part_copy(BUCKET, "data", (0, 199_999), "copied", upload, 1)
 last = b.upload_part("copied", upload, 2, SMALL)
 b.complete_multipart_upload("copied", upload, [PartInfo(1, copied.etag), PartInfo(2, last.etag)])
 equal(b.get_object("copied").read(), DATA[:200_000] + SMALL)
-oss2.resumable_upload(b, "resumable", __file__, multipart_threshold=1)
+# Its record is in the home directory otherwise, which several runs at once share.
+with tempfile.TemporaryDirectory() as records:
+    store = oss2.ResumableStore(root=records)
+    oss2.resumable_upload(b, "resumable", __file__, multipart_threshold=1, store=store)
 equal(b.get_object("resumable").read(), open(__file__, "rb").read())
 
 # Append.
