@@ -1,14 +1,14 @@
 //! Bytes of objects, from wherever they are nearest: memory, then disk, then the store.
 //!
 //! Every mount of a server reads through one [`Blocks`], so that the memory budget is one and the cache is shared. An object
-//! is a version of a key in a bucket reached a certain way ([`ObjectId`](crate::cache::ObjectId)); bytes of different versions
+//! is a version of a key in a bucket reached a certain way ([`ObjectId`]); bytes of different versions
 //! never meet, so they cannot be mixed whatever happens to the bucket.
 //!
 //! The chain. *Memory* ([`memory`]) holds what was fetched a moment ago, in pieces, until it was read and written to disk. The
 //! *disk* ([`cache`](crate::cache)) holds it for longer, and the kernel's page cache in front of it is a better memory tier than
-//! a second copy in this process. A *fetch* ([`flight`]) is one ranged request for a stretch of an object; its pieces are
+//! a second copy in this process. A *fetch* (`flight`) is one ranged request for a stretch of an object; its pieces are
 //! handed out as they arrive, and while it is under way, everybody else who wants one of them waits for the same fetch. A slow one
-//! is raced by a second ([`race`]). Writing to the disk happens behind the readers' backs ([`writer`]).
+//! is raced by a second (`race`). Writing to the disk happens behind the readers' backs (`writer`).
 //!
 //! One budget ([`buffers`]) counts all of it. A reader whose fetch finds no room waits for what others give back (that is the
 //! back-pressure); fetching ahead may use three quarters and is simply not done when they are used up.

@@ -11,7 +11,7 @@
 //! million costs two requests and not a thousand; reading the directory goes on from page to page as the reader does. When
 //! questions go from directory to directory, whole subtrees are listed at a time, ahead of the questions.
 //!
-//! The parts: [`plan`] decides what is asked for and when, [`absorb`] takes pages into the [`table`], which holds the names in little
+//! The parts: `plan` decides what is asked for and when, `absorb` takes pages into the `table`, which holds the names in little
 //! memory; all three do no I/O. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
 //! something waits until a page has come and looks again.
 //!

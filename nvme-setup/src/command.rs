@@ -312,7 +312,7 @@ mod tests {
             if dead(&status()) {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
         assert!(dead(&status()), "{}", status());
     }

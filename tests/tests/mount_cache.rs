@@ -1,5 +1,7 @@
 //! `fuse-oss cache`: what is in the cache on disk, through the server and without one.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
