@@ -423,8 +423,12 @@ impl Blocks {
                 tokio::time::sleep(LOOK_FOR_MEMORY).await;
             }
             let plan = self.missing(object, LONGEST);
-            for stretch in self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block)) {
-                Flight::new(self, object, stretch, Purpose::Warm).run(None).await?;
+            let stretches = self.memory.claim_ahead(object.id, &part, &plan, |block| object.on_disk(block));
+            // In tasks of their own: what was claimed has to be fetched even if this is given up, because others may wait for it.
+            let begin = |stretch| self.runtime.spawn(Flight::new(self, object, stretch, Purpose::Warm).run(None));
+            let flights: Vec<_> = stretches.into_iter().map(begin).collect();
+            for flight in flights {
+                flight.await.map_err(|error| Fault::Internal(error.to_string()))??;
             }
         }
         Ok(())

@@ -158,11 +158,13 @@ impl Memory {
             return Claim::LookAgain;
         }
         let stretches = inner.claim(id.0, along, missing, on_disk);
-        let flying = inner.flying.entry(id).or_default();
-        if !flying.granules.meets(wanted) {
-            // `along` does not cover what is wanted: a mistake of the caller's, which must not hang.
+        let Some(flying) = inner.flying.get_mut(&id).filter(|flying| flying.granules.meets(wanted)) else {
+            // It got to the disk between the two looks. What was claimed along with it is given back, or nobody would ever fetch it.
+            for (block, granules) in stretches.into_iter().flat_map(|stretch| stretch.claimed) {
+                inner.landed((id.0, block), granules);
+            }
             return Claim::LookAgain;
-        }
+        };
         let (sender, receiver) = oneshot::channel();
         flying.waiters.push((wanted, sender));
         Claim::Wait(receiver, stretches)
@@ -419,6 +421,20 @@ mod tests {
         assert_eq!(memory.metrics.ahead_wasted.get(), 1 << 20);
         memory.forget(OBJECT);
         assert_eq!(memory.evict(1, true), 0);
+    }
+
+    #[test]
+    fn what_gets_to_the_disk_meanwhile_leaves_no_claim_behind() {
+        let memory = memory();
+        let looks = std::cell::Cell::new(0);
+        let on_disk = |block| {
+            looks.set(looks.get() + 1);
+            if block == 0 && looks.get() > 1 { Granules::numbered(0..64) } else { Granules::EMPTY }
+        };
+        let claim = memory.claim((OBJECT, 0), Granules::numbered(0..1), &(0..3 * BLOCK), &MISSING, on_disk);
+        assert!(matches!(claim, Claim::LookAgain));
+        // The blocks behind it are still there to be fetched.
+        assert_eq!(wait(&memory, 1, 0..1, BLOCK..3 * BLOCK).1, 1);
     }
 
     #[test]
