@@ -202,6 +202,11 @@ impl<'a> Planner<'a> {
         if !obstacles.is_empty() || matches!(state, State::Other) {
             return self.refuse_device(slot, device, own_array);
         }
+        let busy = self.traces(device).is_some_and(|traces| traces.claimed);
+        if matches!(state, State::Finished | State::Unfinished { .. }) && busy {
+            let why = "it holds an unfinished file system of this node's, and a program is at work on it".to_owned();
+            return self.refuse(slot, Some(device), why, "wait for its end".to_owned(), true);
+        }
         let evidence = self.verdict(device).to_string();
         let unfinished = "an interrupted run has left a file system of this node's here, which has never been mounted; \
                           every block that was read is zero or a part of it";
@@ -330,10 +335,12 @@ impl<'a> Planner<'a> {
         match self.carried(device).and_then(|uuid| Some((uuid, self.node.owner(uuid)?))) {
             Some((_, Owner::AnotherNode)) => {
                 why.push("it was made by nvme-setup on another node".to_owned());
-                remedy = Some(format!(
-                    "to use what is on it, ask for it with `existing: true`; if nothing on it is needed: {}",
-                    erase(device)
-                ));
+                if obstacles.is_empty() {
+                    remedy = Some(format!(
+                        "to use what is on it, ask for it with `existing: true`; if nothing on it is needed: {}",
+                        erase(device)
+                    ));
+                }
             }
             Some((uuid, Owner::ThisNode)) if uuid != slot.uuid(self.node) && obstacles.is_empty() => {
                 why.push(format!("it is another volume of this node's ({uuid})"));

@@ -112,6 +112,8 @@ fn is_looked_at(device: &Device, named: &BTreeMap<PathBuf, String>) -> bool {
     match device.kind {
         _ if named.values().any(|name| *name == device.name) => true,
         Kind::Disk | Kind::Partition | Kind::Array => device.size > 0,
+        // Mounted, it may be a volume that is to be released.
+        Kind::Loop => !device.mounts.is_empty(),
         _ => false,
     }
 }
