@@ -4,7 +4,7 @@
 //! handed it keeps it when its parent is killed, and the next run waits for the end of that `mkfs` instead of looking at
 //! a disk that is being written.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,21 +12,20 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// How long to sleep between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The lock, until it is dropped.
+/// The lock. Dropping it closes the file and does not unlock it: a child that has the file, too, goes on having the lock.
 #[derive(Debug)]
-pub(crate) struct Lock(Flock<File>);
+pub(crate) struct Lock(File);
 
 impl Lock {
     /// Waits for it, at most `limit`. `None`: somebody else still has it.
     pub(crate) fn take(path: &Path, limit: Duration) -> io::Result<Option<Self>> {
         let start = Instant::now();
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -36,13 +35,12 @@ impl Lock {
             .open(path)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Some(Self(lock))),
-                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if start.elapsed() < limit => file = back,
-                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
-                Err((_, error)) => return Err(error.into()),
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Self(file))),
+                Err(TryLockError::WouldBlock) if start.elapsed() < limit => thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-            thread::sleep(PAUSE);
         }
     }
 

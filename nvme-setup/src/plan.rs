@@ -12,6 +12,8 @@
 mod choose;
 mod existing;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -160,7 +162,10 @@ impl<'a> Planner<'a> {
                 match found.kind.as_deref() {
                     Some("xfs") if marked && pure => State::Unfinished { only_mark },
                     Some("ext4") if marked && traces.is_some_and(|traces| traces.clean_ext4) => State::Finished,
-                    Some(kind @ ("xfs" | "ext4")) if !marked => State::Ours { fs_type: kind.to_owned() },
+                    // What could not be read may be marked.
+                    Some(kind @ ("xfs" | "ext4")) if !marked && (traces.is_some() || !device.mounts.is_empty()) => {
+                        State::Ours { fs_type: kind.to_owned() }
+                    }
                     _ => State::Other,
                 }
             }

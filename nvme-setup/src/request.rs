@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 const LONGEST_WAIT: u64 = 3600;
 /// The most disks of one volume: more than any machine has.
 const MOST_DISKS: u32 = 256;
+/// The most directories of an `each`.
+pub(crate) const MOST_SLOTS: usize = 64;
 /// The most that a volume may be asked to have, in GB: 1 EB.
 const LARGEST_GB: u64 = 1 << 30;
 /// The smallest swap, in MiB.
@@ -50,7 +52,7 @@ pub struct Volume {
     /// Where it is mounted: an absolute path. It is made when missing; a directory that is not empty is refused.
     pub mount: PathBuf,
     /// One volume for each disk, at `MOUNT/0`, `MOUNT/1`, ... in the order of the names in `/dev/disk/by-id`, instead of one
-    /// volume over all. Only for `instance-store` and `devices`.
+    /// volume over all; at most 64. Only for `instance-store` and `devices`.
     #[serde(default)]
     pub each: bool,
     /// Mount the file system that is there, and never format. Not for `instance-store` and `only-empty`.

@@ -10,7 +10,7 @@ use crate::examine::{Evidence, Examiner};
 use crate::identity::Node;
 use crate::inventory::{Inventory, InventoryError};
 use crate::mounts;
-use crate::request::{Request, What};
+use crate::request::{MOST_SLOTS, Request, What};
 use crate::signature::Content;
 use crate::sysfs::Roots;
 use crate::trace::Traces;
@@ -68,10 +68,9 @@ impl World {
             let interesting =
                 matches!(content, Some(Content::Signature(_) | Content::Data { .. } | Content::Ambiguous));
             // What could not be found out is not there: then the device is refused for what it carries.
-            if interesting && device.mounts.is_empty() && device.size > 4 << 20 {
-                if let Ok(found) = examiner.traces(device, node) {
-                    traces.insert(device.name.clone(), found);
-                }
+            let readable = interesting && device.mounts.is_empty() && device.size > 4 << 20;
+            if let Some(Ok(found)) = readable.then(|| examiner.traces(device, node)) {
+                traces.insert(device.name.clone(), found);
             }
         }
         let mounted = mount_points(roots)?;
@@ -79,7 +78,7 @@ impl World {
         for volume in &request.volumes {
             let mut paths = vec![volume.mount.clone()];
             if volume.each {
-                paths = (0..inventory.devices().len()).map(|index| volume.mount.join(index.to_string())).collect();
+                paths = (0..MOST_SLOTS).map(|index| volume.mount.join(index.to_string())).collect();
             }
             for path in paths {
                 let found = place(examiner, &mounted, &path);

@@ -6,9 +6,9 @@
 
 use super::{Planner, Slot, State};
 use crate::device::{Device, Kind};
-use crate::identity::{Made, Uuid};
+use crate::identity::{Made, Owner, Uuid};
 use crate::judge::Reason;
-use crate::request::Volume;
+use crate::request::{MOST_SLOTS, Volume};
 use crate::step::{Step, Target};
 
 /// What a disk of a set is to a volume over all of them.
@@ -175,16 +175,24 @@ impl<'a> Planner<'a> {
         sorted(disks).into_iter().map(Target::new).collect()
     }
 
+    /// The UUID of this node's that a disk carries, or is marked with.
+    fn marked_or_carried(&self, disk: &Device) -> Option<Uuid> {
+        let marked = self.traces(disk).and_then(|traces| traces.mark);
+        marked.or_else(|| self.carried(disk)).filter(|uuid| self.node.owner(*uuid) == Some(Owner::ThisNode))
+    }
+
     /// One volume on each disk.
     pub(super) fn each(&mut self, volume: &'a Volume, disks: &[&'a Device]) {
-        let most = self.world.inventory.devices().len();
-        let slots: Vec<Slot<'_>> = (0..most).map(|index| Slot::nth(volume, index)).collect();
+        let slots: Vec<Slot<'_>> = (0..MOST_SLOTS).map(|index| Slot::nth(volume, index)).collect();
         let mut free: Vec<&Slot<'_>> = slots.iter().collect();
         let mut rest = Vec::new();
         // Those that are known keep their place, whoever else comes or goes.
         for disk in sorted(disks) {
             let mine = |slot: &&&Slot<'_>| !matches!(self.state(slot, disk), State::Empty | State::Other);
-            match slots.iter().collect::<Vec<_>>().iter().find(mine).map(|slot| slot.at.clone()) {
+            let found = self
+                .marked_or_carried(disk)
+                .and_then(|_| slots.iter().collect::<Vec<_>>().into_iter().find(|slot| mine(&slot)));
+            match found.map(|slot| slot.at.clone()) {
                 Some(at) => match free.iter().position(|slot| slot.at == at) {
                     Some(index) => {
                         let slot = free.remove(index);
@@ -196,7 +204,7 @@ impl<'a> Planner<'a> {
                 None => rest.push(disk),
             }
         }
-        let known = free.len() < most;
+        let known = free.len() < MOST_SLOTS;
         let mut free = free.into_iter();
         for disk in rest {
             let obstacles = self.obstacles(disk, false);
@@ -211,15 +219,11 @@ impl<'a> Planner<'a> {
                 _ => self.refuse_device(&Slot::of(volume), disk, false),
             }
         }
-        if self.plan.refusals.is_empty()
-            && !self
-                .plan
-                .steps
-                .iter()
-                .map(|planned| &planned.volume)
-                .chain(self.plan.settled.iter().map(|settled| &settled.volume))
-                .any(|at| at.starts_with(&volume.mount))
-        {
+        let plan = &self.plan;
+        let mut about = (plan.steps.iter().map(|planned| &planned.volume))
+            .chain(plan.settled.iter().map(|settled| &settled.volume))
+            .chain(plan.refusals.iter().map(|refusal| &refusal.volume));
+        if !about.any(|at| at.starts_with(&volume.mount)) {
             let why = "somebody else uses every disk".to_owned();
             self.refuse(&Slot::of(volume), None, why, "see `nvme-setup status`".into(), false);
         }

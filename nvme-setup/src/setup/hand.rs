@@ -1,14 +1,12 @@
 //! The steps, one by one. Each looks again at what it is about before it changes anything: between a plan and its
 //! steps, devices can come, go and change their names.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::fcntl::{Flock, FlockArg};
 
 use super::{Setup, StepError};
 use crate::device::{Device, Kind};
@@ -193,7 +191,7 @@ impl Setup {
     /// Makes sure that a device carries the mark of this file system and nothing else. Until the result is dropped, udev
     /// keeps away from it. `mkfs` wants the device for itself, so it cannot be kept for ourselves; `mkfs.xfs` looks once
     /// more, as it is not given `-f`.
-    fn ready_to_format(&self, target: &Target, uuid: Uuid) -> Result<Flock<File>, StepError> {
+    fn ready_to_format(&self, target: &Target, uuid: Uuid) -> Result<File, StepError> {
         let device = self.unused(target)?;
         let held = hold(target)?;
         let file = exclusive(target)?;
@@ -302,17 +300,16 @@ fn exclusive(target: &Target) -> Result<File, StepError> {
 }
 
 /// Keeps udev away from a device: it leaves alone what has an flock (<https://systemd.io/BLOCK_DEVICE_LOCKING/>).
-fn hold(target: &Target) -> Result<Flock<File>, StepError> {
+fn hold(target: &Target) -> Result<File, StepError> {
     let start = Instant::now();
-    let mut file = File::open(&target.path).map_err(system(format!("opening {target}")))?;
+    let file = File::open(&target.path).map_err(system(format!("opening {target}")))?;
     same(&file, target)?;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, _)) if start.elapsed() < UDEV => file = back,
-            Err((_, error)) => return Err(system(format!("locking {target}"))(error.into())),
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < UDEV => thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(system(format!("locking {target}"))(error.into())),
         }
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
