@@ -16,7 +16,7 @@ use crate::fault::Fault;
 use crate::filesystem::Mounted;
 use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
-use crate::namespace::{Namespace, Origin, Source};
+use crate::namespace::{Identity, Namespace, Origin, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::transport::{Transport, raise_read_ahead};
@@ -76,12 +76,12 @@ impl Server {
         let stores = Arc::new(Stores::new(request.stores.clone()));
         let sources = self.resolve(&stores, &request).await?;
         let label = label(&request.entries);
-        let namespace = Namespace::new(label.clone(), sources)
-            .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let salt = id ^ u64::from(std::process::id()) << 32;
+        let identity = Identity::new(id ^ u64::from(std::process::id()) << 32, &request.options);
+        let namespace = Namespace::new(label.clone(), identity, sources, None)
+            .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
         let filesystem =
-            Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone(), salt);
+            Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone());
         let inner = filesystem.inner();
         let source = source_name(&request.entries);
         let options = request.options.clone();
