@@ -14,6 +14,7 @@ use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
 use crate::filesystem::Mounted;
+use crate::filesystem::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
 use crate::namespace::{Identity, Namespace, Origin, Source};
@@ -80,8 +81,9 @@ impl Server {
         let identity = Identity::new(id ^ u64::from(std::process::id()) << 32, &request.options);
         let namespace = Namespace::new(label.clone(), identity, sources, None)
             .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
-        let filesystem =
-            Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone());
+        let ledger = Ledger::create().map_err(|error| internal(&error))?;
+        let (runtime, blocks) = (self.runtime.clone(), Arc::clone(&self.blocks));
+        let filesystem = Mounted::new(runtime, namespace, blocks, request.options.clone(), ledger);
         let inner = filesystem.inner();
         let source = source_name(&request.entries);
         let options = request.options.clone();
