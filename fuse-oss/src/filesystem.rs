@@ -6,6 +6,7 @@
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
 pub mod handles;
+pub mod ledger;
 
 use std::ffi::OsStr;
 use std::io;
@@ -70,7 +71,14 @@ pub struct Inner {
 
 impl Mounted {
     /// A file system that shows `namespace`. `salt` differs from mount to mount.
-    pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
+    pub fn new(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        salt: u64,
+        _ledger: ledger::Ledger,
+    ) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
         let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());

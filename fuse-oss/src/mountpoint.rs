@@ -175,6 +175,11 @@ pub fn is_dead(mount: &MountInfo) -> bool {
     mount.fs_type == FS_TYPE && matches!(answers(&mount.path), Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
 }
 
+/// Whether what is mounted there is one of ours, on this device (`major:minor`) if that is known.
+pub fn is_ours(path: &Path, device: Option<&str>) -> bool {
+    mounted_on(path).is_some_and(|mount| mount.fs_type == FS_TYPE && device.is_none_or(|device| device == mount.device))
+}
+
 /// Takes a mount out of the tree.
 ///
 /// # Errors

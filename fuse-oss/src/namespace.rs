@@ -251,7 +251,10 @@ impl Namespace {
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn new(label: String, entries: Vec<(String, Source)>) -> Result<Self, Fault> {
+    pub fn recover(_l: String, _o: Vec<Arc<Origin>>, _j: std::fs::File) -> Result<Self, Fault> {
+        Err(Fault::Internal("stub".into()))
+    }
+    pub fn new(label: String, entries: Vec<(String, Source)>, _journal: Option<std::fs::File>) -> Result<Self, Fault> {
         let mut table = Table::new();
         let mut plan = Plan::default();
         for (at, source) in entries {

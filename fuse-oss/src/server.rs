@@ -1,13 +1,15 @@
-//! The server: one process that owns a cache directory and a memory budget and serves all mounts from them.
+//! The server: the process that works on a cache directory with a memory budget and serves all mounts from them. It is the
+//! worker of a [`keeper`](crate::keeper), which holds what must survive it.
 //!
-//! It is reached over its control socket (see [`protocol`](crate::protocol)), or by calls in the same process (`fuse-oss mount --foreground`).
-//! Beside that is a socket where its [`metrics`](crate::metrics) are scraped; who connects there changes nothing and keeps nothing alive.
-//! It ends when told to (SIGTERM, SIGINT: everything is unmounted first) or, when it was started by a client, some seconds after
-//! its last mount has gone.
+//! It is reached over its control socket (see [`protocol`](crate::protocol)). Beside that is a socket where its
+//! [`metrics`](crate::metrics) are scraped; who connects there changes nothing and keeps nothing alive. It ends when the keeper says so
+//! (everything is unmounted first) or, when it was started by a client, some seconds after its last mount has gone.
 
 mod control;
+pub mod keeping;
 mod mounting;
 mod prefetching;
+mod recovery;
 mod scrape;
 
 use std::collections::HashMap;
@@ -19,7 +21,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -27,34 +29,25 @@ use crate::blocks::Blocks;
 use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
 use crate::filesystem::Inner;
+use crate::keeper::ServerSettings;
+use crate::keeper::message::{ToKeeper, ToWorker};
 use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
-use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
+use crate::runtime::{Recorded, RuntimePaths, write_record};
 use crate::size::ByteSize;
 
+use keeping::{Inheritance, Keeping, Orders};
 use prefetching::Prefetching;
 
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// Between two attempts to unmount what is in use.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long the end waits for the cache to be written.
 const LAST_WRITES: Duration = Duration::from_secs(3);
-
-/// What a server is given.
-#[derive(Debug, Clone)]
-pub struct ServerSettings {
-    /// The cache directory, which it owns alone.
-    pub cache_dir: PathBuf,
-    /// How much the cache may hold; a fifth of its file system when absent; 0 for no cache on disk.
-    pub cache_size: Option<ByteSize>,
-    /// How much memory blocks may take; a quarter of the machine's, at most 2 GiB, when absent.
-    pub memory_limit: Option<ByteSize>,
-    /// Where its control socket is to be.
-    pub runtime_dir: PathBuf,
-    /// End this long after the last mount has gone; never, when absent.
-    pub idle_exit: Option<Duration>,
-}
 
 /// A running server.
 #[derive(Debug)]
@@ -73,14 +66,97 @@ pub struct Server {
     recording: Mutex<()>,
     /// Whether anybody can ask for metrics.
     scraped: AtomicBool,
-    _lock: CacheLock,
+    keeping: Keeping,
+    /// How many workers there were before this one, and how many times a program has taken over.
+    before: u64,
+    replaced: u64,
+    without_resend: bool,
+    /// A mount that is in use is not waited for any longer.
+    hurry: Notify,
+    /// Why the program that a client wants was not started.
+    not_replaced: watch::Sender<Option<MountError>>,
+}
+
+/// What a server works with.
+#[derive(Debug)]
+pub struct Means {
+    paths: RuntimePaths,
+    blocks: Arc<Blocks>,
+    metrics: Arc<Metrics>,
+}
+
+impl Means {
+    /// Opens the cache and sets limits. The keeper has made the directories and taken their lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for settings that cannot work, [`ErrorKind::System`].
+    pub fn new(settings: &ServerSettings, runtime: &Handle) -> Result<Self, MountError> {
+        let cache_dir = &settings.cache_dir;
+        let paths = RuntimePaths::new(&settings.runtime_dir, cache_dir)?;
+        raise_file_limit();
+        let memory_limit = settings.memory_limit.unwrap_or_else(default_memory);
+        if memory_limit < MIN_MEMORY {
+            return Err(MountError::new(
+                ErrorKind::Invalid,
+                format_args!("--memory-limit {memory_limit} is too little to work with; give at least {MIN_MEMORY}"),
+            ));
+        }
+        let stat = nix::sys::statvfs::statvfs(cache_dir).map_err(|errno| {
+            MountError::new(
+                ErrorKind::System,
+                format_args!("cannot look at the cache directory {}: {}", cache_dir.display(), errno.desc()),
+            )
+        })?;
+        let total = stat.blocks() * stat.fragment_size();
+        let limit = settings.cache_size.map_or(total / 5, ByteSize::bytes);
+        let metrics = Arc::<Metrics>::default();
+        let cache = if limit == 0 {
+            None
+        } else {
+            // A twentieth of the file system stays free, and 10 GiB are enough of that.
+            let floor = (total / 20).min(10 << 30);
+            let cache = Cache::new(cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
+                MountError::new(
+                    ErrorKind::System,
+                    format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
+                )
+            })?;
+            Some(Arc::new(cache))
+        };
+        let memory = usize::try_from(memory_limit.bytes()).unwrap_or(usize::MAX);
+        if let Some(cache) = &cache {
+            let scanner = Arc::clone(cache);
+            runtime.spawn_blocking(move || scanner.scan());
+        }
+        let blocks = Blocks::new(runtime.clone(), memory, cache, Arc::clone(&metrics));
+        info!(
+            cache_dir = %cache_dir.display(),
+            cache_size = %human(limit),
+            memory_limit = %human(memory_limit.bytes()),
+            socket = %paths.socket.display(),
+            "fuse-oss {} is ready",
+            env!("CARGO_PKG_VERSION")
+        );
+        Ok(Self { paths, blocks, metrics })
+    }
 }
 
 /// The sockets a server answers on.
 #[derive(Debug)]
 pub struct Listeners {
-    control: UnixListener,
-    metrics: Option<UnixListener>,
+    /// For clients.
+    pub control: std::os::unix::net::UnixListener,
+    /// For whoever collects metrics.
+    pub metrics: Option<std::os::unix::net::UnixListener>,
+}
+
+/// How serving ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With everything unmounted; mounts in use were waited for so long.
+    Unmounted(Duration),
+    /// With everything mounted, for a successor.
+    HandedOver,
 }
 
 #[derive(Debug, Default)]
@@ -104,63 +180,17 @@ struct Active {
 }
 
 impl Server {
-    /// Takes the cache directory and prepares everything; nothing is mounted and nobody is answered yet.
-    ///
-    /// # Errors
-    /// [`ErrorKind::CacheInUse`], [`ErrorKind::Invalid`] for settings that cannot work, [`ErrorKind::System`].
-    pub fn new(settings: &ServerSettings, runtime: Handle) -> Result<Arc<Self>, MountError> {
-        let cache_dir = private_dir(&settings.cache_dir, "cache directory")?;
-        let runtime_dir = private_dir(&settings.runtime_dir, "runtime directory")?;
-        let paths = RuntimePaths::new(&runtime_dir, &cache_dir)?;
-        let lock = CacheLock::take(&cache_dir, &paths)?;
-        clean_up(&paths.record);
-        raise_file_limit();
-
-        let memory_limit = settings.memory_limit.unwrap_or_else(default_memory);
-        if memory_limit < MIN_MEMORY {
-            return Err(MountError::new(
-                ErrorKind::Invalid,
-                format_args!("--memory-limit {memory_limit} is too little to work with; give at least {MIN_MEMORY}"),
-            ));
-        }
-        let stat = nix::sys::statvfs::statvfs(&cache_dir).map_err(|errno| {
-            MountError::new(
-                ErrorKind::System,
-                format_args!("cannot look at the cache directory {}: {}", cache_dir.display(), errno.desc()),
-            )
-        })?;
-        let total = stat.blocks() * stat.fragment_size();
-        let limit = settings.cache_size.map_or(total / 5, ByteSize::bytes);
-        let metrics = Arc::<Metrics>::default();
-        let cache = if limit == 0 {
-            None
-        } else {
-            // A twentieth of the file system stays free, and 10 GiB are enough of that.
-            let floor = (total / 20).min(10 << 30);
-            let cache = Cache::new(&cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
-                MountError::new(
-                    ErrorKind::System,
-                    format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
-                )
-            })?;
-            Some(Arc::new(cache))
-        };
-        let memory = usize::try_from(memory_limit.bytes()).unwrap_or(usize::MAX);
-        if let Some(cache) = &cache {
-            let scanner = Arc::clone(cache);
-            runtime.spawn_blocking(move || scanner.scan());
-        }
-        let blocks = Blocks::new(runtime.clone(), memory, cache, Arc::clone(&metrics));
-        info!(
-            cache_dir = %cache_dir.display(),
-            cache_size = %human(limit),
-            memory_limit = %human(memory_limit.bytes()),
-            socket = %paths.socket.display(),
-            "fuse-oss {} is ready",
-            env!("CARGO_PKG_VERSION")
-        );
-        Ok(Arc::new(Self {
-            cache_dir,
+    /// A server with everything it needs; nothing is mounted and nobody is answered yet.
+    pub fn new(
+        settings: &ServerSettings,
+        runtime: Handle,
+        means: Means,
+        keeping: Keeping,
+        inheritance: &Inheritance,
+    ) -> Arc<Self> {
+        let Means { paths, blocks, metrics } = means;
+        Arc::new(Self {
+            cache_dir: settings.cache_dir.clone(),
             paths,
             blocks,
             metrics,
@@ -169,63 +199,54 @@ impl Server {
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
-            next_id: AtomicU64::new(1),
+            next_id: AtomicU64::new(inheritance.next_id),
             recording: Mutex::default(),
             scraped: AtomicBool::new(false),
-            _lock: lock,
-        }))
+            keeping,
+            before: inheritance.before,
+            replaced: inheritance.replaced,
+            without_resend: settings.without_resend,
+            hurry: Notify::new(),
+            not_replaced: watch::Sender::new(None),
+        })
+    }
+
+    /// Goes on with what was handed over, and tells the keeper that it is answered again.
+    pub async fn begin(self: &Arc<Self>, inheritance: Inheritance) {
+        self.recover(inheritance.mounts);
+        self.keeping.say(&ToKeeper::Ready);
+        self.remove_abandoned(inheritance.abandoned).await;
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Binds the control socket, and the one for metrics. Whoever connects from now on is answered by [`Server::run`].
+    /// Answers clients until the keeper wants an end, or until nothing has been mounted for `idle_exit`; then unmounts everything.
     ///
     /// # Errors
-    /// [`ErrorKind::System`] when there can be no control socket. A server without metrics still serves, and logs why it has none.
-    pub fn listen(&self) -> Result<Listeners, MountError> {
-        let _entered = self.runtime.enter();
-        let control = bind_private(&self.paths.socket).map_err(|error| {
-            MountError::new(
-                ErrorKind::System,
-                format_args!(
-                    "cannot make the control socket {}: {error}; choose another --runtime-dir (a socket's path has at most 107 bytes)",
-                    self.paths.socket.display()
-                ),
-            )
-        })?;
-        let metrics = bind_private(&self.paths.metrics).inspect_err(|error| {
-            warn!(
-                socket = %self.paths.metrics.display(),
-                %error,
-                "cannot make the socket for metrics, which are in fuse-oss status --json all the same; \
-                 choose another --runtime-dir (a socket's path has at most 107 bytes)"
-            );
-        });
-        self.scraped.store(metrics.is_ok(), Ordering::Relaxed);
-        Ok(Listeners { control, metrics: metrics.ok() })
-    }
-
-    /// Answers clients until a signal comes, or until nothing has been mounted for `idle_exit`; then unmounts everything.
-    ///
-    /// # Errors
-    /// [`ErrorKind::System`] when signals cannot be received.
-    pub async fn run(self: &Arc<Self>, listeners: Listeners, idle_exit: Option<Duration>) -> Result<(), MountError> {
-        let Listeners { control: listener, metrics } = listeners;
+    /// [`ErrorKind::System`] when signals cannot be received or the sockets are none.
+    pub async fn run(
+        self: &Arc<Self>,
+        listeners: Listeners,
+        mut orders: Orders,
+        idle_exit: Option<Duration>,
+    ) -> Result<Ending, MountError> {
         // Ends when this function does.
         let mut scrapes = JoinSet::new();
-        if let Some(metrics) = metrics {
+        let listener = adopt(listeners.control)?;
+        if let Some(metrics) = listeners.metrics {
+            self.scraped.store(true, Ordering::Relaxed);
             let server = Arc::clone(self);
-            scrapes.spawn(scrape::serve(metrics, scrape::Limits::default(), move || server.status()));
+            scrapes.spawn(scrape::serve(adopt(metrics)?, scrape::Limits::default(), move || server.status()));
         }
         let no_signals = |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
+        // The keeper's to obey; only without one they are ours.
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-        // A terminal that is closed must not leave a dead mount behind.
         let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
         let mut idle_since = None;
-        loop {
+        let ending = loop {
             let idle = self.is_idle();
             if !idle {
                 idle_since = None;
@@ -233,33 +254,73 @@ impl Server {
                 idle_since = Some(tokio::time::Instant::now());
             }
             let end = idle_exit.zip(idle_since).map(|(after, since)| since + after);
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let connection = control::Connection::new(Arc::clone(self));
-                        tokio::spawn(connection.serve(stream));
+            let signalled = tokio::select! {
+                accepted = listener.accept() => {
+                    match accepted {
+                        Ok((stream, _)) => {
+                            let connection = control::Connection::new(Arc::clone(self));
+                            tokio::spawn(connection.serve(stream));
+                        }
+                        Err(error) => {
+                            warn!(%error, "cannot accept a client");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
                     }
-                    Err(error) => {
-                        warn!(%error, "cannot accept a client");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    false
+                }
+                () = self.changed.notified() => false,
+                () = self.blocks.no_room() => {
+                    self.give_up_pins();
+                    false
+                }
+                Some(order) = orders.recv() => match order {
+                    ToWorker::End { patience_ms } => break Ending::Unmounted(Duration::from_millis(patience_ms)),
+                    ToWorker::HandOver => break Ending::HandedOver,
+                    ToWorker::NotReplaced(error) => {
+                        self.not_replaced.send_replace(Some(error));
+                        false
                     }
+                    _ => false,
                 },
-                () = self.changed.notified() => {}
-                () = self.blocks.no_room() => self.give_up_pins(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => break,
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => true,
+                _ = hangup.recv() => true,
                 () = async { match end { Some(end) => tokio::time::sleep_until(end).await, None => std::future::pending().await } } => {
                     if self.is_idle() {
                         info!("nothing is mounted any more; ending");
-                        break;
+                        break Ending::Unmounted(Duration::ZERO);
                     }
+                    false
                 }
+            };
+            if signalled && !self.keeping.is_alive() {
+                break Ending::Unmounted(Duration::ZERO);
+            }
+        };
+        drop(listener);
+        match ending {
+            Ending::HandedOver => {
+                info!("making room for a successor");
+                self.settle().await;
+            }
+            Ending::Unmounted(patience) => {
+                let server = Arc::clone(self);
+                let hurry = async move {
+                    while let Some(order) = orders.recv().await {
+                        if matches!(order, ToWorker::End { .. }) {
+                            server.hurry.notify_one();
+                        }
+                    }
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    () = self.shut_down(patience) => {}
+                    () = hurry => {}
+                }
+                self.keeping.say(&ToKeeper::Ended);
             }
         }
-        drop(listener);
-        self.shut_down().await;
-        Ok(())
+        Ok(ending)
     }
 
     fn is_idle(&self) -> bool {
@@ -267,33 +328,64 @@ impl Server {
         table.sessions.is_empty() && table.reserved.is_empty() && self.connections.load(Ordering::Acquire) == 0
     }
 
-    /// Unmounts everything and removes what others could find. Mounts in use are detached: their users get an error from the next
-    /// access on, because nobody will be there to answer.
-    pub async fn shut_down(self: &Arc<Self>) {
+    /// Unmounts everything and removes what others could find. A mount in use is waited for, and then detached: its users get an
+    /// error from the next access on, because nobody will be there to answer.
+    async fn shut_down(self: &Arc<Self>, patience: Duration) {
         let _ = std::fs::remove_file(&self.paths.socket);
         let _ = std::fs::remove_file(&self.paths.metrics);
-        let targets: Vec<PathBuf> = self
+        let until = tokio::time::Instant::now() + patience;
+        let mut targets: Vec<PathBuf> = self
             .table()
             .sessions
             .values()
             .filter(|active| !active.detached)
             .map(|active| active.target.clone())
             .collect();
-        for target in targets {
-            let path = target.clone();
-            let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
-            if let Ok(Err(error)) = idle {
-                warn!(%error, "detaching it, because the server ends");
+        let mut said = false;
+        loop {
+            let mut busy = Vec::new();
+            for target in targets {
                 let path = target.clone();
-                if let Ok(Err(error)) =
-                    self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::Lazy)).await
-                {
-                    warn!(%error, "left behind");
+                let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
+                match idle {
+                    Ok(Err(error)) if error.kind == ErrorKind::TargetBusy => busy.push((target, error)),
+                    Ok(Err(error)) if error.kind != ErrorKind::NotMounted => warn!(%error, "left behind"),
+                    _ => {}
                 }
+            }
+            if busy.is_empty() {
+                break;
+            }
+            let late = tokio::time::Instant::now() >= until;
+            for (_, error) in &busy {
+                if late {
+                    warn!(%error, "detaching it all the same, because the server ends");
+                } else if !said {
+                    warn!(%error, "it is waited for, for {} s", patience.as_secs());
+                }
+            }
+            said = true;
+            targets = busy.into_iter().map(|(target, _)| target).collect();
+            if late {
+                for path in targets {
+                    let lazy = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::Lazy)).await;
+                    if let Ok(Err(error)) = lazy {
+                        warn!(%error, "left behind");
+                    }
+                }
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(BUSY_PAUSE) => {}
+                () = self.hurry.notified() => return Box::pin(self.shut_down(Duration::ZERO)).await,
             }
         }
         self.save_record();
-        // Whoever asked for the last unmount gets the answer before we go.
+        self.settle().await;
+    }
+
+    /// Gives clients their answers and writes to the cache what would have to be fetched again.
+    async fn settle(&self) {
         let answered = async {
             while self.unanswered.load(Ordering::Acquire) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -302,7 +394,6 @@ impl Server {
         if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
             warn!("ending with requests unanswered");
         }
-        // What was fetched and is not in the cache yet would have to be fetched again.
         self.blocks.settle(LAST_WRITES).await;
     }
 
@@ -352,6 +443,11 @@ impl Server {
         }
     }
 
+    /// The process to send signals to.
+    fn status_pid(&self) -> u32 {
+        if self.keeping.is_alive() { nix::unistd::getppid().as_raw().unsigned_abs() } else { std::process::id() }
+    }
+
     /// What is mounted and how much of everything is used.
     pub fn status(&self) -> Status {
         let (cache_used, cache_size) = self.blocks.cache().map_or((0, 0), |cache| (cache.used(), cache.limit()));
@@ -371,7 +467,10 @@ impl Server {
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         Status {
-            pid: std::process::id(),
+            pid: self.status_pid(),
+            worker: std::process::id(),
+            before: self.before,
+            replaced: self.replaced,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cache_dir: self.cache_dir.clone(),
             cache_used: ByteSize::new(cache_used),
@@ -387,14 +486,10 @@ impl Server {
     }
 }
 
-/// Listens on a socket that only we and root can connect to.
-fn bind_private(socket: &Path) -> std::io::Result<UnixListener> {
-    // We hold the cache lock, so a socket that is there belongs to a server that has died.
-    let _ = std::fs::remove_file(socket);
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(socket);
-    nix::sys::stat::umask(mask);
-    listener
+/// A socket as the keeper has bound it.
+fn adopt(listener: std::os::unix::net::UnixListener) -> Result<UnixListener, MountError> {
+    let adopted = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    adopted.map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot answer on a socket: {error}")))
 }
 
 /// A quarter of the machine's memory, between the least that works and 2 GiB.
