@@ -253,11 +253,13 @@ impl Keeper {
             let turn = self.turn();
             let answered = !matches!(self.phase, Phase::Starting);
             if let Turn::Done(outcome) = turn {
+                let _ = std::fs::remove_file(&self.paths.socket);
+                let _ = std::fs::remove_file(&self.paths.metrics);
+                // Whoever hears how it went finds the cache directory free.
+                drop(self);
                 if let Some(ready) = ready.take() {
                     ready(&outcome);
                 }
-                let _ = std::fs::remove_file(&self.paths.socket);
-                let _ = std::fs::remove_file(&self.paths.metrics);
                 return outcome;
             }
             if answered {
