@@ -251,7 +251,6 @@ impl Keeper {
         let (mut ready, mut errand) = (Some(ready), errand);
         loop {
             let turn = self.turn();
-            let answered = !matches!(self.phase, Phase::Starting);
             if let Turn::Done(outcome) = turn {
                 let _ = std::fs::remove_file(&self.paths.socket);
                 let _ = std::fs::remove_file(&self.paths.metrics);
@@ -262,7 +261,7 @@ impl Keeper {
                 }
                 return outcome;
             }
-            if answered {
+            if !matches!(self.phase, Phase::Starting | Phase::Ending(..) | Phase::Ended(_)) {
                 if let Some(ready) = ready.take() {
                     ready(&Ok(()));
                 }
