@@ -161,6 +161,8 @@ pub fn worker(arguments: &WorkerArguments, log: &LogArguments) -> ExitCode {
 
 fn work(arguments: &WorkerArguments) -> Result<(), MountError> {
     tame_allocator();
+    // The keeper has blocked those it waits for, and that is inherited.
+    let _ = nix::sys::signal::SigSet::all().thread_unblock();
     let settings: ServerSettings = serde_json::from_str(&arguments.settings)
         .map_err(|error| MountError::new(ErrorKind::Usage, format_args!("unreadable settings: {error}")))?;
     let link = Link::from(inherited(arguments.link_fd)?);
