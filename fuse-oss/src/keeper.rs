@@ -39,7 +39,7 @@ use tracing::{error, info, warn};
 use crate::error::{ErrorKind, MountError};
 use crate::mountpoint;
 use crate::options::UnmountMode;
-use crate::runtime::{CacheLock, RuntimePaths, bind_private, clean_up, private_dir};
+use crate::runtime::{CacheLock, RuntimePaths, bind_private, clean_up, clean_up_lower, private_dir};
 use crate::size::ByteSize;
 use message::{ToKeeper, ToWorker};
 use restarts::{Death, Next, Restarts};
@@ -83,19 +83,41 @@ pub struct Files {
     pub ledger: OwnedFd,
     /// The names it has shown; none when there was no room for it.
     pub journal: Option<OwnedFd>,
+    /// The lock on what is written to it, where it can be written to.
+    pub upper: Option<OwnedFd>,
+}
+
+/// Which of those that a mount need not have there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// A journal.
+    pub journal: bool,
+    /// The lock of an upper layer.
+    pub upper: bool,
 }
 
 impl Files {
     /// To be sent.
     pub fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
         let always = [&self.request, &self.device, &self.ledger];
-        always.into_iter().chain(&self.journal).map(AsFd::as_fd).collect()
+        always.into_iter().chain(&self.journal).chain(&self.upper).map(AsFd::as_fd).collect()
     }
 
-    /// As they were received.
-    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
+    /// Which there are.
+    pub fn parts(&self) -> Parts {
+        Parts { journal: self.journal.is_some(), upper: self.upper.is_some() }
+    }
+
+    /// As they were received; none when there are too few.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>, parts: Parts) -> Option<Self> {
         let mut rest = descriptors.into_iter();
-        Some(Self { request: rest.next()?, device: rest.next()?, ledger: rest.next()?, journal: rest.next() })
+        Some(Self {
+            request: rest.next()?,
+            device: rest.next()?,
+            ledger: rest.next()?,
+            journal: if parts.journal { Some(rest.next()?) } else { None },
+            upper: if parts.upper { Some(rest.next()?) } else { None },
+        })
     }
 }
 
@@ -184,6 +206,7 @@ impl Keeper {
         let paths = RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)?;
         let lock = CacheLock::take(&settings.cache_dir, &paths)?;
         clean_up(&paths.record);
+        clean_up_lower(&paths.lower);
         let control = bind_private(&paths.socket).map_err(|error| {
             MountError::new(
                 ErrorKind::System,
@@ -357,7 +380,7 @@ impl Keeper {
         let hand_over = || {
             for (id, held) in &self.mounts {
                 let device = held.device.clone().unwrap_or_default();
-                let mount = ToWorker::Mount { id: *id, target: held.target.clone(), device };
+                let mount = ToWorker::Mount { id: *id, target: held.target.clone(), device, parts: held.files.parts() };
                 worker.send(&mount, &held.files.borrowed())?;
             }
             for target in &self.abandoned {
@@ -448,9 +471,9 @@ impl Keeper {
                     warn!(%error, "a worker cannot serve");
                 }
             }
-            ToKeeper::Held { id, target } => {
+            ToKeeper::Held { id, target, parts } => {
                 self.next_id = self.next_id.max(id + 1);
-                match Files::from_descriptors(descriptors) {
+                match Files::from_descriptors(descriptors, parts) {
                     Some(files) => drop(self.mounts.insert(id, Held { target, device: None, files })),
                     None => {
                         warn!(target = %target.display(), "a mount came without its descriptors; it will not outlive its worker")
@@ -571,7 +594,7 @@ impl Keeper {
 
     fn detach_all(&mut self) {
         for held in std::mem::take(&mut self.mounts).into_values() {
-            if mountpoint::is_ours(&held.target, held.device.as_deref())
+            if mountpoint::mounted_on(&held.target).is_some_and(|there| Some(there.device) == held.device)
                 && let Err(error) = mountpoint::unmount(&held.target, UnmountMode::Lazy)
             {
                 warn!(%error, "left behind");

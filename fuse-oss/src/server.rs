@@ -11,6 +11,7 @@ mod mounting;
 mod prefetching;
 mod recovery;
 mod scrape;
+mod writable;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,11 +35,13 @@ use crate::keeper::message::{ToKeeper, ToWorker};
 use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
+use crate::overlay::upper::Upper;
 use crate::runtime::{Recorded, RuntimePaths, write_record};
 use crate::size::ByteSize;
 
 use keeping::{Inheritance, Keeping, Orders};
 use prefetching::Prefetching;
+use recovery::Down;
 
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -62,6 +65,8 @@ pub struct Server {
     connections: AtomicUsize,
     /// Requests that have not been answered yet.
     unanswered: AtomicUsize,
+    /// Upper layers that are being removed.
+    removing: AtomicUsize,
     next_id: AtomicU64,
     recording: Mutex<()>,
     /// Whether anybody can ask for metrics.
@@ -165,6 +170,8 @@ struct Table {
     sessions: HashMap<u64, Active>,
     /// Targets being mounted on at this moment.
     reserved: Vec<PathBuf>,
+    /// Mounts that answer with errors until they are unmounted.
+    down: Vec<Down>,
 }
 
 /// A mount.
@@ -174,6 +181,8 @@ struct Active {
     entries: Vec<MountEntry>,
     inner: Arc<Inner>,
     device: String,
+    /// Receives what is written, when it can be written to.
+    upper: Option<Upper>,
     detached: bool,
     /// Ends with the mount.
     prefetching: Option<Prefetching>,
@@ -199,6 +208,7 @@ impl Server {
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            removing: AtomicUsize::new(0),
             next_id: AtomicU64::new(inheritance.next_id),
             recording: Mutex::default(),
             scraped: AtomicBool::new(false),
@@ -216,6 +226,8 @@ impl Server {
         self.recover(inheritance.mounts);
         self.keeping.say(&ToKeeper::Ready);
         self.remove_abandoned(inheritance.abandoned).await;
+        // Only now: what was handed over is locked again.
+        self.sweep_uppers();
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -325,7 +337,8 @@ impl Server {
 
     fn is_idle(&self) -> bool {
         let table = self.table();
-        table.sessions.is_empty() && table.reserved.is_empty() && self.connections.load(Ordering::Acquire) == 0
+        let busy = self.connections.load(Ordering::Acquire) + self.removing.load(Ordering::Acquire);
+        table.sessions.is_empty() && table.reserved.is_empty() && table.down.is_empty() && busy == 0
     }
 
     /// Unmounts everything and removes what others could find. A mount in use is waited for, and then detached: its users get an
@@ -341,7 +354,14 @@ impl Server {
             .filter(|active| !active.detached)
             .map(|active| active.target.clone())
             .collect();
+        let down: Vec<PathBuf> = self.table().down.iter().map(|down| down.target.clone()).collect();
+        for target in down {
+            if let Some(Err(error)) = self.unmount_down(&target, UnmountMode::Lazy) {
+                warn!(%error, "left behind");
+            }
+        }
         let mut said = false;
+        let mut ended = Vec::new();
         loop {
             let mut busy = Vec::new();
             for target in targets {
@@ -350,7 +370,7 @@ impl Server {
                 match idle {
                     Ok(Err(error)) if error.kind == ErrorKind::TargetBusy => busy.push((target, error)),
                     Ok(Err(error)) if error.kind != ErrorKind::NotMounted => warn!(%error, "left behind"),
-                    _ => {}
+                    _ => ended.push(target),
                 }
             }
             if busy.is_empty() {
@@ -382,6 +402,7 @@ impl Server {
         }
         self.save_record();
         self.settle().await;
+        self.discarded(&ended).await;
     }
 
     /// Gives clients their answers and writes to the cache what would have to be fetched again.
@@ -412,13 +433,13 @@ impl Server {
 
     fn save_record(&self) {
         let _one_at_a_time = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
-        let mounts: Vec<Recorded> = self
-            .table()
-            .sessions
-            .values()
-            .filter(|active| !active.detached)
-            .map(|active| Recorded { target: active.target.clone(), device: active.device.clone() })
-            .collect();
+        let mounts: Vec<Recorded> = {
+            let table = self.table();
+            let active = table.sessions.values().filter(|active| !active.detached);
+            let active = active.map(|active| (&active.target, &active.device));
+            let all = active.chain(table.down.iter().map(|down| (&down.target, &down.device)));
+            all.map(|(target, device)| Recorded { target: target.clone(), device: device.clone() }).collect()
+        };
         // What is in the table may have been unmounted while we end.
         let mounts: Vec<Recorded> = mounts
             .into_iter()
@@ -463,8 +484,21 @@ impl Server {
                 hidden: active.inner.namespace().hidden(),
                 open_files: active.inner.handles().count(),
                 prefetch: active.prefetching.as_ref().map(Prefetching::status),
+                writable: active.upper.as_ref().map(writable::status),
+                down: None,
             })
             .collect();
+        mounts.extend(self.table().down.iter().map(|down| MountStatus {
+            target: down.target.clone(),
+            entries: down.entries.clone(),
+            detached: false,
+            nodes: 0,
+            hidden: 0,
+            open_files: 0,
+            prefetch: None,
+            writable: down.upper.as_ref().map(writable::status),
+            down: Some(down.cause.clone()),
+        }));
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         Status {
             pid: self.status_pid(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Parts;
 use crate::error::MountError;
 
 /// From the worker.
@@ -21,12 +22,14 @@ pub enum ToKeeper {
         id: u64,
         /// Where it is to be.
         target: PathBuf,
+        /// Which descriptors there are.
+        parts: Parts,
     },
-    /// The kernel and the worker have shaken hands.
+    /// It is mounted and answers.
     Established {
         /// The mount's number.
         id: u64,
-        /// `major:minor` of the FUSE file system.
+        /// What is seen at its target, as `major:minor`.
         device: String,
     },
     /// The mount is gone, or was never made.
@@ -53,8 +56,10 @@ pub enum ToWorker {
         id: u64,
         /// Where it is.
         target: PathBuf,
-        /// `major:minor` of the FUSE file system.
+        /// What is seen there, as `major:minor`.
         device: String,
+        /// Which descriptors there are.
+        parts: Parts,
     },
     /// Somebody began to mount here, and was killed before that was done: what is there has to go.
     Abandoned {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, info};
 
 use super::worker::{THIS_PROGRAM, inheritable};
-use super::{Files, Held, Keeper, Phase, ServerSettings};
+use super::{Files, Held, Keeper, Parts, Phase, ServerSettings};
 use crate::error::{ErrorKind, MountError};
 use crate::runtime::{CacheLock, RuntimePaths};
 
@@ -48,6 +48,7 @@ struct HeldState {
     id: u64,
     target: PathBuf,
     device: Option<String>,
+    parts: Parts,
     files: Vec<RawFd>,
 }
 
@@ -89,7 +90,7 @@ impl Keeper {
         for (id, held) in &self.mounts {
             let files: std::io::Result<Vec<RawFd>> = held.files.borrowed().into_iter().map(&mut pass).collect();
             let (target, device) = (held.target.clone(), held.device.clone());
-            mounts.push(HeldState { id: *id, target, device, files: files? });
+            mounts.push(HeldState { id: *id, target, device, parts: held.files.parts(), files: files? });
         }
         let state = State {
             format: FORMAT,
@@ -149,7 +150,7 @@ impl Keeper {
         let mut keeper = Self::assemble(state.settings, paths, lock, control, metrics)?;
         for held in state.mounts {
             let files: Result<Vec<OwnedFd>, MountError> = held.files.into_iter().map(take).collect();
-            let files = Files::from_descriptors(files?).ok_or_else(|| bad(&"a mount without its files"))?;
+            let files = Files::from_descriptors(files?, held.parts).ok_or_else(|| bad(&"a mount without its files"))?;
             keeper.mounts.insert(held.id, Held { target: held.target, device: held.device, files });
         }
         keeper.previous = state.previous.map(take).transpose()?;

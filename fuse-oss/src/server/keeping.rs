@@ -41,7 +41,7 @@ pub struct Inherited {
     pub id: u64,
     /// Where it is.
     pub target: PathBuf,
-    /// `major:minor` of the FUSE file system.
+    /// What is seen there, as `major:minor`.
     pub device: String,
     /// What was kept of it.
     pub files: Files,
@@ -54,6 +54,8 @@ pub struct Kept {
     pub wire: WireMount,
     /// What tells this mount's objects without entity tags from those of others.
     pub salt: u64,
+    /// Where what is written to it goes, if it can be written to.
+    pub upper: Option<PathBuf>,
 }
 
 impl Kept {
@@ -61,8 +63,8 @@ impl Kept {
     ///
     /// # Errors
     /// [`ErrorKind::System`] when there is no memory or no descriptor.
-    pub fn write(request: &MountRequest, salt: u64) -> Result<OwnedFd, MountError> {
-        let kept = Self { wire: WireMount::from(request), salt };
+    pub fn write(request: &MountRequest, salt: u64, upper: Option<&Path>) -> Result<OwnedFd, MountError> {
+        let kept = Self { wire: WireMount::from(request), salt, upper: upper.map(Path::to_owned) };
         let write = || -> io::Result<OwnedFd> {
             let mut file = File::from(memfd_create(c"fuse-oss-request", MFdFlags::MFD_CLOEXEC)?);
             file.write_all(&serde_json::to_vec(&kept)?)?;
@@ -75,14 +77,13 @@ impl Kept {
     ///
     /// # Errors
     /// When it is not what [`Kept::write`] has written. The message quotes nothing of it.
-    pub fn read(file: &OwnedFd) -> io::Result<(MountRequest, u64)> {
+    pub fn read(file: &OwnedFd) -> io::Result<Self> {
         let mut file = File::from(file.try_clone()?);
         let mut text = Vec::new();
         file.rewind()?;
         file.read_to_end(&mut text)?;
-        let kept: Self = serde_json::from_slice(&text)
-            .map_err(|error| io::Error::other(format!("unreadable request (column {})", error.column())))?;
-        Ok((kept.wire.into(), kept.salt))
+        serde_json::from_slice(&text)
+            .map_err(|error| io::Error::other(format!("unreadable request (column {})", error.column())))
     }
 }
 
@@ -108,8 +109,8 @@ impl Keeping {
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the keeper has gone"));
             };
             match said {
-                ToWorker::Mount { id, target, device } => {
-                    let files = Files::from_descriptors(descriptors)
+                ToWorker::Mount { id, target, device, parts } => {
+                    let files = Files::from_descriptors(descriptors, parts)
                         .ok_or_else(|| io::Error::other("a mount without its descriptors"))?;
                     inheritance.mounts.push(Inherited { id, target, device, files });
                 }
@@ -174,7 +175,7 @@ impl Keeping {
 
     /// Hands a mount that is about to be made to the keeper.
     pub fn hold(&self, id: u64, target: &Path, files: &Files) {
-        let message = ToKeeper::Held { id, target: target.to_owned() };
+        let message = ToKeeper::Held { id, target: target.to_owned(), parts: files.parts() };
         if let Err(error) = self.link.send(&message, &files.borrowed())
             && self.is_alive()
         {
@@ -206,10 +207,12 @@ mod tests {
             options: MountOptions::default(),
             stores: oss::Settings::default(),
         };
-        let file = Kept::write(&request, 7).unwrap();
+        let file = Kept::write(&request, 7, Some(Path::new("/upper"))).unwrap();
         for _ in 0..2 {
-            let (read, salt) = Kept::read(&file).unwrap();
-            assert_eq!((read.target, read.entries, salt), (request.target.clone(), request.entries.clone(), 7));
+            let kept = Kept::read(&file).unwrap();
+            assert_eq!((kept.salt, kept.upper), (7, Some("/upper".into())));
+            let read = MountRequest::from(kept.wire);
+            assert_eq!((read.target, read.entries), (request.target.clone(), request.entries.clone()));
         }
     }
 }

@@ -12,6 +12,7 @@ use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
 use super::keeping::{self, Keeping, Kept};
+use super::writable::View;
 use super::{Active, Prefetching, Server};
 use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
@@ -25,6 +26,7 @@ use crate::mountpoint::{self, Target};
 use crate::namespace::{Namespace, Origin, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
+use crate::overlay::upper::Upper;
 use crate::transport::{Transport, raise_read_ahead};
 
 /// How many entries are looked at side by side before a mount.
@@ -106,39 +108,47 @@ impl Server {
         let label = label(&request.entries);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let salt = id ^ u64::from(std::process::id()) << 32;
+        let view = match request.options.writable.clone() {
+            Some(writable) => Some(self.prepare_view(writable, id).await?),
+            None => None,
+        };
+        let upper = view.as_ref().and_then(View::upper);
         let journal = self.journal();
         let for_keeper = journal.as_ref().map(keeping::duplicate).transpose()?;
         let namespace = Namespace::new(label.clone(), sources, journal)
             .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
         let ledger = Ledger::create().map_err(|error| internal(&error))?;
         let files = Files {
-            request: Kept::write(&request, salt)?,
+            request: Kept::write(&request, salt, upper.map(Upper::root))?,
             device: keeping::duplicate(&device)?,
             ledger: keeping::duplicate(&ledger)?,
             journal: for_keeper,
+            upper: upper.map(keeping::duplicate).transpose()?,
         };
         let blocks = Arc::clone(&self.blocks);
         let filesystem = Mounted::new(self.runtime.clone(), namespace, blocks, request.options.clone(), salt, ledger);
         let inner = filesystem.inner();
         let held = self.hold(id, target.path(), &files);
         drop(files);
-        let source = source_name(&request.entries);
-        let options = request.options.clone();
+        let (source, options) = (source_name(&request.entries), request.options.clone());
         let mounting = self.runtime.spawn_blocking(move || {
-            let transport = Transport::mount(filesystem, device, &target, &source, &options)?;
-            Ok((transport, target))
+            // What can be written to is mounted out of sight first.
+            let at = view.as_ref().and_then(View::lower).unwrap_or(&target);
+            let at_path = at.path().to_owned();
+            let transport = Transport::mount(filesystem, device, at, &source, &options)?;
+            Ok::<_, MountError>((transport, at_path, target, view, source, options))
         });
-        let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
+        let (transport, at, target, mut view, source, options) = mounting.await.map_err(|error| internal(&error))??;
         inner.handles().set_notifier(transport.notifier());
         let path = target.path().to_owned();
-        let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
-        held.established(&device);
+        let device = mountpoint::mounted_on(&at).map(|mount| mount.device).unwrap_or_default();
         let prefetching = Prefetching::new(request.options.prefetch, &inner);
         let active = Active {
             target: path.clone(),
             entries: request.entries,
             inner,
             device: device.clone(),
+            upper: view.as_mut().and_then(View::take_upper),
             detached: false,
             prefetching,
         };
@@ -146,8 +156,17 @@ impl Server {
         drop(reservation);
         self.save_record();
         self.spawn_session(id, transport);
-        self.wait_until_it_answers(&path).await?;
+        self.wait_until_it_answers(&at).await?;
         raise_read_ahead(&device);
+        if let Some(lower) = view.as_mut().and_then(View::take_lower) {
+            if let Err(error) = self.cover(id, lower, target, options, source).await {
+                // Its session ends now, and takes what was made for it along.
+                let _ = tokio::time::timeout(END_LIMIT, self.gone(&path)).await;
+                return Err(error);
+            }
+            self.save_record();
+        }
+        held.established(&self.device_of(id));
         if let Some(prefetching) = self.table().sessions.get_mut(&id).and_then(|active| active.prefetching.as_mut()) {
             prefetching.start(&self.runtime);
         }
@@ -165,6 +184,11 @@ impl Server {
         });
         made.inspect_err(|error| warn!(%error, "nothing can be kept of this mount; it will not outlive this process"))
             .ok()
+    }
+
+    /// What is seen at a mount's target, as `major:minor`.
+    fn device_of(&self, id: u64) -> String {
+        self.table().sessions.get(&id).map(|active| active.device.clone()).unwrap_or_default()
     }
 
     /// Tells the keeper of a mount before it is made.
@@ -209,12 +233,15 @@ impl Server {
         }
     }
 
-    fn session_ended(&self, id: u64) {
+    fn session_ended(self: &Arc<Self>, id: u64) {
         let ended = self.table().sessions.remove(&id);
         self.keeping.say(&ToKeeper::Gone { id });
         if let Some(active) = ended {
             info!(target = %active.target.display(), "unmounted");
             self.save_record();
+            if let Some(upper) = active.upper {
+                self.discard(upper);
+            }
         }
         self.changed.notify_waiters();
         self.changed.notify_one();
@@ -247,6 +274,9 @@ impl Server {
             found.map(|(id, _)| *id)
         };
         let Some(id) = id else {
+            if let Some(done) = self.unmount_down(target, mode) {
+                return done;
+            }
             return Err(MountError::new(
                 ErrorKind::NotMounted,
                 format_args!("this server has nothing mounted on {}; see fuse-oss status", target.display()),
