@@ -426,12 +426,16 @@ mod tests {
             open_files: 2,
             prefetch: None,
             writable: None,
+            down: None,
         }
     }
 
     fn status(metrics: &Metrics, mounts: Vec<MountStatus>) -> Status {
         Status {
             pid: 7,
+            worker: 2,
+            before: 3,
+            replaced: 1,
             version: "1.2.3".to_owned(),
             cache_dir: "/var/cache/fuse-oss".into(),
             cache_used: ByteSize::new(10),

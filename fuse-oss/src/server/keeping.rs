@@ -52,8 +52,6 @@ pub struct Inherited {
 pub struct Kept {
     /// The request.
     pub wire: WireMount,
-    /// What tells this mount's objects without entity tags from those of others.
-    pub salt: u64,
     /// Where what is written to it goes, if it can be written to.
     pub upper: Option<PathBuf>,
 }
@@ -63,8 +61,8 @@ impl Kept {
     ///
     /// # Errors
     /// [`ErrorKind::System`] when there is no memory or no descriptor.
-    pub fn write(request: &MountRequest, salt: u64, upper: Option<&Path>) -> Result<OwnedFd, MountError> {
-        let kept = Self { wire: WireMount::from(request), salt, upper: upper.map(Path::to_owned) };
+    pub fn write(request: &MountRequest, upper: Option<&Path>) -> Result<OwnedFd, MountError> {
+        let kept = Self { wire: WireMount::from(request), upper: upper.map(Path::to_owned) };
         let write = || -> io::Result<OwnedFd> {
             let mut file = File::from(memfd_create(c"fuse-oss-request", MFdFlags::MFD_CLOEXEC)?);
             file.write_all(&serde_json::to_vec(&kept)?)?;
@@ -207,10 +205,10 @@ mod tests {
             options: MountOptions::default(),
             stores: oss::Settings::default(),
         };
-        let file = Kept::write(&request, 7, Some(Path::new("/upper"))).unwrap();
+        let file = Kept::write(&request, Some(Path::new("/upper"))).unwrap();
         for _ in 0..2 {
             let kept = Kept::read(&file).unwrap();
-            assert_eq!((kept.salt, kept.upper), (7, Some("/upper".into())));
+            assert_eq!(kept.upper, Some("/upper".into()));
             let read = MountRequest::from(kept.wire);
             assert_eq!((read.target, read.entries), (request.target.clone(), request.entries.clone()));
         }

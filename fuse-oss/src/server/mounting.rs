@@ -23,7 +23,7 @@ use crate::keeper::Files;
 use crate::keeper::message::ToKeeper;
 use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
-use crate::namespace::{Namespace, Origin, Source};
+use crate::namespace::{Identity, Namespace, Origin, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::overlay::upper::Upper;
@@ -107,7 +107,7 @@ impl Server {
         let sources = self.resolve(&stores, &request).await?;
         let label = label(&request.entries);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let salt = id ^ u64::from(std::process::id()) << 32;
+        let identity = Identity::new(id ^ u64::from(std::process::id()) << 32, &request.options);
         let view = match request.options.writable.clone() {
             Some(writable) => Some(self.prepare_view(writable, id).await?),
             None => None,
@@ -115,18 +115,18 @@ impl Server {
         let upper = view.as_ref().and_then(View::upper);
         let journal = self.journal();
         let for_keeper = journal.as_ref().map(keeping::duplicate).transpose()?;
-        let namespace = Namespace::new(label.clone(), sources, journal)
+        let namespace = Namespace::new(label.clone(), identity, sources, journal)
             .map_err(|fault| MountError::new(kind_of(&fault), format_args!("cannot mount {label}: {fault}")))?;
         let ledger = Ledger::create().map_err(|error| internal(&error))?;
         let files = Files {
-            request: Kept::write(&request, salt, upper.map(Upper::root))?,
+            request: Kept::write(&request, upper.map(Upper::root))?,
             device: keeping::duplicate(&device)?,
             ledger: keeping::duplicate(&ledger)?,
             journal: for_keeper,
             upper: upper.map(keeping::duplicate).transpose()?,
         };
         let blocks = Arc::clone(&self.blocks);
-        let filesystem = Mounted::new(self.runtime.clone(), namespace, blocks, request.options.clone(), salt, ledger);
+        let filesystem = Mounted::new(self.runtime.clone(), namespace, blocks, request.options.clone(), ledger);
         let inner = filesystem.inner();
         let held = self.hold(id, target.path(), &files);
         drop(files);

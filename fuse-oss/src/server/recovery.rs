@@ -69,7 +69,7 @@ impl Server {
                     continue;
                 }
             };
-            let (request, salt) = (MountRequest::from(kept.wire), kept.salt);
+            let request = MountRequest::from(kept.wire);
             let Inherited { files: Files { request: _, device: connection, ledger, journal, upper }, .. } = inherited;
             let adopt = |(root, owner): (PathBuf, OwnedFd)| {
                 let adopted = Upper::adopt(&self.upper_registry(), &root, owner);
@@ -79,7 +79,7 @@ impl Server {
             };
             let upper = kept.upper.zip(upper).and_then(adopt);
             let found = Found { id, target: target.clone(), device: device.clone(), connection, ledger, journal };
-            let Err(cause) = self.take_over(found, &request, salt) else {
+            let Err(cause) = self.take_over(found, &request) else {
                 if let Some(active) = self.table().sessions.get_mut(&id) {
                     active.upper = upper;
                 }
@@ -102,17 +102,17 @@ impl Server {
         self.save_record();
     }
 
-    fn take_over(self: &Arc<Self>, found: Found, request: &MountRequest, salt: u64) -> Result<(), String> {
+    fn take_over(self: &Arc<Self>, found: Found, request: &MountRequest) -> Result<(), String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let journal = found.journal.ok_or("its names were not kept, for want of room")?;
         let stores = Stores::new(request.stores.clone());
         let origins: Result<Vec<_>, MountError> =
             request.entries.iter().map(|entry| origin(&stores, &self.metrics, &entry.location)).collect();
-        let namespace = Namespace::recover(label(&request.entries), origins.map_err(|e| text(&e))?, journal.into())
+        let namespace = Namespace::recover(label(&request.entries), &origins.map_err(|e| text(&e))?, journal.into())
             .map_err(|error| text(&error))?;
         let ledger = Ledger::from_fd(found.ledger).map_err(|error| text(&error))?;
         let (runtime, blocks) = (self.runtime.clone(), Arc::clone(&self.blocks));
-        let filesystem = Mounted::new(runtime, namespace, blocks, request.options.clone(), salt, ledger);
+        let filesystem = Mounted::new(runtime, namespace, blocks, request.options.clone(), ledger);
         let inner = filesystem.inner();
         let transport = Transport::take_over(filesystem, found.connection, &request.options)
             .map_err(|error| format!("the session cannot be taken up: {error}"))?;
