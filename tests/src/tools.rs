@@ -32,8 +32,11 @@ pub fn system(name: &str, package: &str) -> PathBuf {
 pub fn limited(seconds: u64, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", &seconds.to_string()]).arg(program).stdin(Stdio::null());
-    // Messages are compared, sort orders relied on, and nobody's settings are wanted.
-    command.env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+    // What is printed is compared, and nobody's settings are wanted.
+    command.env_clear().env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+    for name in ["PATH", "HOME"] {
+        command.envs(env::var_os(name).map(|value| (name, value)));
+    }
     command
 }
 

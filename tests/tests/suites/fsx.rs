@@ -37,7 +37,7 @@ copy_file_range = 5.0
 
 /// What it can do to the head of a file whose length is to stay: in this mode it does not cut the file off when it begins.
 const REMOTE: &str = "blockmode = true
-flen = 2000000
+flen = 2097152
 [opsize]
 max = 300000
 [weights]
@@ -55,8 +55,9 @@ posix_fadvise = 2.0
 copy_file_range = 5.0
 ";
 
-/// How many bytes of the remote file fsx changes: `flen` above.
-const CHANGED: u64 = 2_000_000;
+/// How many bytes of the remote file fsx changes: `flen` above. Whole pages, because it takes that for the end of the file and looks
+/// whether what is mapped beyond is zero.
+const CHANGED: u64 = 2 << 20;
 /// How long that file is.
 const REMOTE_LEN: u64 = 9_000_001;
 /// How many other objects are read meanwhile, where the cache is small.

@@ -2,5 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
+mod files;
 mod fsx;
+mod genomes;
 mod pjdfstest;
+mod places;
+mod programs;
