@@ -8,3 +8,5 @@ mod genomes;
 mod pjdfstest;
 mod places;
 mod programs;
+mod rendering;
+mod stress;
