@@ -62,6 +62,19 @@ impl View {
         tools::done(Command::new("mount").args(["-t", "overlay", "view", "-o", &options]).arg(self.root()));
     }
 
+    /// Mounts the same bucket a second time, as it is, with the same server.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_read_only(&self) {
+        self.bucket.mount_with(&self.read_only(), &[]);
+    }
+
+    /// Where that is.
+    pub fn read_only(&self) -> PathBuf {
+        self.bucket.sandbox.path("read-only")
+    }
+
     /// Where it is.
     pub fn root(&self) -> PathBuf {
         self.bucket.sandbox.mnt()
@@ -77,13 +90,16 @@ impl View {
         self.bucket.sandbox.path("upper")
     }
 
-    /// Unmounts it.
+    /// Unmounts it, and the mount of the bucket as it is, if there is one.
     ///
     /// # Panics
     /// When it is in use, and when anything but reads and listings has reached the store, whatever was done in the view.
     pub fn unmount(&self) {
         tools::done(Command::new("umount").arg(self.root()));
         tools::done(Command::new("umount").arg(self.bucket.sandbox.path("lower")));
+        if self.read_only().exists() {
+            tools::done(Command::new("umount").arg(self.read_only()));
+        }
         self.nothing_was_uploaded();
     }
 
