@@ -14,11 +14,10 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::bucket::Bucket;
 use crate::double::Operation;
-use crate::tools;
+use crate::mounts::wait_until;
 
 /// A writable view. Everything is gone when it is dropped.
 #[derive(Debug)]
@@ -33,8 +32,10 @@ impl View {
     /// # Panics
     /// When its directories cannot be made.
     pub fn of(bucket: Bucket) -> Self {
-        let bucket = bucket.argument("--allow-other").argument("--dir-mode=0755");
         let upper = bucket.sandbox.path("upper");
+        let bucket = ["--writable", "--allow-other", "--dir-mode=0755", &format!("--upper={}", upper.display())]
+            .into_iter()
+            .fold(bucket, Bucket::argument);
         fs::create_dir(&upper).expect("a new sandbox has none");
         // Other users, where a test has them, must get as far as the mount.
         fs::set_permissions(bucket.sandbox.path(""), Permissions::from_mode(0o711)).expect("it is ours");
@@ -46,20 +47,7 @@ impl View {
     /// # Panics
     /// When that fails.
     pub fn mount(&self) {
-        let sandbox = &self.bucket.sandbox;
-        let lower = sandbox.path("lower");
-        self.bucket.mount_at(&lower);
-        for name in ["upper/upper", "upper/work"] {
-            fs::create_dir_all(sandbox.path(name)).expect("ours");
-        }
-        fs::set_permissions(sandbox.path("upper/upper"), Permissions::from_mode(0o755)).expect("ours");
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,xino=on,nosuid,nodev",
-            lower.display(),
-            sandbox.path("upper/upper").display(),
-            sandbox.path("upper/work").display()
-        );
-        tools::done(Command::new("mount").args(["-t", "overlay", "view", "-o", &options]).arg(self.root()));
+        self.bucket.mount();
     }
 
     /// Mounts the same bucket a second time, as it is, with the same server.
@@ -93,13 +81,13 @@ impl View {
     /// Unmounts it, and the mount of the bucket as it is, if there is one.
     ///
     /// # Panics
-    /// When it is in use, and when anything but reads and listings has reached the store, whatever was done in the view.
+    /// When it is in use, when something of what was written stays on the disk, and when anything but reads and listings has reached the store, whatever was done in the view.
     pub fn unmount(&self) {
-        tools::done(Command::new("umount").arg(self.root()));
-        tools::done(Command::new("umount").arg(self.bucket.sandbox.path("lower")));
+        self.bucket.sandbox.umount();
         if self.read_only().exists() {
-            tools::done(Command::new("umount").arg(self.read_only()));
+            self.bucket.sandbox.run(["umount".as_ref(), self.read_only().as_os_str()]).succeeded();
         }
+        wait_until("what was written is gone", || fs::read_dir(self.upper()).expect("ours").next().is_none());
         self.nothing_was_uploaded();
     }
 
