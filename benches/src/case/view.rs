@@ -58,10 +58,10 @@ pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
         ("view-seq-cold", false, State::Cold, whole()),
         ("view-seq-disk", false, State::Disk, whole()),
         ("view-seq-page", false, State::Page, whole()),
-        ("view-rand4k-j8-cold", false, State::Cold, random(State::Cold, 8, 12_000)),
-        ("view-rand4k-j8-disk", false, State::Disk, random(State::Disk, 8, 20_000)),
-        ("view-rand4k-j1-page", false, State::Page, random(State::Page, 1, 200_000)),
-        ("view-rand4k-j8-page", false, State::Page, random(State::Page, 8, 400_000)),
+        ("view-4k-j8-cold", false, State::Cold, random(State::Cold, 8, 12_000)),
+        ("view-4k-j8-disk", false, State::Disk, random(State::Disk, 8, 20_000)),
+        ("view-4k-j1-page", false, State::Page, random(State::Page, 1, 200_000)),
+        ("view-4k-j8-page", false, State::Page, random(State::Page, 8, 400_000)),
         ("view-small-cold", false, State::Cold, small(State::Cold)),
         ("view-small-disk", false, State::Disk, small(State::Disk)),
         ("view-small-page", false, State::Page, small(State::Page)),
@@ -69,9 +69,9 @@ pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
         ("own-create", true, State::Cold, Work::Create(count(scale))),
         ("own-seq-disk", true, State::Disk, whole()),
         ("own-seq-page", true, State::Page, whole()),
-        ("own-rand4k-j8-disk", true, State::Disk, random(State::Disk, 8, 20_000)),
-        ("own-rand4k-j1-page", true, State::Page, random(State::Page, 1, 200_000)),
-        ("own-rand4k-j8-page", true, State::Page, random(State::Page, 8, 400_000)),
+        ("own-4k-j8-disk", true, State::Disk, random(State::Disk, 8, 20_000)),
+        ("own-4k-j1-page", true, State::Page, random(State::Page, 1, 200_000)),
+        ("own-4k-j8-page", true, State::Page, random(State::Page, 8, 400_000)),
         ("own-small-disk", true, State::Disk, small(State::Disk)),
         ("own-small-page", true, State::Page, small(State::Page)),
     ]
@@ -154,7 +154,10 @@ impl Case for View {
 
     fn about(&self) -> String {
         let files = if self.own { "written in the view" } else { "of the store, in a view" };
-        let state = self.state.about();
+        let state = match self.state {
+            State::Disk if self.own => "page cache dropped",
+            state => state.about(),
+        };
         match &self.work {
             Work::Whole(size) => format!("a file of {} MiB {files}, read by 1 MiB in order, {state}", size >> 20),
             Work::Random(random) => {
