@@ -21,7 +21,7 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use tokio::runtime::Handle;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::blocks::object::Object;
 use crate::blocks::{Blocks, SMALL, Watcher};
@@ -29,6 +29,7 @@ use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
+use crate::overlay::copy_up;
 use crate::reader::Reader;
 use crate::siblings::Siblings;
 use handles::{Handles, STAYS_CACHED};
@@ -256,6 +257,20 @@ impl Inner {
         }
     }
 
+    /// Says that a program will wait for a large object to be copied to the local disk.
+    fn announce_copy(&self, object: &Object, tid: u32) {
+        if let Some(left_out) = self.log_limit.allow(Instant::now()) {
+            let size = crate::server::human(object.size);
+            info!(
+                object = object.name(),
+                size,
+                tid,
+                left_out,
+                "a program changes a large object: all of it is fetched and copied to the local disk first"
+            );
+        }
+    }
+
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
@@ -341,6 +356,9 @@ impl Filesystem for Mounted {
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
         object.touch();
+        if self.inner.options.writable.is_some() && copy_up::begins(object.size, flags.0, req.pid()) {
+            self.inner.announce_copy(&object, req.pid());
+        }
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
         let complete = object.is_complete();

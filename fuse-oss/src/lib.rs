@@ -21,12 +21,14 @@ mod error;
 pub mod fault;
 pub mod filesystem;
 pub mod geometry;
+pub mod keeper;
 pub mod log_limit;
 pub mod metrics;
 pub mod mountpoint;
 pub mod namespace;
 pub mod observed;
 mod options;
+pub mod overlay;
 pub mod protocol;
 pub mod reader;
 pub mod runtime;
@@ -38,7 +40,7 @@ pub mod transport;
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
     DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
-    MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries,
-    default_runtime_dir,
+    MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, Writable,
+    WritableStatus, check_entries, default_runtime_dir,
 };
 pub use size::{ByteSize, ByteSizeError};
