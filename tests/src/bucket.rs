@@ -179,6 +179,9 @@ impl Bucket {
     /// When it does not end.
     pub fn end_server(&self, signal: Signal) {
         let Some(pid) = self.sandbox.server() else { return };
+        if signal == Signal::SIGKILL {
+            return self.sandbox.end_server(signal);
+        }
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(errno) => panic!("cannot end the server: {errno}"),
@@ -212,7 +215,7 @@ impl Bucket {
     /// # Panics
     /// When there is none.
     pub fn stop_server(&self) -> Stopped {
-        let pid = self.sandbox.server().expect("a server");
+        let pid = self.sandbox.worker().expect("a server");
         kill(pid, Signal::SIGSTOP).expect("it lives");
         let stopped = Stopped(pid);
         wait_until("the server stands still", || {
