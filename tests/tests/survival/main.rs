@@ -76,7 +76,10 @@ fn a_worker_that_runs_out_of_memory_is_not_missed() {
             let group = MemoryGroup::new("fuse-oss-survival", 4 << 20);
             group.add(before.worker);
             wait_until("it has been killed for want of memory", || !alive(before.worker) || !siege.is_well());
-            assert!(group.kills() > 0 || !siege.is_well(), "something else has ended it");
+            if !siege.is_well() {
+                break;
+            }
+            assert!(group.kills() > 0, "something else has ended it");
             let after = before.wait_for_another(sandbox);
             assert_eq!(after.keeper, before.keeper);
             siege.wait_for_progress();
