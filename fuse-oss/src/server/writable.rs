@@ -131,7 +131,9 @@ fn cover(
         flags |= MsFlags::MS_NOEXEC;
     }
     let whole_files = options.writable.as_ref().is_some_and(|writable| writable.whole_files);
-    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, source, flags };
+    // Whoever reads the upper directory by itself may want it to survive us.
+    let volatile = !whole_files;
+    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, volatile, source, flags };
     Ok(overlay.mount(&target.held(), target.path())?)
 }
 
@@ -144,6 +146,10 @@ impl Server {
     /// Makes what a view needs before anything is mounted.
     pub(super) async fn prepare_view(&self, writable: Writable, number: u64) -> Result<View, MountError> {
         let (registry, lower) = (self.upper_registry(), self.paths.lower.clone());
+        if let Some(directory) = writable.upper.clone() {
+            // Of servers with another cache directory; those of this one are known from the start.
+            self.runtime.spawn_blocking(move || upper::sweep_directory(&directory));
+        }
         let prepare = move || {
             let upper = Upper::create(&registry, writable.upper.as_deref(), writable.size.map(ByteSize::bytes))?;
             let mut view = View { lower: None, upper: Some(upper) };
