@@ -6,6 +6,7 @@
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
 pub mod handles;
+pub mod ledger;
 
 use std::ffi::OsStr;
 use std::io;
@@ -61,21 +62,22 @@ pub struct Inner {
     namespace: Namespace,
     blocks: Arc<Blocks>,
     options: MountOptions,
-    uid: u32,
-    gid: u32,
     handles: Arc<Handles>,
     siblings: Mutex<Siblings>,
-    salt: u64,
     log_limit: LogLimit,
 }
 
 impl Mounted {
-    /// A file system that shows `namespace`. `salt` differs from mount to mount.
-    pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
-        let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
-        let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
+    /// A file system that shows `namespace`.
+    pub fn new(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        _ledger: ledger::Ledger,
+    ) -> Self {
         let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
+        let inner = Arc::new(Inner { namespace, blocks, options, handles, siblings, log_limit });
         Self { inner, runtime }
     }
 
@@ -104,7 +106,7 @@ impl Inner {
         };
         let size = node.size;
         // Times before 1970 are as good as none; fuser's conversion of them is not exact.
-        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.identity.created);
         FileAttr {
             ino: INodeNo(node.ino),
             size,
@@ -116,8 +118,8 @@ impl Inner {
             kind,
             perm: u16::try_from(mode & 0o7777).unwrap_or(0o555),
             nlink: if kind == FileType::Directory { 2 } else { 1 },
-            uid: self.uid,
-            gid: self.gid,
+            uid: self.namespace.identity.uid,
+            gid: self.namespace.identity.gid,
             rdev: 0,
             blksize: 4096,
             flags: 0,
@@ -127,7 +129,7 @@ impl Inner {
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
-        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.salt))
+        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt))
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
