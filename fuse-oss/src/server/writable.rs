@@ -149,7 +149,22 @@ impl Server {
     }
 
     /// Makes what a view needs before anything is mounted.
-    pub(super) async fn prepare_view(&self, writable: Writable, number: u64) -> Result<View, MountError> {
+    pub(super) async fn prepare_view(
+        &self,
+        writable: Writable,
+        target: &Path,
+        number: u64,
+    ) -> Result<View, MountError> {
+        if let Some(directory) = writable.upper.as_deref().filter(|directory| directory.starts_with(target)) {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!(
+                    "what is written cannot go to {}, which the mount on {} would hide; choose a directory outside of it",
+                    directory.display(),
+                    target.display()
+                ),
+            ));
+        }
         let (registry, lower) = (self.upper_registry(), self.paths.lower.clone());
         if let Some(directory) = writable.upper.clone() {
             // Of servers with another cache directory; those of this one are known from the start.
