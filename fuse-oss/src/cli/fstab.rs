@@ -306,7 +306,7 @@ mod tests {
     use super::super::arguments::{Arguments, Command};
     use super::*;
     use clap::Parser;
-    use fuse_oss::Prefetch;
+    use fuse_oss::{ByteSize, Prefetch};
 
     fn parse(line: &[&str]) -> Result<Wanted, MountError> {
         let arguments = rewrite(line.iter().map(OsString::from).collect())?;
@@ -343,6 +343,11 @@ mod tests {
             ("file_mode=999", "no octal mode"),
             ("allow_other=yes", "takes no value"),
             ("prefetch=everything", "write none, metadata or all"),
+            ("upper=/scratch", "-o writable"),
+            ("upper_size=1GiB", "-o writable"),
+            ("ro,writable", "contradict"),
+            ("writable=yes", "takes no value"),
+            ("writable,upper-size=big", "is not a size"),
         ] {
             let error = parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", options]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage);
@@ -353,6 +358,21 @@ mod tests {
         assert_eq!(ahead(&["fuse-oss", "mount", "oss://b/p/", "/mnt", "--prefetch=metadata"]), Prefetch::Metadata);
         assert_eq!(ahead(&["fuse-oss", "oss://b/p/", "/mnt"]), Prefetch::None);
         assert!(!parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "noexec"]).unwrap().options().exec);
+    }
+
+    #[test]
+    fn what_is_written_goes_where_it_is_told() {
+        let writable = |line: &[&str]| parse(line).unwrap().options().writable;
+        let upper = |upper: Option<&str>, size: Option<u64>| {
+            Some(Writable { upper: upper.map(Into::into), size: size.map(ByteSize::new), whole_files: false })
+        };
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw"]), None);
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw,writable"]), upper(None, None));
+        let line = ["fuse-oss", "oss://b/p/", "/mnt", "-o", "writable,upper=/scratch,upper-size=1GiB"];
+        assert_eq!(writable(&line), upper(Some("/scratch"), Some(1 << 30)));
+        let line = ["fuse-oss", "mount", "oss://b/p/", "/mnt", "--writable", "--upper", "here", "--upper-size=1GiB"];
+        let here = std::env::current_dir().unwrap().join("here");
+        assert_eq!(writable(&line), upper(here.to_str(), Some(1 << 30)), "the server works elsewhere");
     }
 
     #[test]
