@@ -113,9 +113,12 @@ impl Shim {
     pub fn find(id: ProcessId, exit_record: PathBuf) -> Result<Self, ShimError> {
         let process = match open_process(id.pid) {
             // Looked at after it was opened: from here on the number cannot become another's.
-            Ok(process) if id.is_alive() => Process::Found(
-                AsyncFd::with_interest(process, Interest::READABLE).map_err(|error| ShimError::Start(error.to_string()))?,
-            ),
+            Ok(process) if id.is_alive() => {
+                // SAFETY: the descriptor is owned by what is registered, gives the same number each time it is asked, and stays open
+                // until it is dropped.
+                let watched = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
+                Process::Found(watched.map_err(|error| ShimError::Start(error.to_string()))?)
+            }
             Ok(_) => Process::Ended,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Process::Ended,
             Err(error) => return Err(ShimError::Start(format!("process {} cannot be watched: {error}", id.pid))),
