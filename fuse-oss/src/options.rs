@@ -109,7 +109,6 @@ pub struct MountEntry {
     /// and which then must be the only entry. Missing parent directories are made up.
     pub at: String,
     /// What is shown there: a directory (trailing slash) or one object.
-    #[serde(with = "as_text")]
     pub location: Location,
 }
 
@@ -338,21 +337,6 @@ pub fn check_entries(entries: &[MountEntry]) -> Result<(), MountError> {
         }
     }
     Ok(())
-}
-
-/// Locations travel as the text they are written as.
-mod as_text {
-    use oss::Location;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(location: &Location, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(location)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Location, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use oss::{Location, StoreSettings};
+use serde::{Deserialize, Serialize};
 
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +116,7 @@ pub struct Input {
 }
 
 /// A local path whose content goes to object storage when the task has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// The local directory or file: absolute and normalised, without a trailing slash.
     pub source: PathBuf,
