@@ -455,3 +455,6 @@ impl Handles {
         runtime.spawn(later);
     }
 }
+
+#[cfg(test)]
+mod tests;
