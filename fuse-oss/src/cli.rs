@@ -93,7 +93,7 @@ fn request(arguments: &MountArguments) -> Result<MountRequest, MountError> {
     Ok(MountRequest {
         target: fstab.directory.clone(),
         stores: fstab.stores(location.scheme())?,
-        entries: vec![MountEntry { at: String::new(), location }],
+        entries: vec![MountEntry::new("", location)],
         options: fstab.options(),
     })
 }

@@ -8,10 +8,11 @@
 //! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
 //! ahead; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
 //! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
-//! files, [`mountpoint`] and [`transport`] towards the kernel.
+//! files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
 
 pub mod blocks;
 pub mod cache;
+pub mod charset;
 pub mod client;
 pub mod daemon;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub mod siblings;
 mod size;
 pub mod transport;
 
+pub use charset::{Charset, CharsetError};
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
     DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,

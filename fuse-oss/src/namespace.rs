@@ -15,6 +15,9 @@
 //! memory; all three do no I/O. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
 //! something waits until a page has come and looks again.
 //!
+//! Several locations make one tree: each has its place, which may be inside another's. At its place it wins; what else the outer one
+//! has beside it stays visible. All places are put into the table before the first page is, so no page can take one.
+//!
 //! Names are never dropped: forgetting one would mean forgetting what was shown.
 
 mod absorb;
@@ -36,9 +39,9 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::blocks::peers::Peers;
+use crate::charset::Charset;
 use crate::fault::Fault;
 use absorb::Refused;
-pub use listing::is_visible_name;
 use plan::{Arrived, Fetch, Job, Plan};
 pub use prefetch::Progress;
 use table::{Dir, Table};
@@ -112,6 +115,24 @@ pub enum Known {
     Missing,
     /// The store has to be asked.
     Unknown,
+}
+
+/// An entry of a mount that was found to exist.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where inside the mount; empty for all of it.
+    pub at: String,
+    /// The character set names are shown in.
+    pub charset: Charset,
+    /// What is there.
+    pub source: Source,
+}
+
+impl From<(String, Source)> for Placed {
+    /// An entry whose names are shown as its keys are written.
+    fn from((at, source): (String, Source)) -> Self {
+        Self { at, charset: Charset::UTF_8, source }
+    }
 }
 
 /// Where an entry of a mount comes from, after it was found to exist.
@@ -251,11 +272,22 @@ impl Namespace {
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn new(label: String, entries: Vec<(String, Source)>) -> Result<Self, Fault> {
+    pub fn new(label: String, entries: Vec<impl Into<Placed>>) -> Result<Self, Fault> {
         let mut table = Table::new();
         let mut plan = Plan::default();
-        for (at, source) in entries {
-            place(&mut table, &mut plan, &at, source)?;
+        let mut entries: Vec<Placed> = entries.into_iter().map(Into::into).collect();
+        // What is around a place is there before what is at it.
+        entries.sort_by_key(|entry| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
+        let mut firsts = Vec::new();
+        for entry in entries {
+            firsts.extend(place(&mut table, entry)?);
+        }
+        for (dir, first) in firsts {
+            let token = first.continuation.clone();
+            let absorbed = table.absorb_own(dir, None, false, first)?;
+            if let Some(token) = token {
+                plan.begun(dir, absorbed.last, token);
+            }
         }
         let shared = Shared {
             table: RwLock::new(table),
@@ -277,6 +309,12 @@ impl Namespace {
     /// The node of an inode number the kernel has from us.
     pub fn node(&self, ino: u64) -> Option<Node> {
         self.shared.read().node(ino)
+    }
+
+    /// The character set that the names in a directory are shown in. All names here are as the store has them.
+    pub fn charset(&self, ino: u64) -> Charset {
+        let table = self.shared.read();
+        table.dir(ino).map(|dir| table.charset(dir)).unwrap_or_default()
     }
 
     /// Its name; empty for the root.
@@ -454,7 +492,10 @@ impl Namespace {
 
     /// Waits for a sweep that is going through a directory just now, and says what it brought about a name.
     async fn when_passed(&self, dir: Dir, name: &str) -> Option<Option<Node>> {
-        let prefix = self.shared.read().prefix(dir);
+        let (root, prefix) = {
+            let table = self.shared.read();
+            (table.directory(dir).root, table.prefix(dir))
+        };
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
@@ -464,7 +505,7 @@ impl Namespace {
                 Known::Missing => return Some(None),
                 Known::Unknown => {}
             }
-            if !self.shared.plan().is_passing(&prefix) {
+            if !self.shared.plan().is_passing(root, &prefix) {
                 return None;
             }
             changed.await;
@@ -542,31 +583,33 @@ fn can_tell(table: &Table, dir: Dir, from: usize) -> bool {
     table.count(dir) > from || table.directory(dir).listing.is_complete()
 }
 
-/// Puts an entry at its place, making up the directories on the way.
-fn place(table: &mut Table, plan: &mut Plan, at: &str, source: Source) -> Result<(), Fault> {
+/// Puts an entry at its place, making up the directories on the way. Returns the first page of its listing, which is taken in when
+/// all entries have their places.
+fn place(table: &mut Table, entry: Placed) -> Result<Option<(Dir, ListPage)>, Fault> {
+    let Placed { at, charset, source } = entry;
     let no_place = || Fault::Internal(format!("no place for entry {at:?}"));
     let mut dir = Table::root();
-    let (parents, name) = at.rsplit_once('/').map_or((None, at), |(parents, name)| (Some(parents), name));
+    let (parents, name) = at.rsplit_once('/').map_or((None, at.as_str()), |(parents, name)| (Some(parents), name));
     for made_up in parents.into_iter().flat_map(|parents| parents.split('/')) {
-        dir = table.place_directory(dir, made_up)?.ok_or_else(no_place)?;
+        dir = table.place_directory(dir, made_up, charset)?.ok_or_else(no_place)?;
     }
     match source {
         Source::Directory { origin, prefix, first } => {
-            if !at.is_empty() {
-                dir = table.place_directory(dir, name)?.ok_or_else(no_place)?;
+            if !name.is_empty() {
+                dir = table.place_directory(dir, name, charset)?.ok_or_else(no_place)?;
             }
-            table.mount(dir, origin, prefix);
-            let token = first.continuation.clone();
-            let absorbed = table.absorb_own(dir, None, false, first)?;
-            if let Some(token) = token {
-                plan.begun(dir, absorbed.last, token);
-            }
-            Ok(())
+            table.mount(dir, origin, prefix, charset);
+            Ok(Some((dir, first)))
         }
-        Source::Object { .. } if name.is_empty() => {
-            Err(Fault::Internal("an object cannot be the root of a mount".to_owned()))
+        Source::Object { origin, meta } if name.is_empty() => {
+            table.place_alone(origin, &meta);
+            Ok(None)
         }
-        Source::Object { origin, meta } => table.place_object(dir, name, origin, &meta),
+        Source::Object { origin, meta } => {
+            // Its name is one of the directory it is in.
+            table.place_object(dir, name, charset, origin, &meta)?;
+            Ok(None)
+        }
     }
 }
 

@@ -41,9 +41,7 @@ impl Mounter {
         let entries = task.inputs.iter().enumerate();
         let request = MountRequest {
             target: target.to_owned(),
-            entries: entries
-                .map(|(n, input)| MountEntry { at: place(n, input), location: input.source.clone() })
-                .collect(),
+            entries: entries.map(|(n, input)| MountEntry::new(place(n, input), input.source.clone())).collect(),
             // The task may run as somebody else.
             options: MountOptions { allow_other: true, ..MountOptions::default() },
             stores,

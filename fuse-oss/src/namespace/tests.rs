@@ -4,6 +4,8 @@ use super::*;
 use crate::double::{Content, DoubleStore};
 use std::collections::BTreeSet;
 
+mod stitched;
+
 async fn tree(store: &Arc<DoubleStore>, prefix: &str) -> Namespace {
     let request = ListRequest { prefix: prefix.into(), delimiter: true, ..ListRequest::default() };
     let first = store.list(request).await.unwrap();

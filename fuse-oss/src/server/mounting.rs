@@ -16,7 +16,7 @@ use crate::fault::Fault;
 use crate::filesystem::Mounted;
 use crate::metrics::Metrics;
 use crate::mountpoint::{self, Target};
-use crate::namespace::{Namespace, Origin, Source};
+use crate::namespace::{Namespace, Origin, Placed, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::transport::{Transport, raise_read_ahead};
@@ -128,10 +128,13 @@ impl Server {
     }
 
     /// Finds out that every location is there and may be read.
-    async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<(String, Source)>, MountError> {
+    async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<Placed>, MountError> {
         let probe = |entry: MountEntry| {
             let (stores, metrics) = (Arc::clone(stores), &self.metrics);
-            async move { Ok((entry.at, find(&stores, metrics, &entry.location).await?)) }
+            async move {
+                let source = find(&stores, metrics, &entry.location).await?;
+                Ok(Placed { at: entry.at, charset: entry.locale, source })
+            }
         };
         stream::iter(request.entries.clone()).map(probe).buffered(PROBES).try_collect().await
     }
