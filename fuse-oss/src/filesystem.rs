@@ -10,6 +10,7 @@ pub mod handles;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -190,20 +191,21 @@ impl Inner {
     }
 
     /// Answers a directory request from names that are known.
-    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
+    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &OsStr) -> bool) {
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
             let (name, ino) = if offset == 0 { (".", node.ino) } else { ("..", node.parent) };
             let Some(node) = self.namespace.node(ino) else { return };
             offset += 1;
-            if add(&self.attributes(&node), offset, name) {
+            if add(&self.attributes(&node), offset, OsStr::new(name)) {
                 return;
             }
         }
+        let charset = self.namespace.charset(node.ino);
         self.namespace.entries(node.ino, place(offset), |node, name| {
             offset += 1;
-            !add(&self.attributes(node), offset, name)
+            !add(&self.attributes(node), offset, OsStr::from_bytes(&charset.to_local(name)))
         });
     }
 
@@ -262,13 +264,14 @@ impl Filesystem for Mounted {
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        // Keys are UTF-8, so no other name can be there.
-        let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(parent.ino, name) {
+        // What is no key's name in this character set cannot be there.
+        let charset = self.inner.namespace.charset(parent.ino);
+        let Some(name) = charset.to_key(name.as_bytes()) else { return missing(&self.inner, reply) };
+        match self.inner.namespace.known(parent.ino, &name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
-                let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+                let (inner, name) = (Arc::clone(&self.inner), name.into_owned());
                 self.runtime.spawn(async move {
                     match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),

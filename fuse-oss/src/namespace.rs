@@ -163,6 +163,8 @@ pub struct Namespace {
     /// Requests under way; given up with the mount.
     tasks: Mutex<JoinSet<()>>,
     runtime: Option<Handle>,
+    /// All names are shown as keys are written.
+    plain: bool,
     /// Directories have no time of their own in a store: they are as old as the mount.
     pub created: SystemTime,
 }
@@ -276,6 +278,7 @@ impl Namespace {
         let mut table = Table::new();
         let mut plan = Plan::default();
         let mut entries: Vec<Placed> = entries.into_iter().map(Into::into).collect();
+        let plain = entries.iter().all(|entry| entry.charset.is_utf8());
         // What is around a place is there before what is at it.
         entries.sort_by_key(|entry| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
         let mut firsts = Vec::new();
@@ -302,6 +305,7 @@ impl Namespace {
             shared: Arc::new(shared),
             tasks: Mutex::default(),
             runtime: Handle::try_current().ok(),
+            plain,
             created: SystemTime::now(),
         })
     }
@@ -313,6 +317,9 @@ impl Namespace {
 
     /// The character set that the names in a directory are shown in. All names here are as the store has them.
     pub fn charset(&self, ino: u64) -> Charset {
+        if self.plain {
+            return Charset::UTF_8;
+        }
         let table = self.shared.read();
         table.dir(ino).map(|dir| table.charset(dir)).unwrap_or_default()
     }

@@ -15,7 +15,7 @@ use crate::error::{ErrorKind, MountError};
 use crate::fault::Fault;
 use crate::filesystem::Mounted;
 use crate::metrics::Metrics;
-use crate::mountpoint::{self, Target};
+use crate::mountpoint::{self, Target, Top};
 use crate::namespace::{Namespace, Origin, Placed, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
@@ -40,6 +40,15 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// Removes the file that was made to be mounted on when nothing was.
+struct Made(PathBuf);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        mountpoint::remove_made(&self.0);
+    }
+}
+
 impl Server {
     /// Mounts, and returns when the mount answers.
     ///
@@ -48,7 +57,8 @@ impl Server {
     pub async fn mount(self: &Arc<Self>, request: MountRequest) -> Result<MountReply, MountError> {
         check_entries(&request.entries)?;
         let (path, nonempty) = (request.target.clone(), request.options.nonempty);
-        let checked = self.runtime.spawn_blocking(move || Target::check(&path, nonempty));
+        let top = top(&request.entries);
+        let checked = self.runtime.spawn_blocking(move || Target::check(&path, top, nonempty));
         let target = match tokio::time::timeout(Duration::from_secs(30), checked).await {
             Ok(Ok(target)) => target?,
             Ok(Err(error)) => return Err(internal(&error)),
@@ -69,6 +79,7 @@ impl Server {
                 format_args!("cannot mount on {}: the path is not UTF-8; choose another", target.path().display()),
             ));
         }
+        let _made = Made(target.path().to_owned());
         let reservation = self.reserve(target.path())?;
         // Better said now than after a minute of asking a store.
         crate::transport::open_device()?;
@@ -158,6 +169,7 @@ impl Server {
         let ended = self.table().sessions.remove(&id);
         if let Some(active) = ended {
             info!(target = %active.target.display(), "unmounted");
+            mountpoint::remove_made(&active.target);
             self.save_record();
         }
         self.changed.notify_waiters();
@@ -224,6 +236,12 @@ fn kind_of(fault: &Fault) -> ErrorKind {
         Fault::TooManyNames(_) => ErrorKind::Invalid,
         _ => ErrorKind::Internal,
     }
+}
+
+/// What is at the top of a mount: one object alone is a file.
+fn top(entries: &[MountEntry]) -> Top {
+    let is_alone = |entry: &MountEntry| entry.at.is_empty() && !entry.location.is_directory();
+    if entries.iter().any(is_alone) { Top::File } else { Top::Directory }
 }
 
 /// How a mount calls itself in the log.
