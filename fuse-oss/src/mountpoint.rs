@@ -116,7 +116,7 @@ impl Target {
     /// regular file, but one that is missing is made, and removed by [`remove_made`] when nothing is mounted on it any more.
     ///
     /// # Errors
-    /// [`ErrorKind::TargetMissing`], [`ErrorKind::TargetBusy`].
+    /// [`ErrorKind::TargetMissing`], [`ErrorKind::TargetBusy`], [`ErrorKind::Usage`] when it is a directory and not a file.
     pub fn check(path: &Path, top: Top, nonempty: bool) -> Result<Self, MountError> {
         let shown = path.display();
         let missing = |cause: &dyn std::fmt::Display, remedy: &str| {
@@ -157,9 +157,12 @@ impl Target {
                 return Err(missing(&"it is not a directory", "a mount of a directory needs a directory"));
             }
             Top::File if metadata.is_dir() => {
-                return Err(missing(
-                    &"it is a directory, and one object is mounted on a file",
-                    "add a file's name to the path, or a slash to the location if that is a directory",
+                return Err(MountError::new(
+                    ErrorKind::Usage,
+                    format_args!(
+                        "cannot mount on {shown}: it is a directory, and what is to be mounted is one object; name a file, \
+                         or write the location with a trailing slash if that is a directory"
+                    ),
                 ));
             }
             Top::File if !metadata.is_file() => {
@@ -421,10 +424,11 @@ mod tests {
         let (kind, message) = check(&own, false).unwrap_err();
         assert!(kind == ErrorKind::TargetBusy && message.contains("not empty"), "{message}");
         check(&own, true).unwrap();
+        let (kind, message) = check(dir.path(), true).unwrap_err();
+        assert!(kind == ErrorKind::Usage && message.contains("is one object"), "{message}");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
         for (path, hint) in [
-            (dir.path(), "it is a directory"),
             (Path::new("/dev/null"), "no regular file"),
             (&dir.path().join("none/file"), "cannot be made"),
             (&link, "No such file"),
