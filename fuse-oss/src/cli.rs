@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 use fuse_oss::client::{Client, servers};
+use fuse_oss::overlay::upper;
 use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
 use tracing_subscriber::EnvFilter;
 
@@ -120,8 +121,14 @@ fn umount(arguments: &UmountArguments) -> Result<(), MountError> {
     let nothing = |why: String| MountError::new(ErrorKind::NotMounted, why);
     match mountpoint::mounted_on(&target) {
         // Its server has died; nobody can use it any more, so nobody is disturbed.
-        Some(mount) if mountpoint::is_dead(&mount) => mountpoint::unmount(&target, UnmountMode::Lazy),
-        Some(mount) if mount.fs_type == mountpoint::FS_TYPE => mountpoint::unmount(&target, mode),
+        Some(mount) if mountpoint::is_dead(&mount) => {
+            mountpoint::unmount(&target, UnmountMode::Lazy)?;
+            if let Some(root) = upper::root_of(&mount) {
+                upper::remove_dead(&root, None, false);
+            }
+            Ok(())
+        }
+        Some(mount) if mount.is_ours() => mountpoint::unmount(&target, mode),
         Some(mount) => Err(nothing(format!(
             "what is mounted on {} is not ours: {} ({}); use umount(8)",
             target.display(),

@@ -28,6 +28,7 @@ pub mod mountpoint;
 pub mod namespace;
 pub mod observed;
 mod options;
+pub mod overlay;
 pub mod protocol;
 pub mod reader;
 pub mod runtime;
@@ -40,7 +41,7 @@ pub use charset::{Charset, CharsetError};
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
     DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
-    MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, check_entries,
-    default_runtime_dir,
+    MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, Writable,
+    WritableStatus, check_entries, default_runtime_dir,
 };
 pub use size::{ByteSize, ByteSizeError};

@@ -1,5 +1,6 @@
 //! Directories and files that are mounted on: whether one can be, what is there, who uses it, and how it ends.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs;
 use std::io;
@@ -16,6 +17,7 @@ use tracing::debug;
 
 use crate::error::{ErrorKind, MountError};
 use crate::options::UnmountMode;
+use crate::overlay::{self, upper};
 
 /// The type of our mounts, as `/proc/mounts` and fstab have it.
 pub const FS_TYPE: &str = "fuse.fuse-oss";
@@ -38,6 +40,8 @@ pub struct MountInfo {
     pub fs_type: String,
     /// What is mounted, as whoever mounted it says.
     pub source: OsString,
+    /// Options of the file system, as the kernel writes them: see [`MountInfo::option`].
+    options: Vec<u8>,
 }
 
 impl MountInfo {
@@ -52,7 +56,20 @@ impl MountInfo {
         let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
         let fs_type = text(rest.next()?)?;
         let source = unescape(rest.next()?);
-        Some(Self { id, parent, device, path, fs_type, source })
+        let options = rest.next().unwrap_or_default().to_vec();
+        Some(Self { id, parent, device, path, fs_type, source, options })
+    }
+
+    /// The value of an option of the file system, such as `upperdir`.
+    pub fn option(&self, name: &str) -> Option<OsString> {
+        // A comma in a value is escaped.
+        let mut options = self.options.split(|&byte| byte == b',');
+        options.find_map(|option| option.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(unescape))
+    }
+
+    /// Whether this is one of our mounts: one that only shows, or a view over one that can be written to.
+    pub fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE || upper::root_of(self).is_some()
     }
 }
 
@@ -87,6 +104,22 @@ fn unescape(field: &[u8]) -> OsString {
 pub fn mounts() -> io::Result<Vec<MountInfo>> {
     let text = fs::read("/proc/self/mountinfo")?;
     Ok(text.split(|&byte| byte == b'\n').filter_map(MountInfo::parse).collect())
+}
+
+/// Whether any process of the machine sees an overlay with this upper layer. The path must not have links in it.
+pub fn is_upper_of_any(upper: &Path) -> bool {
+    let mut seen = BTreeSet::new();
+    fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
+        // Most processes share a namespace: its table is read once.
+        let is_new = fs::read_link(process.path().join("ns/mnt")).is_ok_and(|namespace| seen.insert(namespace));
+        is_new && {
+            let text = fs::read(process.path().join("mountinfo")).unwrap_or_default();
+            let mounts = text.split(|&byte| byte == b'\n').filter_map(MountInfo::parse);
+            mounts
+                .filter(|mount| mount.fs_type == overlay::FS_TYPE)
+                .any(|mount| mount.option("upperdir").as_deref() == Some(upper.as_os_str()))
+        }
+    })
 }
 
 /// What is mounted on exactly this path, the uppermost of several.
@@ -268,7 +301,15 @@ pub fn answers(path: &Path) -> Option<Result<(), Errno>> {
 
 /// Whether what is mounted there is one of ours whose process has died.
 pub fn is_dead(mount: &MountInfo) -> bool {
-    mount.fs_type == FS_TYPE && matches!(answers(&mount.path), Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
+    let answer = if mount.fs_type == FS_TYPE {
+        answers(&mount.path)
+    } else if mount.is_ours() {
+        // A view's own root is on the local disk and always answers. A name that is not there has to be looked for below.
+        answers(&mount.path.join(format!(".fuse-oss-{:016x}", upper::random())))
+    } else {
+        return false;
+    };
+    matches!(answer, Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
 }
 
 /// Takes a mount out of the tree.
@@ -360,7 +401,8 @@ mod tests {
 
     #[test]
     fn a_mountinfo_line_is_understood() {
-        let line = br"36 35 0:52 / /mnt/a\040b\134c rw,noatime shared:1 master:2 - fuse.fuse-oss oss://b/x\040y/ ro";
+        let line =
+            br"36 35 0:52 / /mnt/a\040b\134c rw,noatime shared:1 master:2 - fuse.fuse-oss oss://b/x\040y/ ro,a=b\054c";
         let mount = MountInfo::parse(line).unwrap();
         assert_eq!(
             mount,
@@ -371,10 +413,24 @@ mod tests {
                 path: "/mnt/a b\\c".into(),
                 fs_type: FS_TYPE.into(),
                 source: "oss://b/x y/".into(),
+                options: br"ro,a=b\054c".to_vec(),
             }
         );
+        assert_eq!((mount.option("a"), mount.option("ro"), mount.option("b")), (Some("b,c".into()), None, None));
+        assert!(mount.is_ours());
         assert_eq!(MountInfo::parse(b""), None);
         assert!(mounts().unwrap().iter().any(|mount| mount.path == Path::new("/")));
+    }
+
+    #[test]
+    fn a_view_is_told_from_other_overlays_by_its_upper_layer() {
+        let line =
+            |upper: &str| format!("36 35 0:52 / /mnt rw - overlay oss://b/ rw,lowerdir=/l,upperdir={upper},workdir=/w");
+        let is_ours = |upper: &str| MountInfo::parse(line(upper).as_bytes()).unwrap().is_ours();
+        assert!(is_ours("/cache/upper/fuse-oss-upper-0123456789abcdef/upper"));
+        assert!(!is_ours("/cache/upper/fuse-oss-upper-0123456789abcdef"));
+        assert!(!is_ours("/var/lib/docker/overlay2/0123/upper"));
+        assert!(!is_upper_of_any(Path::new("/none")));
     }
 
     #[test]

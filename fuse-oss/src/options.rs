@@ -67,6 +67,23 @@ pub struct MountOptions {
     /// What is brought in, in the background, as soon as the mount answers.
     #[serde(default)]
     pub prefetch: Prefetch,
+    /// Whether the mount can be written to, locally: nothing of that is ever uploaded, and all of it is gone after unmounting.
+    #[serde(default)]
+    pub writable: Option<Writable>,
+}
+
+/// A view that can be written to and keeps what is written to itself: see [`overlay`](crate::overlay).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Writable {
+    /// The directory, on a local disk, in which a directory for what is written is made; below the cache directory when absent.
+    pub upper: Option<PathBuf>,
+    /// How much may be written, where the file system can limit that; what is free, less a reserve, when absent.
+    pub size: Option<ByteSize>,
+    /// Keep whole files in the upper directory, because somebody reads it by itself: a change of mode then copies the file, and
+    /// directories that are in the store cannot be renamed.
+    #[serde(default)]
+    pub whole_files: bool,
 }
 
 impl Default for MountOptions {
@@ -80,6 +97,7 @@ impl Default for MountOptions {
             exec: true,
             nonempty: false,
             prefetch: Prefetch::None,
+            writable: None,
         }
     }
 }
@@ -198,6 +216,22 @@ pub struct MountStatus {
     /// How far bringing things in ahead of time has come; absent when that was not asked for.
     #[serde(default)]
     pub prefetch: Option<PrefetchStatus>,
+    /// Where what is written goes; absent when the mount cannot be written to.
+    #[serde(default)]
+    pub writable: Option<WritableStatus>,
+}
+
+/// What was written in a view, and how much more may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritableStatus {
+    /// The directory that receives it, removed after unmounting.
+    pub upper: PathBuf,
+    /// Bytes in it; absent where the file system does not count them.
+    pub used: Option<ByteSize>,
+    /// The most there may be; absent where only the disk is the limit.
+    pub limit: Option<ByteSize>,
+    /// Bytes that can still be written, as far as the limit and the disk allow.
+    pub available: ByteSize,
 }
 
 /// How far bringing things in ahead of time has come.

@@ -6,6 +6,7 @@
 //! RUNTIME_DIR/<hash>.metrics   socket where metrics are scraped
 //! RUNTIME_DIR/<hash>.mounts    what is mounted, as JSON
 //! RUNTIME_DIR/<hash>.log       the log of a server that was started by a client
+//! RUNTIME_DIR/<hash>.lower/    mounts on their way to become the lower layer of a view
 //! CACHE_DIR/lock               locked while a server lives; says which
 //! ```
 
@@ -34,6 +35,8 @@ pub struct RuntimePaths {
     pub record: PathBuf,
     /// The log of a server that nobody's terminal belongs to.
     pub log: PathBuf,
+    /// Where mounts are made that become the lower layer of a view.
+    pub lower: PathBuf,
 }
 
 /// Makes a directory that only we may enter, or checks that an existing one is ours and only we may write in it.
@@ -89,7 +92,13 @@ impl RuntimePaths {
         let real = absolute.canonicalize().unwrap_or(absolute);
         let hash = hex::encode(&Sha256::digest(real.as_os_str().as_encoded_bytes())[..8]);
         let file = |suffix: &str| runtime_dir.join(format!("{hash}.{suffix}"));
-        Ok(Self { socket: file("sock"), metrics: file("metrics"), record: file("mounts"), log: file("log") })
+        Ok(Self {
+            socket: file("sock"),
+            metrics: file("metrics"),
+            record: file("mounts"),
+            log: file("log"),
+            lower: file("lower"),
+        })
     }
 }
 
@@ -192,6 +201,21 @@ pub fn write_record(path: &Path, mounts: &[Recorded]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(mounts)?)?;
     fs::rename(temporary, path)
+}
+
+/// Removes the mounts that a server that died was about to make the lower layers of views. The caller holds the cache lock.
+pub fn clean_up_lower(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dead = mountpoint::mounted_on(&path).is_some_and(|mount| mountpoint::is_dead(&mount));
+        let unmounted = if is_dead { mountpoint::unmount(&path, UnmountMode::Lazy) } else { Ok(()) };
+        if let Err(error) = unmounted {
+            warn!(%error, "cannot remove a dead mount");
+        }
+        // Fails where something is mounted.
+        let _ = fs::remove_dir(&path);
+    }
+    let _ = fs::remove_dir(directory);
 }
 
 /// Removes what a server that died left mounted. The caller holds the cache lock, so that server is gone for sure; still

@@ -9,6 +9,7 @@ mod control;
 mod mounting;
 mod prefetching;
 mod scrape;
+mod writable;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ use crate::filesystem::Inner;
 use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
-use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
+use crate::overlay::upper::Upper;
+use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, clean_up_lower, private_dir, write_record};
 use crate::size::ByteSize;
 
 use prefetching::Prefetching;
@@ -69,6 +71,8 @@ pub struct Server {
     connections: AtomicUsize,
     /// Requests that have not been answered yet.
     unanswered: AtomicUsize,
+    /// Upper layers that are being removed.
+    removing: AtomicUsize,
     next_id: AtomicU64,
     recording: Mutex<()>,
     /// Whether anybody can ask for metrics.
@@ -98,6 +102,8 @@ struct Active {
     entries: Vec<MountEntry>,
     inner: Arc<Inner>,
     device: String,
+    /// Receives what is written, when it can be written to.
+    upper: Option<Upper>,
     detached: bool,
     /// Ends with the mount.
     prefetching: Option<Prefetching>,
@@ -114,6 +120,7 @@ impl Server {
         let paths = RuntimePaths::new(&runtime_dir, &cache_dir)?;
         let lock = CacheLock::take(&cache_dir, &paths)?;
         clean_up(&paths.record);
+        clean_up_lower(&paths.lower);
         raise_file_limit();
 
         let memory_limit = settings.memory_limit.unwrap_or_else(default_memory);
@@ -159,7 +166,7 @@ impl Server {
             "fuse-oss {} is ready",
             env!("CARGO_PKG_VERSION")
         );
-        Ok(Arc::new(Self {
+        let server = Arc::new(Self {
             cache_dir,
             paths,
             blocks,
@@ -169,11 +176,14 @@ impl Server {
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            removing: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             recording: Mutex::default(),
             scraped: AtomicBool::new(false),
             _lock: lock,
-        }))
+        });
+        server.sweep_uppers();
+        Ok(server)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -264,7 +274,8 @@ impl Server {
 
     fn is_idle(&self) -> bool {
         let table = self.table();
-        table.sessions.is_empty() && table.reserved.is_empty() && self.connections.load(Ordering::Acquire) == 0
+        let busy = self.connections.load(Ordering::Acquire) + self.removing.load(Ordering::Acquire);
+        table.sessions.is_empty() && table.reserved.is_empty() && busy == 0
     }
 
     /// Unmounts everything and removes what others could find. Mounts in use are detached: their users get an error from the next
@@ -279,6 +290,7 @@ impl Server {
             .filter(|active| !active.detached)
             .map(|active| active.target.clone())
             .collect();
+        let mut ended = Vec::new();
         for target in targets {
             let path = target.clone();
             let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
@@ -290,6 +302,8 @@ impl Server {
                 {
                     warn!(%error, "left behind");
                 }
+            } else {
+                ended.push(target);
             }
         }
         self.save_record();
@@ -304,6 +318,7 @@ impl Server {
         }
         // What was fetched and is not in the cache yet would have to be fetched again.
         self.blocks.settle(LAST_WRITES).await;
+        self.discarded(&ended).await;
     }
 
     /// Waits until the mount on `target` has gone.
@@ -367,6 +382,7 @@ impl Server {
                 hidden: active.inner.namespace().hidden(),
                 open_files: active.inner.handles().count(),
                 prefetch: active.prefetching.as_ref().map(Prefetching::status),
+                writable: active.upper.as_ref().map(writable::status),
             })
             .collect();
         mounts.sort_by(|a, b| a.target.cmp(&b.target));

@@ -118,6 +118,13 @@ fn conflicts_are_refused_by_name_before_a_store_is_asked() {
     let inside = ["--entry=a=oss://test-bucket/x", "--entry=a/b=oss://test-bucket/y/"];
     mount(&inside).failed(64, &["oss://test-bucket/y/ at \"a/b\"", "inside oss://test-bucket/x", "one object"]);
     mount(&["--entry=../b=oss://test-bucket/x"]).failed(64, &["\"..\" is no file name"]);
+    let one = bucket.sandbox.path("one");
+    let alone = ["mount".as_ref(), "oss://test-bucket/x".as_ref(), one.as_os_str(), "--writable".as_ref()];
+    bucket
+        .sandbox
+        .run(alone)
+        .failed(64, &["oss://test-bucket/x is one object", "only a directory can be made writable"]);
+    assert!(!one.exists());
     mount(&["--locale=UTF-16"]).code.filter(|code| *code == 64).unwrap();
     assert_eq!(bucket.double.requests().len(), 0);
     assert!(bucket.sandbox.mounts().is_empty());
@@ -274,4 +281,24 @@ fn names_are_shown_and_taken_in_another_character_set() {
         assert_eq!(fs::metadata(at(name)).unwrap_err().raw_os_error(), Some(libc::ENOENT), "{name:?}");
     }
     assert_eq!(bucket.sandbox.status()["mounts"][0]["hidden"], 1);
+}
+
+#[test]
+fn so_they_are_where_the_mount_can_be_written_to() {
+    let bucket = Bucket::new().argument("--locale=GBK").argument("--writable");
+    let key = "\u{573a}\u{666f}/\u{8d34}\u{56fe}";
+    bucket.put(key, "from the store".into());
+    bucket.mount();
+    let at = |name: &[u8]| bucket.sandbox.mnt().join(OsStr::from_bytes(name));
+    let (old, new) = (at(b"\xb3\xa1\xbe\xb0/\xcc\xf9\xcd\xbc"), at(b"\xb3\xa1\xbe\xb0/\xd0\xc2"));
+    assert_eq!(fs::read_to_string(&old).unwrap(), "from the store");
+    fs::write(&new, "from here").unwrap();
+    fs::rename(&old, at(b"\xcc\xf9")).unwrap();
+    let mut names: Vec<_> =
+        fs::read_dir(bucket.sandbox.mnt()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [OsStr::from_bytes(b"\xb3\xa1\xbe\xb0"), OsStr::from_bytes(b"\xcc\xf9")]);
+    assert_eq!(fs::read_to_string(at(b"\xcc\xf9")).unwrap(), "from the store");
+    assert_eq!((fs::read_to_string(&new).unwrap(), old.exists()), ("from here".to_owned(), false));
+    assert_eq!(bucket.double.objects(tests::bucket::NAME).len(), 1);
 }

@@ -158,6 +158,17 @@ pub struct MountArguments {
     /// Mount over a directory that is not empty, hiding what is in it.
     #[arg(long)]
     pub nonempty: bool,
+    /// Let programs change the mount, locally: create, write, rename and delete anything. None of it is ever uploaded, and all of it is
+    /// gone after unmounting.
+    #[arg(long)]
+    pub writable: bool,
+    /// Directory on a local disk (xfs, ext4 or btrfs) that receives what is written [default: CACHE_DIR/upper].
+    #[arg(long, value_name = "DIR", requires = "writable")]
+    pub upper: Option<PathBuf>,
+    /// How much may be written, such as 100GiB, where the disk has project quotas [default: what is free, less a twentieth of
+    /// the disk, at most 10 GiB].
+    #[arg(long, value_name = "SIZE", requires = "writable")]
+    pub upper_size: Option<ByteSize>,
     /// Bring in ahead of time, in the background: metadata (all names) or all (names, then content, as far as the cache holds it);
     /// fuse-oss status shows how far it is.
     #[arg(long, value_name = "WHAT", value_parser = prefetch, default_value = "none")]

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, ServeSettings};
+use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, ServeSettings, Writable};
 use oss::{CredentialSource, Scheme, Settings, StoreSettings};
 
 use super::arguments::{MountArguments, addressing, octal};
@@ -131,6 +131,7 @@ pub fn apply(arguments: &MountArguments) -> Result<Wanted, MountError> {
     for option in arguments.fstab_options.iter().flat_map(|options| options.split(',')) {
         wanted.set(option)?;
     }
+    wanted.check_writable(arguments)?;
     Ok(wanted)
 }
 
@@ -172,6 +173,9 @@ impl Wanted {
             "file_mode" => arguments.file_mode = octal(needed()?).map_err(|error| bad(&error))?,
             "dir_mode" => arguments.dir_mode = octal(needed()?).map_err(|error| bad(&error))?,
             "locale" => arguments.locale = needed()?.parse().map_err(|error: fuse_oss::CharsetError| bad(&error))?,
+            "writable" => arguments.writable = true,
+            "upper" => arguments.upper = Some(needed()?.into()),
+            "upper_size" => arguments.upper_size = Some(size()?),
             "prefetch" => arguments.prefetch = needed()?.parse().map_err(|error: String| bad(&error))?,
             "connect_timeout" => arguments.connect_timeout = Some(number()?),
             "read_timeout" => arguments.read_timeout = Some(number()?),
@@ -186,14 +190,32 @@ impl Wanted {
                 )));
             }
         }
-        if value.is_some() && matches!(name, "allow_other" | "nonempty" | "anonymous" | "noexec") {
+        if value.is_some() && matches!(name, "allow_other" | "nonempty" | "anonymous" | "noexec" | "writable") {
             return Err(usage(format!("-o {name} takes no value")));
         }
         Ok(())
     }
 
+    /// Options that only make sense together.
+    fn check_writable(&mut self, given: &MountArguments) -> Result<(), MountError> {
+        let usage = |text: &str| Err(MountError::new(ErrorKind::Usage, text));
+        let arguments = &mut self.arguments;
+        if !arguments.writable && (arguments.upper.is_some() || arguments.upper_size.is_some()) {
+            return usage("-o upper and -o upper-size say where what is written goes: they need -o writable as well");
+        }
+        let read_only = given.fstab_options.iter().flat_map(|options| options.split(',')).any(|option| option == "ro");
+        if arguments.writable && read_only {
+            return usage("-o ro and a writable mount contradict each other: leave one of them out");
+        }
+        // The server works in another directory.
+        arguments.upper = arguments.upper.take().map(|upper| std::path::absolute(&upper).unwrap_or(upper));
+        Ok(())
+    }
+
     /// How the mount looks.
     pub fn options(&self) -> MountOptions {
+        let writable =
+            || Writable { upper: self.arguments.upper.clone(), size: self.arguments.upper_size, whole_files: false };
         MountOptions {
             file_mode: self.arguments.file_mode,
             dir_mode: self.arguments.dir_mode,
@@ -203,6 +225,7 @@ impl Wanted {
             exec: self.exec,
             nonempty: self.arguments.nonempty,
             prefetch: self.arguments.prefetch,
+            writable: self.arguments.writable.then(writable),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use fuse_oss::client::servers;
 use fuse_oss::metrics::{LatencySnapshot, ServedSnapshot, Snapshot};
 use fuse_oss::server::human;
-use fuse_oss::{ErrorKind, MountError, MountStatus, Prefetch, PrefetchStatus, Status};
+use fuse_oss::{ErrorKind, MountError, MountStatus, Prefetch, PrefetchStatus, Status, WritableStatus};
 
 use super::arguments::StatusArguments;
 
@@ -70,6 +70,9 @@ fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
     for entry in &mount.entries {
         writeln!(f, "    {:?} -> {}", entry.at, entry.location.escaped())?;
     }
+    if let Some(writable) = &mount.writable {
+        writeln!(f, "    {}", Written(writable))?;
+    }
     if let Some(prefetch) = &mount.prefetch {
         writeln!(f, "    {}", Ahead(prefetch))?;
     }
@@ -77,6 +80,23 @@ fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
         writeln!(f, "    {} keys are not shown, because no file system can hold them", mount.hidden)?;
     }
     Ok(())
+}
+
+/// What was written in a view.
+struct Written<'a>(&'a WritableStatus);
+
+impl Display for Written<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let written = self.0;
+        write!(f, "writable, into {}: ", written.upper.display())?;
+        if let Some(used) = written.used {
+            write!(f, "{} written, ", human(used.bytes()))?;
+        }
+        if let Some(limit) = written.limit {
+            write!(f, "{} at most, ", human(limit.bytes()))?;
+        }
+        write!(f, "{} can be written yet", human(written.available.bytes()))
+    }
 }
 
 /// How far bringing things in ahead of time is.

@@ -420,6 +420,7 @@ mod tests {
             hidden: 1,
             open_files: 2,
             prefetch: None,
+            writable: None,
         }
     }
 

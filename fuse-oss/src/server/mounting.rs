@@ -9,6 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
+use super::writable::View;
 use super::{Active, Prefetching, Server};
 use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
@@ -58,6 +59,15 @@ impl Server {
         check_entries(&request.entries)?;
         let (path, nonempty) = (request.target.clone(), request.options.nonempty);
         let top = top(&request.entries);
+        if top == Top::File && request.options.writable.is_some() {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!(
+                    "{} is one object, and only a directory can be made writable: mount it inside one (--entry NAME=LOCATION)",
+                    label(&request.entries)
+                ),
+            ));
+        }
         let checked = self.runtime.spawn_blocking(move || Target::check(&path, top, nonempty));
         let target = match tokio::time::timeout(Duration::from_secs(30), checked).await {
             Ok(Ok(target)) => target?,
@@ -94,22 +104,29 @@ impl Server {
         let filesystem =
             Mounted::new(self.runtime.clone(), namespace, Arc::clone(&self.blocks), request.options.clone(), salt);
         let inner = filesystem.inner();
-        let source = source_name(&request.entries);
-        let options = request.options.clone();
+        let view = match request.options.writable.clone() {
+            Some(writable) => Some(self.prepare_view(writable, id).await?),
+            None => None,
+        };
+        let (source, options) = (source_name(&request.entries), request.options.clone());
         let mounting = self.runtime.spawn_blocking(move || {
-            let transport = Transport::mount(filesystem, &target, &source, &options)?;
-            Ok((transport, target))
+            // What can be written to is mounted out of sight first.
+            let at = view.as_ref().and_then(View::lower).unwrap_or(&target);
+            let at_path = at.path().to_owned();
+            let transport = Transport::mount(filesystem, at, &source, &options)?;
+            Ok::<_, MountError>((transport, at_path, target, view, source, options))
         });
-        let (transport, target) = mounting.await.map_err(|error| internal(&error))??;
+        let (transport, at, target, mut view, source, options) = mounting.await.map_err(|error| internal(&error))??;
         inner.handles().set_notifier(transport.notifier());
         let path = target.path().to_owned();
-        let device = mountpoint::mounted_on(&path).map(|mount| mount.device).unwrap_or_default();
+        let device = mountpoint::mounted_on(&at).map(|mount| mount.device).unwrap_or_default();
         let prefetching = Prefetching::new(request.options.prefetch, &inner);
         let active = Active {
             target: path.clone(),
             entries: request.entries,
             inner,
             device: device.clone(),
+            upper: view.as_mut().and_then(View::take_upper),
             detached: false,
             prefetching,
         };
@@ -117,8 +134,16 @@ impl Server {
         drop(reservation);
         self.save_record();
         self.spawn_session(id, transport);
-        self.wait_until_it_answers(&path).await?;
+        self.wait_until_it_answers(&at).await?;
         raise_read_ahead(&device);
+        if let Some(lower) = view.as_mut().and_then(View::take_lower) {
+            if let Err(error) = self.cover(id, lower, target, options, source).await {
+                // Its session ends now, and takes what was made for it along.
+                let _ = tokio::time::timeout(END_LIMIT, self.gone(&path)).await;
+                return Err(error);
+            }
+            self.save_record();
+        }
         if let Some(prefetching) = self.table().sessions.get_mut(&id).and_then(|active| active.prefetching.as_mut()) {
             prefetching.start(&self.runtime);
         }
@@ -165,12 +190,15 @@ impl Server {
         }
     }
 
-    fn session_ended(&self, id: u64) {
+    fn session_ended(self: &Arc<Self>, id: u64) {
         let ended = self.table().sessions.remove(&id);
         if let Some(active) = ended {
             info!(target = %active.target.display(), "unmounted");
             mountpoint::remove_made(&active.target);
             self.save_record();
+            if let Some(upper) = active.upper {
+                self.discard(upper);
+            }
         }
         self.changed.notify_waiters();
         self.changed.notify_one();
