@@ -22,6 +22,7 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
+use crate::allowance::{Admission, Allowance};
 use crate::blocks::object::Object;
 use crate::blocks::{Blocks, SMALL};
 use crate::fault::Fault;
@@ -30,6 +31,7 @@ use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
 use crate::reader::Reader;
 use crate::siblings::Siblings;
+use crate::size::ByteSize;
 use handles::{Handles, STAYS_CACHED};
 
 /// For ever, in a form the kernel can still add to its clock.
@@ -64,6 +66,8 @@ pub struct Inner {
     uid: u32,
     gid: u32,
     handles: Arc<Handles>,
+    /// What the mount may keep on the disk, where that is limited.
+    allowance: Option<Mutex<Allowance>>,
     siblings: Mutex<Siblings>,
     salt: u64,
     log_limit: LogLimit,
@@ -74,8 +78,10 @@ impl Mounted {
     pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
+        let allowance = options.cache.limit.map(|limit| Mutex::new(Allowance::new(limit.bytes())));
         let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
-        let inner = Arc::new(Inner { namespace, blocks, options, uid, gid, handles, siblings, salt, log_limit });
+        let inner =
+            Arc::new(Inner { namespace, blocks, options, uid, gid, handles, allowance, siblings, salt, log_limit });
         Self { inner, runtime }
     }
 
@@ -127,14 +133,33 @@ impl Inner {
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
-        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.salt))
+        let object = Object::new(origin, key, file.size, etag, file.modified, self.salt);
+        self.blocks.open(if self.may_keep(file) { object } else { object.passing() })
+    }
+
+    /// Whether the disk cache may keep a file that is about to be read. Takes others off it where they have to make room.
+    fn may_keep(&self, file: &File) -> bool {
+        let Some(allowance) = &self.allowance else { return true };
+        let admission = {
+            let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+            allowance.admit(file.ino, file.size, |ino| self.handles.is_open(INodeNo(ino)))
+        };
+        let Admission::Admitted(out) = admission else { return false };
+        for file in out.into_iter().filter_map(|ino| self.namespace.file(ino)) {
+            self.handles.give_up(INodeNo(file.ino));
+            let (key, etag) = (file.key.clone(), file.etag.clone());
+            let object = Object::new(Arc::clone(&file.origin), key, file.size, etag, file.modified, self.salt);
+            self.blocks.forget(&self.blocks.open(object));
+        }
+        true
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
         let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
-        let reader = Reader::new(object, Arc::clone(&self.blocks));
+        let least = self.options.cache.fetch.map_or(0, ByteSize::bytes);
+        let reader = Reader::new(object, Arc::clone(&self.blocks)).at_least(least);
         self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
     }
 
@@ -169,9 +194,11 @@ impl Inner {
         self.blocks.warm(&self.object(file)).await
     }
 
-    /// How many bytes the disk cache may hold; 0 when there is none.
+    /// How many bytes the disk cache may hold of this mount; 0 when there is none.
     pub fn cache_limit(&self) -> u64 {
-        self.blocks.cache().map_or(0, |cache| cache.limit())
+        let all = self.blocks.cache().map_or(0, |cache| cache.limit());
+        let own = self.options.cache.limit.map_or(u64::MAX, ByteSize::bytes);
+        all.min(own)
     }
 
     /// Brings an object as far as open may promise that it can be read.

@@ -67,6 +67,9 @@ pub struct MountOptions {
     /// What is brought in, in the background, as soon as the mount answers.
     #[serde(default)]
     pub prefetch: Prefetch,
+    /// What of it the disk cache keeps.
+    #[serde(default)]
+    pub cache: CacheUse,
     /// Whether the mount can be written to, locally: nothing of that is ever uploaded, and all of it is gone after unmounting.
     #[serde(default)]
     pub writable: Option<Writable>,
@@ -86,6 +89,18 @@ pub struct Writable {
     pub whole_files: bool,
 }
 
+/// How much of what a mount reads the disk cache may keep, and how it is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheUse {
+    /// The most that the disk cache may hold of it; as much as of any mount when absent, and nothing at all when 0. An object that is
+    /// longer is not kept at all.
+    pub limit: Option<ByteSize>,
+    /// The least that a random read of an object over 1 MiB fetches, rounded up to a power of two, at most 8 MiB; what pays with the store
+    /// when absent.
+    pub fetch: Option<ByteSize>,
+}
+
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
@@ -97,6 +112,7 @@ impl Default for MountOptions {
             exec: true,
             nonempty: false,
             prefetch: Prefetch::None,
+            cache: CacheUse::default(),
             writable: None,
         }
     }

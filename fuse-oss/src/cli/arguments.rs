@@ -173,6 +173,13 @@ pub struct MountArguments {
     /// fuse-oss status shows how far it is.
     #[arg(long, value_name = "WHAT", value_parser = prefetch, default_value = "none")]
     pub prefetch: Prefetch,
+    /// The most that the cache on disk may hold of this mount; 0 for nothing. An object that is longer is not kept at all [default: the same
+    /// as of others].
+    #[arg(long, value_name = "SIZE")]
+    pub mount_cache_size: Option<ByteSize>,
+    /// The least that a random read fetches, up to 8MiB [default: what pays with the store].
+    #[arg(long, value_name = "SIZE")]
+    pub fetch_size: Option<ByteSize>,
     /// Where the store is asked: https://oss-cn-hangzhou-internal.aliyuncs.com, http://127.0.0.1:9000 [default: the region's].
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,

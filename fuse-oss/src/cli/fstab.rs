@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, ServeSettings, Writable};
+use fuse_oss::{CacheUse, ErrorKind, MountEntry, MountError, MountOptions, ServeSettings, Writable};
 use oss::{CredentialSource, Scheme, Settings, StoreSettings};
 
 use super::arguments::{MountArguments, addressing, octal};
@@ -176,6 +176,8 @@ impl Wanted {
             "writable" => arguments.writable = true,
             "upper" => arguments.upper = Some(needed()?.into()),
             "upper_size" => arguments.upper_size = Some(size()?),
+            "mount_cache_size" => arguments.mount_cache_size = Some(size()?),
+            "fetch_size" => arguments.fetch_size = Some(size()?),
             "prefetch" => arguments.prefetch = needed()?.parse().map_err(|error: String| bad(&error))?,
             "connect_timeout" => arguments.connect_timeout = Some(number()?),
             "read_timeout" => arguments.read_timeout = Some(number()?),
@@ -225,6 +227,7 @@ impl Wanted {
             exec: self.exec,
             nonempty: self.arguments.nonempty,
             prefetch: self.arguments.prefetch,
+            cache: CacheUse { limit: self.arguments.mount_cache_size, fetch: self.arguments.fetch_size },
             writable: self.arguments.writable.then(writable),
         }
     }
