@@ -36,9 +36,11 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let outcome = match parsed.command {
         Command::Serve(arguments) => return serve::serve(&arguments, &parsed.log),
+        Command::Keeper(arguments) => return serve::keeper(&arguments, &parsed.log),
+        Command::Worker(arguments) => return serve::worker(&arguments, &parsed.log),
         Command::Mount(arguments) if arguments.foreground => {
             log_to_stderr(&parsed.log);
-            serve::mount_in_foreground(&arguments)
+            serve::mount_in_foreground(&arguments, &parsed.log)
         }
         Command::Mount(arguments) => {
             log_to_stderr(&parsed.log);

@@ -18,6 +18,9 @@ pub enum Fault {
         "this mount has shown {0} names, which is the most it may remember; mount narrower prefixes instead of whole buckets"
     )]
     TooManyNames(usize),
+    /// What a process before this one showed cannot be shown again.
+    #[error("the record of what this mount has shown cannot be used: {0}; it has to be mounted anew")]
+    Unrecoverable(String),
     /// A mistake of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -41,7 +44,7 @@ impl Fault {
             },
             Self::Replaced(_) => libc::ESTALE,
             Self::TooManyNames(_) => libc::ENOMEM,
-            Self::Internal(_) => libc::EIO,
+            Self::Unrecoverable(_) | Self::Internal(_) => libc::EIO,
         }
     }
 

@@ -6,6 +6,7 @@
 //! [`namespace`](crate::namespace)), so nothing handed out can become untrue.
 
 pub mod handles;
+pub mod ledger;
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,7 +21,7 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::allowance::{Admission, Allowance};
 use crate::blocks::object::Object;
@@ -29,6 +30,7 @@ use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
 use crate::options::MountOptions;
+use crate::overlay::copy_up;
 use crate::reader::Reader;
 use crate::siblings::Siblings;
 use crate::size::ByteSize;
@@ -63,25 +65,25 @@ pub struct Inner {
     namespace: Namespace,
     blocks: Arc<Blocks>,
     options: MountOptions,
-    uid: u32,
-    gid: u32,
     handles: Arc<Handles>,
     /// What the mount may keep on the disk, where that is limited.
     allowance: Option<Mutex<Allowance>>,
     siblings: Mutex<Siblings>,
-    salt: u64,
     log_limit: LogLimit,
 }
 
 impl Mounted {
-    /// A file system that shows `namespace`. `salt` differs from mount to mount.
-    pub fn new(runtime: Handle, namespace: Namespace, blocks: Arc<Blocks>, options: MountOptions, salt: u64) -> Self {
-        let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
-        let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
+    /// A file system that shows `namespace`.
+    pub fn new(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        _ledger: ledger::Ledger,
+    ) -> Self {
         let allowance = options.cache.limit.map(|limit| Mutex::new(Allowance::new(limit.bytes())));
         let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
-        let inner =
-            Arc::new(Inner { namespace, blocks, options, uid, gid, handles, allowance, siblings, salt, log_limit });
+        let inner = Arc::new(Inner { namespace, blocks, options, handles, allowance, siblings, log_limit });
         Self { inner, runtime }
     }
 
@@ -110,7 +112,7 @@ impl Inner {
         };
         let size = node.size;
         // Times before 1970 are as good as none; fuser's conversion of them is not exact.
-        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.created);
+        let time = node.modified.filter(|time| *time >= UNIX_EPOCH).unwrap_or(self.namespace.identity.created);
         FileAttr {
             ino: INodeNo(node.ino),
             size,
@@ -122,8 +124,8 @@ impl Inner {
             kind,
             perm: u16::try_from(mode & 0o7777).unwrap_or(0o555),
             nlink: if kind == FileType::Directory { 2 } else { 1 },
-            uid: self.uid,
-            gid: self.gid,
+            uid: self.namespace.identity.uid,
+            gid: self.namespace.identity.gid,
             rdev: 0,
             blksize: 4096,
             flags: 0,
@@ -133,7 +135,7 @@ impl Inner {
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
-        let object = Object::new(origin, key, file.size, etag, file.modified, self.salt);
+        let object = Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt);
         self.blocks.open(if self.may_keep(file) { object } else { object.passing() })
     }
 
@@ -148,7 +150,14 @@ impl Inner {
         for file in out.into_iter().filter_map(|ino| self.namespace.file(ino)) {
             self.handles.give_up(INodeNo(file.ino));
             let (key, etag) = (file.key.clone(), file.etag.clone());
-            let object = Object::new(Arc::clone(&file.origin), key, file.size, etag, file.modified, self.salt);
+            let object = Object::new(
+                Arc::clone(&file.origin),
+                key,
+                file.size,
+                etag,
+                file.modified,
+                self.namespace.identity.salt,
+            );
             self.blocks.forget(&self.blocks.open(object));
         }
         true
@@ -243,6 +252,20 @@ impl Inner {
         }
     }
 
+    /// Says that a program will wait for a large object to be copied to the local disk.
+    fn announce_copy(&self, object: &Object, tid: u32) {
+        if let Some(left_out) = self.log_limit.allow(Instant::now()) {
+            let size = crate::server::human(object.size);
+            info!(
+                object = object.name(),
+                size,
+                tid,
+                left_out,
+                "a program changes a large object: all of it is fetched and copied to the local disk first"
+            );
+        }
+    }
+
     /// Whether a directory request can be answered without asking the store. The two names that are always there are not
     /// an answer worth giving alone.
     fn can_fill(&self, node: &Node, offset: u64) -> bool {
@@ -320,7 +343,7 @@ impl Filesystem for Mounted {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
@@ -328,6 +351,9 @@ impl Filesystem for Mounted {
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
         object.touch();
+        if self.inner.options.writable.is_some() && copy_up::begins(object.size, flags.0, req.pid()) {
+            self.inner.announce_copy(&object, req.pid());
+        }
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
         // right or a deleted object is said by open and not by some later read.
         let complete = object.is_complete();

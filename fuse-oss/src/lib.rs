@@ -23,6 +23,7 @@ mod error;
 pub mod fault;
 pub mod filesystem;
 pub mod geometry;
+pub mod keeper;
 pub mod log_limit;
 pub mod metrics;
 pub mod mountpoint;

@@ -12,7 +12,7 @@
 //! questions go from directory to directory, whole subtrees are listed at a time, ahead of the questions.
 //!
 //! The parts: `plan` decides what is asked for and when, `absorb` takes pages into the `table`, which holds the names in little
-//! memory; all three do no I/O. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
+//! memory; all three do no I/O. `journal` keeps what was taken in, for a process after this one. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
 //! something waits until a page has come and looks again.
 //!
 //! Several locations make one tree: each has its place, which may be inside another's. At its place it wins; what else the outer one
@@ -21,6 +21,7 @@
 //! Names are never dropped: forgetting one would mean forgetting what was shown.
 
 mod absorb;
+mod journal;
 pub mod listing;
 mod plan;
 mod prefetch;
@@ -42,9 +43,11 @@ use crate::blocks::peers::Peers;
 use crate::charset::Charset;
 use crate::fault::Fault;
 use absorb::Refused;
+pub use journal::Identity;
+use journal::{Found, Header, Input, Journal, Record, Replay, Sums};
 use plan::{Arrived, Fetch, Job, Plan};
 pub use prefetch::Progress;
-use table::{Dir, Table};
+use table::{Dir, Seed, Table};
 
 /// The root directory's inode number, as FUSE has it.
 pub const ROOT: u64 = 1;
@@ -165,15 +168,17 @@ pub struct Namespace {
     runtime: Option<Handle>,
     /// All names are shown as keys are written.
     plain: bool,
-    /// Directories have no time of their own in a store: they are as old as the mount.
-    pub created: SystemTime,
+    /// What stays the same whichever process answers for the mount.
+    pub identity: Identity,
 }
 
-/// What requests under way need. Where both locks are held, the plan's is taken first.
+/// What requests under way need. Where several locks are held, the plan's is taken first, then the table's, then the journal's.
 #[derive(Debug)]
 struct Shared {
+    /// What changes what is shown goes through [`Shared::change`].
     table: RwLock<Table>,
     plan: Mutex<Plan>,
+    journal: Mutex<Journal>,
     /// A page has come, or will not come.
     changed: Notify,
     /// How the mount calls itself in the log.
@@ -193,6 +198,28 @@ impl Shared {
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What [`Shared::change`] is to write down; nothing where nothing is written. Not under the table's lock: it takes a while, and
+    /// others want to look.
+    fn record(&self, record: impl FnOnce() -> Record) -> Option<Record> {
+        let is_kept = self.journal().is_kept();
+        is_kept.then(record)
+    }
+
+    /// Has the table take something in, and writes it down before anybody can see what it brought. That is so when taking it in
+    /// fails, too, because then part of it is shown.
+    fn change<T>(&self, record: Option<Record>, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.write();
+        let outcome = change(&mut table);
+        if let Some(record) = record {
+            self.journal().append(record, &table);
+        }
+        outcome
     }
 
     fn has_room(&self) -> bool {
@@ -238,17 +265,16 @@ impl Shared {
             return Err(plan::does_not_advance());
         }
         let from = fetch.from.as_deref();
-        let absorbed = {
-            let mut table = self.write();
-            if own {
-                table.absorb_own(fetch.base, from, continued, page)?
-            } else {
-                match table.absorb_sweep(fetch.base, from, fetch.swept, page) {
-                    Ok(absorbed) => absorbed,
-                    Err(Refused::Full(fault)) => return Err(fault),
-                    Err(Refused::Unordered) => {
-                        return Err(Fault::Internal("the store does not list keys in order".to_owned()));
-                    }
+        let absorbed = if own {
+            let record = self.record(|| Record::own(fetch.base, from, continued, &page));
+            self.change(record, |table| table.absorb_own(fetch.base, from, continued, page))?
+        } else {
+            let record = self.record(|| Record::sweep(fetch.base, from, &page));
+            match self.change(record, |table| table.absorb_sweep(fetch.base, from, fetch.swept, page)) {
+                Ok(absorbed) => absorbed,
+                Err(Refused::Full(fault)) => return Err(fault),
+                Err(Refused::Unordered) => {
+                    return Err(Fault::Internal("the store does not list keys in order".to_owned()));
                 }
             }
         };
@@ -270,44 +296,94 @@ impl Shared {
 }
 
 impl Namespace {
-    /// A tree with these entries, whose places [`check_entries`](crate::options::check_entries) has accepted.
+    /// A tree with these entries, whose places [`check_entries`](crate::options::check_entries) has accepted. What it shows is written
+    /// down in `journal`, an empty file, for [`Namespace::recover`]; without one it ends with the process.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn new(label: String, entries: Vec<impl Into<Placed>>) -> Result<Self, Fault> {
-        let mut table = Table::new();
+    pub fn new(
+        label: String,
+        identity: Identity,
+        entries: Vec<impl Into<Placed>>,
+        journal: Option<std::fs::File>,
+    ) -> Result<Self, Fault> {
+        let header = Header { identity, seed: Seed::random(), entries: entries.len() as u64 };
+        let mut journal = match journal {
+            Some(file) => Journal::begin(label.clone(), file, &header)?,
+            None => Journal::none(),
+        };
+        let mut table = Table::with_seed(header.seed);
         let mut plan = Plan::default();
-        let mut entries: Vec<Placed> = entries.into_iter().map(Into::into).collect();
-        let plain = entries.iter().all(|entry| entry.charset.is_utf8());
+        let mut entries: Vec<(u64, Placed)> = (0..).zip(entries.into_iter().map(Into::into)).collect();
         // What is around a place is there before what is at it.
-        entries.sort_by_key(|entry| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
+        entries.sort_by_key(|(_, entry)| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
         let mut firsts = Vec::new();
-        for entry in entries {
+        for (number, entry) in entries {
+            let record = Record::entry(number, &entry);
             firsts.extend(place(&mut table, entry)?);
+            journal.append(record, &table);
         }
         for (dir, first) in firsts {
+            let record = Record::own(dir, None, false, &first);
             let token = first.continuation.clone();
             let absorbed = table.absorb_own(dir, None, false, first)?;
-            if let Some(token) = token {
-                plan.begun(dir, absorbed.last, token);
+            journal.append(record, &table);
+            plan.begun(dir, absorbed.last, token);
+        }
+        let namespace = Self::with(label, identity, table, plan, journal);
+        namespace.shared.report_hidden();
+        Ok(namespace)
+    }
+
+    /// The tree that a process before this one showed, exactly as it showed it, and to be gone on with. That process has ended; `origins`
+    /// are those of the entries it had, in their order.
+    ///
+    /// # Errors
+    /// [`Fault::Unrecoverable`]; the file is as it was then.
+    pub fn recover(label: String, origins: &[Arc<Origin>], journal: std::fs::File) -> Result<Self, Fault> {
+        let (header, mut replay) = Replay::open(journal)?;
+        let mut table = Table::with_seed(header.seed);
+        let mut plan = Plan::default();
+        let mut placed = 0;
+        while let Some((input, sums)) = replay.next()? {
+            placed += u64::from(matches!(input, Input::Directory { .. } | Input::Object { .. }));
+            take_again(&mut table, &mut plan, origins, input)?;
+            if Sums::of(&table) != sums {
+                return Err(Fault::Unrecoverable(
+                    "this version of fuse-oss makes something else of it than the one that wrote it".to_owned(),
+                ));
             }
         }
+        if placed != header.entries || origins.len() as u64 != header.entries {
+            let cause =
+                format!("{placed} of {} entries are in it, and {} were expected", header.entries, origins.len());
+            return Err(Fault::Unrecoverable(cause));
+        }
+        let journal = replay.go_on(label.clone())?;
+        let namespace = Self::with(label, header.identity, table, plan, journal);
+        // The process before has said it.
+        namespace.shared.said_hidden.store(namespace.hidden() > 0, Ordering::Relaxed);
+        Ok(namespace)
+    }
+
+    fn with(label: String, identity: Identity, table: Table, plan: Plan, journal: Journal) -> Self {
         let shared = Shared {
             table: RwLock::new(table),
             plan: Mutex::new(plan),
+            journal: Mutex::new(journal),
             changed: Notify::new(),
             label,
             said_hidden: AtomicBool::new(false),
             prefetch: Mutex::default(),
         };
-        shared.report_hidden();
-        Ok(Self {
-            shared: Arc::new(shared),
-            tasks: Mutex::default(),
-            runtime: Handle::try_current().ok(),
-            plain,
-            created: SystemTime::now(),
-        })
+        let plain = shared.read().is_plain();
+        let (tasks, runtime) = (Mutex::default(), Handle::try_current().ok());
+        Self { shared: Arc::new(shared), tasks, runtime, plain, identity }
+    }
+
+    /// Whether another process could show the same tree; it cannot when there is no journal, or it could not be written.
+    pub fn is_recoverable(&self) -> bool {
+        self.shared.journal().is_kept()
     }
 
     /// The node of an inode number the kernel has from us.
@@ -536,17 +612,18 @@ impl Namespace {
         let key = Key::new(key);
         let (below, object) = tokio::join!(origin.store.list(below), origin.store.head(&key));
         let below = below?;
-        let mut table = self.shared.write();
-        let ino = if !below.objects.is_empty() || !below.prefixes.is_empty() {
-            table.settle_directory(dir, name)?
+        let found = if !below.objects.is_empty() || !below.prefixes.is_empty() {
+            Found::Directory
         } else {
             match object {
-                Ok(meta) => table.settle_file(dir, name, &meta)?,
-                Err(error) if *error.kind() == oss::ErrorKind::NotFound => table.settle_missing(dir, name),
+                Ok(meta) => Found::Object(meta),
+                Err(error) if *error.kind() == oss::ErrorKind::NotFound => Found::Missing,
                 Err(error) => return Err(error.into()),
             }
         };
-        Ok(ino.and_then(|ino| table.node(ino)))
+        let record = self.shared.record(|| Record::name(dir, name, &found));
+        let ino = self.shared.change(record, |table| settle(table, dir, name, &found))?;
+        Ok(ino.and_then(|ino| self.node(ino)))
     }
 
     /// Shows the names of a directory from the `from`th on, in the order they were met, for as long as `show` takes them. One lock for
@@ -616,6 +693,52 @@ fn place(table: &mut Table, entry: Placed) -> Result<Option<(Dir, ListPage)>, Fa
             // Its name is one of the directory it is in.
             table.place_object(dir, name, charset, origin, &meta)?;
             Ok(None)
+        }
+    }
+}
+
+/// Freezes what the store said about one name, unless it was frozen before. Returns what stands.
+fn settle(table: &mut Table, dir: Dir, name: &str, found: &Found) -> Result<Option<u64>, Fault> {
+    match found {
+        Found::Directory => table.settle_directory(dir, name),
+        Found::Object(meta) => table.settle_file(dir, name, meta),
+        Found::Missing => Ok(table.settle_missing(dir, name)),
+    }
+}
+
+/// Takes in what a process before this one took in. What failed then fails again, and leaves the same behind.
+fn take_again(table: &mut Table, plan: &mut Plan, origins: &[Arc<Origin>], input: Input) -> Result<(), Fault> {
+    let directory = |table: &Table, number| {
+        let found = table.nth_directory(number);
+        found.ok_or_else(|| Fault::Unrecoverable(format!("it has a directory {number} that is not there")))
+    };
+    match input {
+        Input::Directory { entry, at, charset, prefix } => {
+            let (origin, first) = (journal::origin_of(origins, entry)?, ListPage::default());
+            place(table, Placed { at, charset, source: Source::Directory { origin, prefix, first } }).map(drop)
+        }
+        Input::Object { entry, at, charset, meta } => {
+            let origin = journal::origin_of(origins, entry)?;
+            place(table, Placed { at, charset, source: Source::Object { origin, meta } }).map(drop)
+        }
+        Input::Own { dir, from, continued, page } => {
+            let dir = directory(table, dir)?;
+            let token = page.continuation.clone();
+            if let Ok(absorbed) = table.absorb_own(dir, from.as_deref(), continued, page) {
+                plan.begun(dir, absorbed.last.or(from), token);
+            }
+            Ok(())
+        }
+        Input::Sweep { base, from, page } => {
+            let base = directory(table, base)?;
+            // By no sweep of this process.
+            let _ = table.absorb_sweep(base, from.as_deref(), 0, page);
+            Ok(())
+        }
+        Input::Name { dir, name, found } => {
+            let dir = directory(table, dir)?;
+            let _ = settle(table, dir, &name, &found);
+            Ok(())
         }
     }
 }

@@ -235,6 +235,9 @@ pub struct MountStatus {
     /// Where what is written goes; absent when the mount cannot be written to.
     #[serde(default)]
     pub writable: Option<WritableStatus>,
+    /// Why it answers with errors only, until it is unmounted; absent as long as all is well.
+    #[serde(default)]
+    pub down: Option<String>,
 }
 
 /// What was written in a view, and how much more may be.
@@ -274,8 +277,16 @@ pub struct PrefetchStatus {
 /// What `status` shows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The server's process.
+    /// The server's process: the one to send signals to.
     pub pid: u32,
+    /// The process that does its work, and that may be killed at any time.
+    pub worker: u32,
+    /// How many such processes there were before: each was killed, or has made room for another program.
+    #[serde(default)]
+    pub before: u64,
+    /// How many times another program has taken over (`serve --replace`).
+    #[serde(default)]
+    pub replaced: u64,
     /// Its version.
     pub version: String,
     /// Its cache directory.

@@ -45,6 +45,11 @@ pub enum Request {
     CacheVerify,
     /// Empty the cache.
     CacheClear,
+    /// Go on with another program. There is no answer when that is done: the connection ends with the worker.
+    Replace {
+        /// The program's absolute path.
+        program: PathBuf,
+    },
 }
 
 /// What the server answers.

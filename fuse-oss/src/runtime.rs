@@ -12,7 +12,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -124,7 +126,7 @@ struct LockOwner {
 /// The lock on a cache directory; given back when dropped, also by the kernel when the process dies.
 #[derive(Debug)]
 pub struct CacheLock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 impl CacheLock {
@@ -154,7 +156,7 @@ impl CacheLock {
                     .and_then(|()| file.rewind())
                     .and_then(|()| file.write_all(&text))
                     .map_err(|error| system(&error))?;
-                Ok(Self { _file: file })
+                Ok(Self { file })
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
@@ -175,6 +177,43 @@ impl CacheLock {
             Err((_, errno)) => Err(system(&errno.desc())),
         }
     }
+}
+
+impl CacheLock {
+    /// The lock as another process has left it to us, with the descriptor.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CacheInUse`] when it is not that lock.
+    pub fn inherited(descriptor: OwnedFd) -> Result<Self, MountError> {
+        // Locking what is locked through the same open file changes nothing.
+        Flock::lock(File::from(descriptor), FlockArg::LockExclusiveNonblock).map(|file| Self { file }).map_err(
+            |(_, errno)| {
+                MountError::new(
+                    ErrorKind::CacheInUse,
+                    format_args!("the cache directory's lock was lost: {}", errno.desc()),
+                )
+            },
+        )
+    }
+}
+
+impl AsFd for CacheLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Listens on a socket that only we and root can connect to. For the owner of the cache lock: a socket that is there belongs to a
+/// server that has died.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn bind_private(socket: &Path) -> io::Result<UnixListener> {
+    let _ = fs::remove_file(socket);
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(socket);
+    nix::sys::stat::umask(mask);
+    listener
 }
 
 /// A mount in the record.

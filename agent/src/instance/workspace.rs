@@ -150,8 +150,13 @@ fn remove_tree(directory: &Path) -> Result<(), FileError> {
     if let Some(at) = inside {
         return Err(failed(io::Error::other(format!("{at} is still mounted"))));
     }
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
+    let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    };
+    match fs::File::open(parent) {
+        // A task may have made a tree deeper than the standard library's removal can follow.
+        Ok(parent) => fuse_oss::overlay::removal::remove_tree(parent, Path::new(name)).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
     }
 }

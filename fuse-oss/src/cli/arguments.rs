@@ -23,7 +23,8 @@ EXAMPLES
 WHEN SOMETHING IS WRONG
   What is mounted, by which process, how full is the cache, does it help?    fuse-oss status
   Why did it fail?          the message says; more is in RUNTIME_DIR/*.log and with -v
-  'Transport endpoint is not connected'   the server died: fuse-oss umount DIR, then mount again
+  'Transport endpoint is not connected'   server and keeper died: fuse-oss umount DIR, then mount again
+  A worker was killed       its keeper starts another, and readers only wait (Linux 6.9 and later; before, it is mounted anew)
   Cannot unmount, in use    the message names the processes; --lazy detaches the mount all the same
   An old file is shown      a mount shows objects as they were when first looked at: mount again
   Stale file handle (ESTALE)   the object was replaced while mounted: mount again
@@ -54,6 +55,18 @@ pub struct LogArguments {
     pub verbose: u8,
 }
 
+impl LogArguments {
+    /// The same for a process of ours.
+    pub fn as_arguments(&self) -> Vec<String> {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        let verbose = std::iter::repeat_n("--verbose".to_owned(), usize::from(self.verbose));
+        std::iter::once(format!("--log-format={format}")).chain(verbose).collect()
+    }
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -78,6 +91,12 @@ pub enum Command {
     Cache(CacheCommands),
     /// Run the server that answers for all mounts of a cache directory (mount starts one when none runs).
     Serve(ServeArguments),
+    /// Go on as the keeper of a server; only `serve --replace` starts this.
+    #[command(hide = true)]
+    Keeper(KeeperArguments),
+    /// Do a server's work; only `serve` starts this.
+    #[command(hide = true)]
+    Worker(WorkerArguments),
 }
 
 /// Which cache and how much of everything; the same for `serve` and for a server that `mount` starts.
@@ -313,6 +332,50 @@ pub struct ServeArguments {
     /// Go into the background once ready; the log then goes to RUNTIME_DIR/HASH.log.
     #[arg(long)]
     pub detach: bool,
+    /// Have the server that runs for this cache directory go on with this program: mounts stay, whoever reads from them waits for a
+    /// moment.
+    #[arg(long, conflicts_with_all = ["detach", "idle_exit"])]
+    pub replace: bool,
+    /// Seconds to wait, on SIGTERM, for mounts that are in use; then they are detached. A second signal detaches them at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub stop_timeout: u64,
+    /// Treat the kernel as one that cannot send requests again (before 6.9), to try what happens then.
+    #[arg(long, hide = true)]
+    pub without_resend: bool,
+}
+
+/// How long mounts in use are waited for when a server ends, in seconds, unless told otherwise.
+pub const STOP_TIMEOUT: u64 = 10;
+
+/// `fuse-oss keeper`.
+#[derive(Debug, Args)]
+pub struct KeeperArguments {
+    /// Say what state this program can go on with, and do nothing.
+    #[arg(long)]
+    pub understands: bool,
+    /// The descriptor of the state.
+    #[arg(long)]
+    pub state_fd: Option<i32>,
+}
+
+/// `fuse-oss worker`.
+#[derive(Debug, Args)]
+pub struct WorkerArguments {
+    /// The descriptor of the line to the keeper.
+    #[arg(long)]
+    pub link_fd: i32,
+    /// The descriptor of the control socket.
+    #[arg(long)]
+    pub control_fd: i32,
+    /// The descriptor of the cache directory's lock.
+    #[arg(long)]
+    pub lock_fd: i32,
+    /// The descriptor of the socket for metrics.
+    #[arg(long)]
+    pub metrics_fd: Option<i32>,
+    /// The server's settings, as JSON.
+    #[arg(long)]
+    pub settings: String,
 }
 
 /// Reads what is to be brought in ahead of time.

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fuse_oss::keeper::ServerSettings;
 use fuse_oss::{CacheUse, ErrorKind, MountEntry, MountError, MountOptions, ServeSettings, Writable};
 use oss::{CredentialSource, Scheme, Settings, StoreSettings};
 
@@ -328,8 +329,8 @@ impl Wanted {
     }
 
     /// The same, for a server in this process.
-    pub fn server_settings(&self) -> fuse_oss::server::ServerSettings {
-        super::serve::server_settings(&self.arguments.cache, None)
+    pub fn server_settings(&self, log: Vec<String>) -> ServerSettings {
+        super::serve::server_settings(&self.arguments.cache, log)
     }
 }
 

@@ -46,6 +46,17 @@ impl Display for ForPeople<'_> {
             human(status.fetched.bytes()),
             status.corrupt
         )?;
+        if status.before > 0 {
+            let (before, replaced) = (status.before, status.replaced);
+            line(
+                f,
+                "worker",
+                format_args!(
+                    "process {}, after {before} others ({replaced} made room for another program)",
+                    status.worker
+                ),
+            )?;
+        }
         for mount in &status.mounts {
             show_mount(f, mount)?;
         }
@@ -67,6 +78,9 @@ fn line(f: &mut Formatter<'_>, name: &str, text: impl Display) -> fmt::Result {
 fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
     let detached = if mount.detached { ", detached" } else { "" };
     writeln!(f, "  {} ({} names, {} files open{detached})", mount.target.display(), mount.nodes, mount.open_files)?;
+    if let Some(cause) = &mount.down {
+        writeln!(f, "    DOWN: it answers with errors until it is unmounted: {cause}")?;
+    }
     for entry in &mount.entries {
         writeln!(f, "    {:?} -> {}", entry.at, entry.location.escaped())?;
     }
@@ -230,6 +244,9 @@ mod tests {
     fn text(metrics: &Metrics) -> String {
         let status = Status {
             pid: 7,
+            worker: 8,
+            before: 0,
+            replaced: 0,
             version: "1.2.3".to_owned(),
             cache_dir: "/cache".into(),
             cache_used: ByteSize::new(1 << 20),

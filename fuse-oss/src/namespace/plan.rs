@@ -342,9 +342,13 @@ impl Plan {
         self.sweeps.iter().any(|sweep| sweep.base == base && sweep.whole && sweep.running)
     }
 
-    /// A directory's own listing has begun elsewhere: its first page is known.
-    pub fn begun(&mut self, dir: Dir, cursor: Option<String>, token: String) {
-        self.own.insert(dir, Own { cursor, token: Some(token), ..Own::default() });
+    /// A directory's own listing was begun, or gone on with, elsewhere: up to `cursor`, and `token` is what the rest is asked for with,
+    /// if there is any.
+    pub fn begun(&mut self, dir: Dir, cursor: Option<String>, token: Option<String>) {
+        match token {
+            Some(_) => drop(self.own.insert(dir, Own { cursor, token, ..Own::default() })),
+            None => drop(self.own.remove(&dir)),
+        }
     }
 
     /// A single name of a directory is asked for by itself. When that happens again and again, the directory is listed on, one

@@ -7,9 +7,9 @@
 //! Numbers, not pointers: an inode number less one is a record's place, and a key is put together from the path when a request
 //! needs it.
 
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{DefaultHasher, RandomState};
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,11 +43,34 @@ const KEY_ASIDE: u8 = 64;
 const LONG: u8 = 128;
 
 /// No time is known.
-const TIMELESS: i64 = i64::MIN;
+pub const TIMELESS: i64 = i64::MIN;
 
 /// A directory's place among the directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dir(u32);
+
+impl Dir {
+    /// Its place; see [`Table::nth_directory`].
+    pub fn number(self) -> u64 {
+        self.0.into()
+    }
+}
+
+/// The key of the hash by which names are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seed(pub [u8; 16]);
+
+impl Seed {
+    /// One that nobody can guess.
+    pub fn random() -> Self {
+        // What the standard library keys its hash maps with comes from the system's random numbers.
+        let half = || RandomState::new().hash_one(0_u64).to_le_bytes();
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&half());
+        seed[8..].copy_from_slice(&half());
+        Self(seed)
+    }
+}
 
 #[derive(Debug)]
 struct Record {
@@ -116,7 +139,7 @@ pub struct Table {
     names: Vec<u8>,
     directories: Vec<Directory>,
     roots: Vec<Root>,
-    hasher: RandomState,
+    seed: Seed,
     /// Entity tags that do not fit into a record, by inode number.
     tags: HashMap<u32, Box<str>>,
     /// Single objects that were put at a place of the tree, by inode number.
@@ -144,7 +167,8 @@ fn narrow(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn nanos(time: Option<SystemTime>) -> i64 {
+/// Nanoseconds since 1970.
+pub fn nanos(time: Option<SystemTime>) -> i64 {
     let Some(time) = time else { return TIMELESS };
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(TIMELESS),
@@ -152,7 +176,8 @@ fn nanos(time: Option<SystemTime>) -> i64 {
     }
 }
 
-fn time(nanos: i64) -> Option<SystemTime> {
+/// The time so many nanoseconds since 1970.
+pub fn time(nanos: i64) -> Option<SystemTime> {
     let distance = Duration::from_nanos(nanos.unsigned_abs());
     match nanos {
         TIMELESS => None,
@@ -163,13 +188,13 @@ fn time(nanos: i64) -> Option<SystemTime> {
 
 impl Table {
     /// A table with a root directory that nothing is mounted at yet.
-    pub fn new() -> Self {
+    pub fn with_seed(seed: Seed) -> Self {
         let mut table = Self {
             records: Vec::new(),
             names: Vec::new(),
             directories: Vec::new(),
             roots: Vec::new(),
-            hasher: RandomState::new(),
+            seed,
             tags: HashMap::new(),
             objects: HashMap::new(),
             placed: HashSet::new(),
@@ -257,6 +282,12 @@ impl Table {
         is_directory.then(|| Dir(narrow(record.payload)))
     }
 
+    /// The directory at a place.
+    pub fn nth_directory(&self, number: u64) -> Option<Dir> {
+        let place = usize::try_from(number).ok().filter(|&place| place < self.directories.len())?;
+        u32::try_from(place).ok().map(Dir)
+    }
+
     /// What is known of a directory.
     pub fn directory(&self, dir: Dir) -> &Directory {
         &self.directories[dir.0 as usize]
@@ -300,6 +331,12 @@ impl Table {
             Some(root) => root.charset,
             None => self.made_up.get(&dir).copied().unwrap_or_default(),
         }
+    }
+
+    /// Whether all names are shown as keys are written.
+    pub fn is_plain(&self) -> bool {
+        let roots = self.roots.iter().map(|root| root.charset);
+        roots.chain(self.made_up.values().copied()).all(|charset| charset.is_utf8())
     }
 
     /// The directory at an inode number, if it is one of the same location as the directory `above` it, and not the top of another
@@ -396,7 +433,10 @@ impl Table {
     }
 
     fn hash(&self, name: &str) -> u64 {
-        self.hasher.hash_one(name)
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.seed.0);
+        hasher.write(name.as_bytes());
+        hasher.finish()
     }
 
     fn slot(hash: u64, slots: usize) -> usize {
@@ -705,5 +745,37 @@ impl Directory {
             index: Vec::new(),
             missing: None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    /// A table that nobody goes on with.
+    pub fn new() -> Self {
+        Self::with_seed(Seed::random())
+    }
+
+    /// Everything that decides what is shown, in an order of its own.
+    pub fn all(&self) -> Vec<String> {
+        let mut all: Vec<String> = (1..=self.len() as u64)
+            .map(|ino| {
+                let file = self.file(ino).map(|file| {
+                    let root = file.origin.store.root().to_string();
+                    (root, file.key, file.size, file.modified, file.etag, file.archived)
+                });
+                format!("{:?} {:?} {:?} {file:?}", self.node(ino), self.name(ino), self.position(ino))
+            })
+            .collect();
+        for directory in &self.directories {
+            let Directory { ino, root, listing, order, missing, .. } = directory;
+            let mut missing: Vec<_> = missing.iter().flat_map(|missing| missing.iter()).collect();
+            missing.sort_unstable();
+            all.push(format!("{ino} {root:?} {listing:?} {order:?} {missing:?}"));
+        }
+        for Root { prefix, dir, ordered, .. } in &self.roots {
+            all.push(format!("{prefix:?} {dir:?} {ordered}"));
+        }
+        all.push(format!("{} {} {} {:?}", self.files, self.bytes, self.hidden, self.first_hidden));
+        all
     }
 }

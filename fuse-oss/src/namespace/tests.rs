@@ -6,11 +6,15 @@ use std::collections::BTreeSet;
 
 mod stitched;
 
+pub fn identity() -> Identity {
+    Identity { created: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789), salt: 7, uid: 1, gid: 2 }
+}
+
 async fn tree(store: &Arc<DoubleStore>, prefix: &str) -> Namespace {
     let request = ListRequest { prefix: prefix.into(), delimiter: true, ..ListRequest::default() };
     let first = store.list(request).await.unwrap();
     let source = Source::Directory { origin: store.origin(), prefix: prefix.into(), first };
-    Namespace::new("test".into(), vec![(String::new(), source)]).unwrap()
+    Namespace::new("test".into(), identity(), vec![(String::new(), source)], None).unwrap()
 }
 
 async fn names(namespace: &Namespace, ino: u64) -> BTreeSet<String> {
@@ -121,7 +125,7 @@ async fn entries_stand_at_their_places() {
         ("0".to_owned(), Source::Directory { origin: store.origin(), prefix: "d/".into(), first }),
         ("1/x/renamed".to_owned(), Source::Object { origin: store.origin(), meta }),
     ];
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     let object = find(&namespace, "1/x/renamed").await.unwrap();
     assert_eq!(key(&namespace, &object), "one");
     assert_eq!(key(&namespace, &find(&namespace, "0/a").await.unwrap()), "d/a");
@@ -370,7 +374,7 @@ async fn everything_is_listed_ahead_of_time() {
         ("some/one".to_owned(), source("d001/").await),
         ("some/file".to_owned(), Source::Object { origin: store.origin(), meta }),
     ];
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     assert_eq!(namespace.prefetched(), None);
     // Somebody looks around meanwhile, so that sweeps meet.
     let looks = async {
@@ -433,7 +437,7 @@ fn a_hundred_thousand_names_take_little_memory() {
     let before = resident();
     let first = ListPage { continuation: Some("more".to_owned()), ..ListPage::default() };
     let source = Source::Directory { origin: store.origin(), prefix: String::new(), first };
-    let namespace = Namespace::new("test".into(), vec![(String::new(), source)]).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), vec![(String::new(), source)], None).unwrap();
     let (mut from, mut number) = (None::<String>, 0);
     while number < NAMES {
         let objects: Vec<ObjectMeta> = (number..number + 1000).map(meta).collect();

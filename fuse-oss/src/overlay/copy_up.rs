@@ -12,9 +12,15 @@ use std::os::unix::fs::FileExt;
 /// Copying up more than this is worth a line in the log, in bytes.
 pub const LARGE: u64 = 1 << 30;
 
+/// Whether a large file of a lower layer is opened, with these flags, because it will be copied.
+pub fn begins(size: u64, flags: i32, tid: u32) -> bool {
+    // Without that flag overlayfs opens a file to read its attributes, which it does for every copy as well.
+    size > LARGE && flags & libc::O_NOATIME != 0 && is_under_way(tid) == Some(true)
+}
+
 /// Whether the thread `tid`, which waits for a file of a lower layer to be opened, is about to have it copied: `None` when the
 /// system does not say.
-pub fn is_under_way(tid: u32) -> Option<bool> {
+fn is_under_way(tid: u32) -> Option<bool> {
     let text = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
     let call = Call::parse(&text)?;
     if call.number == libc::SYS_openat2 {

@@ -176,8 +176,7 @@ impl ProjectQuota {
 
     /// What is used and what may be.
     pub fn usage(&self) -> Option<Usage> {
-        let found = get(&self.anchor, self.project).ok()?;
-        Some(Usage { used: found.dqb_curspace, limit: found.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK) })
+        usage_of(&self.anchor, self.project)
     }
 
     /// Takes the limit away, so that the number is free again once nothing has it any more.
@@ -194,6 +193,12 @@ impl ProjectQuota {
         limits.dqb_valid = QIF_LIMITS;
         quotactl(&self.anchor, libc::Q_SETQUOTA, self.project, &mut limits)
     }
+}
+
+/// What a project may take and has taken on the file system that a directory is on; nothing when it has no record of it.
+pub fn usage_of(anchor: &File, project: u32) -> Option<Usage> {
+    let found = get(anchor, project).ok()?;
+    Some(Usage { used: found.dqb_curspace, limit: found.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK) })
 }
 
 fn dqblk() -> libc::dqblk {

@@ -13,7 +13,8 @@
 //! has it as its upper layer. Names alone prove nothing.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +59,14 @@ pub struct Upper {
     parent: File,
     registered: Option<PathBuf>,
     quota: Option<ProjectQuota>,
-    _owner: Flock<File>,
+    owner: Flock<File>,
+}
+
+impl AsFd for Upper {
+    /// Of the file whose lock says that its server lives.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.owner.as_fd()
+    }
 }
 
 impl Upper {
@@ -102,7 +110,33 @@ impl Upper {
         }
         check_features(&root)?;
         std::mem::forget(unfinished);
-        Ok(Self { root, parent: opened, registered, quota, _owner: owner })
+        Ok(Self { root, parent: opened, registered, quota, owner })
+    }
+
+    /// One that another process of the same server has made, with the locked file it has left ([`AsFd`]).
+    ///
+    /// # Errors
+    /// When it is not there any more, or the file is not that of this directory.
+    pub fn adopt(registry: &Path, root: &Path, owner: OwnedFd) -> io::Result<Self> {
+        let other = || io::Error::other("it is not the directory it was");
+        let name = root.file_name().ok_or_else(other)?;
+        let directory = root.parent().ok_or_else(other)?;
+        let (held, parent) = (open_directory(root)?, open_directory(directory)?);
+        // Locked already, through the same open file.
+        let mut owner = Flock::lock(File::from(owner), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let mut text = String::new();
+        owner.rewind()?;
+        owner.read_to_string(&mut text)?;
+        let said: Owner = serde_json::from_str(&text).map_err(|_| other())?;
+        if said.format != FORMAT || name != said.name.as_str() {
+            return Err(other());
+        }
+        let quota = match said.project {
+            Some(project) => ProjectQuota::of(&held, parent.try_clone()?, project),
+            None => None,
+        };
+        let registered = (registry.canonicalize().ok().as_deref() != Some(directory)).then(|| registry.join(name));
+        Ok(Self { root: root.to_owned(), parent, registered, quota, owner })
     }
 
     fn limit(
@@ -316,7 +350,7 @@ fn is_named_so(path: &Path) -> bool {
 /// Writes the file and locks it before it has its name.
 fn write_owner(root: &Path, owner: &Owner) -> io::Result<Flock<File>> {
     let temporary = root.join(format!("{OWNER}.new"));
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary)?;
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     file.write_all(&serde_json::to_vec(owner)?)?;
     fs::rename(temporary, root.join(OWNER))?;

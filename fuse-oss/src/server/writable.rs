@@ -87,6 +87,11 @@ impl View {
         self.lower.as_ref().map(Lower::target)
     }
 
+    /// What was made for the upper layer, as long as nobody has taken it.
+    pub fn upper(&self) -> Option<&Upper> {
+        self.upper.as_ref()
+    }
+
     /// What was made for the upper layer; whoever has it removes it once the view has ended.
     pub fn take_upper(&mut self) -> Option<Upper> {
         self.upper.take()
@@ -137,7 +142,7 @@ fn cover(
 
 impl Server {
     /// Where what is written goes unless another directory is named, and where all such directories are known.
-    fn upper_registry(&self) -> PathBuf {
+    pub(super) fn upper_registry(&self) -> PathBuf {
         self.cache_dir.join("upper")
     }
 

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::options::{MountEntry, check_entries};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::fs::File;
 
 /// A location at its place.
 #[derive(Debug, Clone)]
@@ -105,6 +107,7 @@ async fn stitch(
     places: &[Place],
     keys: &[BTreeMap<String, u64>],
     page: usize,
+    journal: Option<&File>,
 ) -> Option<(Namespace, Vec<Arc<DoubleStore>>)> {
     let stores: Vec<Arc<DoubleStore>> = keys.iter().map(|_| DoubleStore::new(page)).collect();
     let origins: Vec<Arc<Origin>> = stores.iter().map(DoubleStore::origin).collect();
@@ -125,7 +128,8 @@ async fn stitch(
         };
         entries.push(Placed { at: place.at.clone(), charset: place.charset, source });
     }
-    Some((Namespace::new("test".into(), entries).unwrap(), stores))
+    let journal = journal.map(|journal| journal.try_clone().unwrap());
+    Some((Namespace::new("test".into(), identity(), entries, journal).unwrap(), stores))
 }
 
 /// All that a tree shows, by walking it.
@@ -210,7 +214,8 @@ proptest! {
         let model = Model { places: &places, stores: &keys, shown: Shown::default() }.show();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let Some((namespace, stores)) = stitch(&places, &keys, page).await else { return Ok(()) };
+            let journal = File::from(memfd_create(c"names", MFdFlags::MFD_CLOEXEC).unwrap());
+            let Some((namespace, stores)) = stitch(&places, &keys, page, Some(&journal)).await else { return Ok(()) };
             for look in &looks {
                 match look {
                     Look::Find(path) => match find(&namespace, path).await {
@@ -226,6 +231,12 @@ proptest! {
                     Look::Everything => namespace.prefetch().await.unwrap(),
                 }
             }
+            // Another process goes on from here and shows the same.
+            let before = namespace.shared.read().all();
+            drop(namespace);
+            let origins: Vec<_> = places.iter().map(|place| stores[place.store].origin()).collect();
+            let namespace = Namespace::recover("test".into(), &origins, journal).unwrap();
+            prop_assert_eq!(namespace.shared.read().all(), before);
             prop_assert_eq!(shown(&namespace, &stores).await, model);
             Ok(())
         })?;
@@ -245,7 +256,7 @@ fn listed(keys: &[&str]) -> BTreeMap<String, u64> {
 async fn an_inner_location_wins_and_its_neighbours_stay() {
     let keys = [listed(&["a/file", "a/in/old", "a/in/deep/older", "a/way", "b"]), listed(&["x/new", "one"])];
     let places = [place("", 0, ""), place("a/in", 1, "x/"), place("a/way/to/one", 1, "one")];
-    let (namespace, stores) = stitch(&places, &keys, 2).await.unwrap();
+    let (namespace, stores) = stitch(&places, &keys, 2, None).await.unwrap();
     let tree = shown(&namespace, &stores).await;
     let files: Vec<_> = tree.files.iter().map(|(at, (store, key))| (at.as_str(), *store, key.as_str())).collect();
     assert_eq!(files, [("a/file", 0, "a/file"), ("a/in/new", 1, "x/new"), ("a/way/to/one", 1, "one"), ("b", 0, "b")]);
@@ -264,7 +275,7 @@ async fn a_walk_around_a_covered_directory_costs_its_pages_and_no_more() {
         let first = store.list(request).await.unwrap();
         entries.push((at.to_owned(), Source::Directory { origin: store.origin(), prefix: String::new(), first }));
     }
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     // Two hundred directories, one of which is another; one file is a directory with one; and the three that were made up.
     assert_eq!(walk(&namespace).await, 200 + 199 * 100 + 1 + 1 + 3 + 1);
     assert!(lists(&outer) <= 35, "{} listings", lists(&outer));
@@ -281,7 +292,7 @@ async fn locations_of_the_same_keys_do_not_wait_for_one_another() {
         let page = store.list(ListRequest { delimiter: true, ..ListRequest::default() }).await.unwrap();
         entries.push((at.to_owned(), Source::Directory { origin: store.origin(), prefix: String::new(), first: page }));
     }
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     // A sweep goes through the first, and says nothing of the second.
     for d in 0..30 {
         assert!(find(&namespace, &format!("x/d{d:03}/f000")).await.is_some());
@@ -296,7 +307,7 @@ async fn one_object_can_be_all_there_is() {
     let store = DoubleStore::with_keys(10, &["dir/one"]);
     let meta = store.head(&Key::new("dir/one")).await.unwrap();
     let source = Source::Object { origin: store.origin(), meta };
-    let namespace = Namespace::new("test".into(), vec![(String::new(), source)]).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), vec![(String::new(), source)], None).unwrap();
     let root = namespace.node(ROOT).unwrap();
     assert_eq!((root.directory, root.size, namespace.len()), (false, 7, 1));
     assert_eq!(key(&namespace, &root), "dir/one");
@@ -312,7 +323,7 @@ async fn names_longer_than_a_record_says_are_kept_whole() {
     let long = "\u{4e2d}".repeat(127);
     let keys = [listed(&[&long, &format!("{long}x"), &format!("{long}\u{4e2d}"), &format!("{long}/below")])];
     let gbk = "GBK".parse().unwrap();
-    let (namespace, stores) = stitch(&[Place { charset: gbk, ..place("", 0, "") }], &keys, 10).await.unwrap();
+    let (namespace, stores) = stitch(&[Place { charset: gbk, ..place("", 0, "") }], &keys, 10, None).await.unwrap();
     let tree = shown(&namespace, &stores).await;
     assert_eq!(namespace.charset(ROOT), gbk);
     assert_eq!(tree.files.keys().collect::<Vec<_>>(), [&format!("{long}/below"), &format!("{long}x")]);
