@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fuse_oss::Charset;
 use jiff::Timestamp;
 use oss::transfer::DownloadOptions;
 use oss::{Location, PutMode};
@@ -297,8 +298,16 @@ fn plan(
     host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
-    let logs: Vec<Output> =
-        task.logs.iter().map(|log| Output { source: log.source.clone(), target: attempt.log(log) }).collect();
+    let logs: Vec<Output> = task
+        .logs
+        .iter()
+        .map(|log| Output {
+            source: log.source.clone(),
+            target: attempt.log(log),
+            // Of one file whose name is given.
+            locale: Charset::UTF_8,
+        })
+        .collect();
     let mut wanted: Vec<_> = task.outputs.iter().map(|output| (output.source.clone(), kind(output))).collect();
     wanted.extend(logs.iter().map(|log| (log.source.clone(), Kind::File)));
     let (scratch, workdir) = (workspace.views(), workspace.workdir());

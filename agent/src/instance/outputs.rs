@@ -166,7 +166,7 @@ fn could_not_open(what: &Path, error: &std::io::Error) -> Failure {
 fn walk(source: &Source) -> Result<(OwnedFd, found::Found), Failure> {
     let seen_as = &source.output.source;
     let directory = found::open_directory(&source.path).map_err(|error| could_not_open(seen_as, &error))?;
-    Ok((directory, found::walk(&source.path, seen_as, &source.without)))
+    Ok((directory, found::walk(&source.path, seen_as, &source.without, source.output.locale)))
 }
 
 fn plan_directory(

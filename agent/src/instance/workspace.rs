@@ -54,7 +54,8 @@ impl Workspace {
         let found = shims(record.shim.clone(), &shim_spec(&record)).into_iter().next();
         let has_ended = record.exit_record(node).exists() && record.scratch.exists();
         let this_boot = ProcessId::of(1).map(|init| init.boot_id);
-        let is_lost = found.is_none() && !has_ended && record.shim.as_ref().map(|shim| &shim.boot_id) != this_boot.as_ref();
+        let is_lost =
+            found.is_none() && !has_ended && record.shim.as_ref().map(|shim| &shim.boot_id) != this_boot.as_ref();
         if record.sources.is_none() || is_lost {
             return Ok(Err(record));
         }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,8 @@ pub struct Task {
     pub timeout: Option<Duration>,
     /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
     pub input_store: Option<StoreSettings>,
+    /// How much of its inputs the node's cache on disk may hold, and how they are fetched.
+    pub input_cache: CacheUse,
 }
 
 impl fmt::Debug for Task {
@@ -89,6 +92,7 @@ impl fmt::Debug for Task {
             .field("max_retries", &self.max_retries)
             .field("timeout", &self.timeout)
             .field("input_store", &self.input_store)
+            .field("input_cache", &self.input_cache)
             .finish()
     }
 }
@@ -111,8 +115,8 @@ pub struct Input {
     pub target: PathBuf,
     /// Whether the task may change it locally. Such changes are never uploaded.
     pub writable: bool,
-    /// The character set the task sees names in; UTF-8 when absent.
-    pub locale: Option<String>,
+    /// The character set the task sees names in.
+    pub locale: Charset,
 }
 
 /// A local path whose content goes to object storage when the task has ended.
@@ -122,6 +126,8 @@ pub struct Output {
     pub source: PathBuf,
     /// Where it goes. A directory exactly when the source is meant as one.
     pub target: Location,
+    /// What the names of its files are read as that are not UTF-8, as nearly all are.
+    pub locale: Charset,
 }
 
 impl Output {
