@@ -145,6 +145,37 @@ fn cover(
     Ok(overlay.mount(&target.held(), target.path())?)
 }
 
+/// Something that is being removed, or may be: the server does not end while there is one.
+#[derive(Debug)]
+pub struct Discarding(Arc<Server>);
+
+impl Discarding {
+    /// Counts one more.
+    pub fn new(server: &Arc<Server>) -> Self {
+        server.removing.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(server))
+    }
+
+    /// Removes, in a thread of its own, what was written in a view that has ended.
+    pub fn discard(self, upper: Upper) {
+        let discard = move || {
+            remove(upper);
+            drop(self);
+        };
+        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
+            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
+        }
+    }
+}
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.0.removing.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
+    }
+}
+
 impl Server {
     /// Where what is written goes unless another directory is named, and where all such directories are known.
     pub(super) fn upper_registry(&self) -> PathBuf {
@@ -232,18 +263,7 @@ impl Server {
 
     /// Removes, in a thread of its own, what was written in a view that has ended.
     pub(super) fn discard(self: &Arc<Self>, upper: Upper) {
-        self.removing.fetch_add(1, Ordering::AcqRel);
-        let server = Arc::clone(self);
-        let discard = move || {
-            remove(upper);
-            server.removing.fetch_sub(1, Ordering::AcqRel);
-            server.changed.notify_waiters();
-            server.changed.notify_one();
-        };
-        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
-            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
-            self.removing.fetch_sub(1, Ordering::AcqRel);
-        }
+        Discarding::new(self).discard(upper);
     }
 
     /// Removes, in the background, what servers that died left of views: those of this cache directory, whose lock we hold.
