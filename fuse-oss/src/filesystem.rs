@@ -396,7 +396,7 @@ impl Filesystem for Mounted {
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
         object.touch();
-        if self.inner.options.writable.is_some() && copy_up::begins(object.size, flags.0, req.pid()) {
+        if copy_up::begins(object.size, flags.0, req.pid()) {
             self.inner.announce_copy(&object, req.pid());
         }
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
