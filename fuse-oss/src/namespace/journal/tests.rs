@@ -3,7 +3,7 @@
 use super::*;
 use crate::double::{Content, DoubleStore};
 use crate::namespace::tests::identity;
-use crate::namespace::{Known, Namespace, ROOT, Table};
+use crate::namespace::{Known, Namespace, Placed, ROOT, Table};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -38,16 +38,19 @@ async fn directory(store: &Arc<DoubleStore>, prefix: &str) -> Source {
 
 async fn begin(store: &Arc<DoubleStore>, journal: &File) -> Namespace {
     let object = Source::Object { origin: store.origin(), meta: store.head(&Key::new("single")).await.unwrap() };
+    let place = |at: &str, charset: &str, source| Placed { at: at.into(), charset: charset.parse().unwrap(), source };
     let entries = vec![
-        ("all".to_owned(), directory(store, "").await),
-        ("some/one".to_owned(), object),
-        ("some/part".to_owned(), directory(store, "a/").await),
+        // Not in the order in which they are put into the table.
+        place("all/b/inside", "GBK", directory(store, "a/").await),
+        place("all/x", "UTF-8", object),
+        place("all", "UTF-8", directory(store, "").await),
+        place("part", "GBK", directory(store, "a/").await),
     ];
     Namespace::new("test".into(), identity(), entries, Some(journal.try_clone().unwrap())).unwrap()
 }
 
 fn recover(store: &Arc<DoubleStore>, journal: &File) -> Result<Namespace, Fault> {
-    let origins = [store.origin(), store.origin(), store.origin()];
+    let origins: Vec<_> = (0..4).map(|_| store.origin()).collect();
     Namespace::recover("test".into(), &origins, journal.try_clone().unwrap())
 }
 
@@ -280,7 +283,7 @@ async fn what_was_damaged_is_refused() {
 async fn what_was_never_begun_whole_is_refused() {
     let (store, journal, _) = some_names().await;
     let mut first = end_of_next(&journal, 0);
-    for _ in 0..3 {
+    for _ in 0..4 {
         first = end_of_next(&journal, first);
     }
     for cut in [0, 1, 20, first - 1] {
