@@ -166,14 +166,21 @@ impl Blocks {
         }
         // Not under the lock: it may read the disk.
         let object = Arc::new(match &self.cache {
-            Some(cache) => object.cached(cache),
-            None => object,
+            Some(cache) if !object.passing => object.cached(cache),
+            _ => object,
         });
         let (object, _out) = {
             let mut objects = self.objects();
             objects.known(id).unwrap_or_else(|| objects.add(object))
         };
         object
+    }
+
+    /// Takes an object off the disk; whoever has it open keeps reading it, from the store.
+    pub fn forget(&self, object: &Object) {
+        if let Some(entry) = &object.entry {
+            entry.forget();
+        }
     }
 
     /// Lets go of objects that nobody has open, so that the cache does not count them as in use.

@@ -12,6 +12,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -23,6 +24,7 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
+use crate::allowance::{Admission, Allowance};
 use crate::blocks::object::Object;
 use crate::blocks::{Blocks, SMALL, Watcher};
 use crate::fault::Fault;
@@ -32,6 +34,7 @@ use crate::options::MountOptions;
 use crate::overlay::copy_up;
 use crate::reader::Reader;
 use crate::siblings::Siblings;
+use crate::size::ByteSize;
 use handles::{Handles, STAYS_CACHED};
 use ledger::Ledger;
 
@@ -65,6 +68,8 @@ pub struct Inner {
     blocks: Arc<Blocks>,
     options: MountOptions,
     handles: Arc<Handles>,
+    /// What the mount may keep on the disk, where that is limited.
+    allowance: Option<Mutex<Allowance>>,
     siblings: Mutex<Siblings>,
     log_limit: LogLimit,
 }
@@ -104,8 +109,9 @@ impl Mounted {
         let handles = Arc::new(handles);
         let watcher: Arc<dyn Watcher> = Arc::clone(&handles) as Arc<dyn Watcher>;
         blocks.watch(&watcher);
+        let allowance = options.cache.limit.map(|limit| Mutex::new(Allowance::new(limit.bytes())));
         let (siblings, log_limit) = (Mutex::default(), LogLimit::default());
-        let inner = Arc::new(Inner { namespace, blocks, options, handles, siblings, log_limit });
+        let inner = Arc::new(Inner { namespace, blocks, options, handles, allowance, siblings, log_limit });
         Self { inner, runtime }
     }
 
@@ -157,15 +163,45 @@ impl Inner {
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
-        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt))
+        let object = Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt);
+        self.blocks.open(if self.may_keep(file) { object } else { object.passing() })
+    }
+
+    /// Whether the disk cache may keep a file that is about to be read. Takes others off it where they have to make room.
+    fn may_keep(&self, file: &File) -> bool {
+        let Some(allowance) = &self.allowance else { return true };
+        let admission = {
+            let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+            allowance.admit(file.ino, file.size, |ino| self.handles.is_open(INodeNo(ino)))
+        };
+        let Admission::Admitted(out) = admission else { return false };
+        for file in out.into_iter().filter_map(|ino| self.namespace.file(ino)) {
+            self.handles.give_up(INodeNo(file.ino));
+            let (key, etag) = (file.key.clone(), file.etag.clone());
+            let object = Object::new(
+                Arc::clone(&file.origin),
+                key,
+                file.size,
+                etag,
+                file.modified,
+                self.namespace.identity.salt,
+            );
+            self.blocks.forget(&self.blocks.open(object));
+        }
+        true
     }
 
     fn opened(&self, file: &File, object: Arc<Object>, request: RequestId, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
         let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
-        let reader = Reader::new(object, Arc::clone(&self.blocks));
+        let reader = self.reader_of(object);
         self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, request, reply);
+    }
+
+    fn reader_of(&self, object: Arc<Object>) -> Reader {
+        let least = self.options.cache.fetch.map_or(0, ByteSize::bytes);
+        Reader::new(object, Arc::clone(&self.blocks)).at_least(least)
     }
 
     /// The reader of an open file.
@@ -174,7 +210,7 @@ impl Inner {
             // A process before this one opened it.
             let make = || {
                 let file = self.namespace.file(ino.0)?;
-                Some(Reader::new(self.object(&file), Arc::clone(&self.blocks)))
+                Some(self.reader_of(self.object(&file)))
             };
             self.handles.adopt_reader(ino, handle, make)
         })
@@ -211,9 +247,11 @@ impl Inner {
         self.blocks.warm(&self.object(file)).await
     }
 
-    /// How many bytes the disk cache may hold; 0 when there is none.
+    /// How many bytes the disk cache may hold of this mount; 0 when there is none.
     pub fn cache_limit(&self) -> u64 {
-        self.blocks.cache().map_or(0, |cache| cache.limit())
+        let all = self.blocks.cache().map_or(0, |cache| cache.limit());
+        let own = self.options.cache.limit.map_or(u64::MAX, ByteSize::bytes);
+        all.min(own)
     }
 
     /// Brings an object as far as open may promise that it can be read.
@@ -233,20 +271,21 @@ impl Inner {
     }
 
     /// Answers a directory request from names that are known.
-    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
+    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &OsStr) -> bool) {
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
             let (name, ino) = if offset == 0 { (".", node.ino) } else { ("..", node.parent) };
             let Some(node) = self.namespace.node(ino) else { return };
             offset += 1;
-            if add(&self.attributes(&node), offset, name) {
+            if add(&self.attributes(&node), offset, OsStr::new(name)) {
                 return;
             }
         }
+        let charset = self.namespace.charset(node.ino);
         self.namespace.entries(node.ino, place(offset), |node, name| {
             offset += 1;
-            !add(&self.attributes(node), offset, name)
+            !add(&self.attributes(node), offset, OsStr::from_bytes(&charset.to_local(name)))
         });
     }
 
@@ -319,13 +358,14 @@ impl Filesystem for Mounted {
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        // Keys are UTF-8, so no other name can be there.
-        let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(parent.ino, name) {
+        // What is no key's name in this character set cannot be there.
+        let charset = self.inner.namespace.charset(parent.ino);
+        let Some(name) = charset.to_key(name.as_bytes()) else { return missing(&self.inner, reply) };
+        match self.inner.namespace.known(parent.ino, &name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
-                let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+                let (inner, name) = (Arc::clone(&self.inner), name.into_owned());
                 self.runtime.spawn(async move {
                     match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),

@@ -6,9 +6,9 @@
 //!
 //! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself;
 //! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
-//! ahead; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
+//! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
 //! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
-//! files, [`mountpoint`] and [`transport`] towards the kernel.
+//! files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
 //!
 //! # Locks
 //!
@@ -17,8 +17,10 @@
 //! of the node that use the same mount, and end with the process. They do not reach other nodes, nor another mount of the same
 //! bucket on this one: two such mounts are two file systems.
 
+pub mod allowance;
 pub mod blocks;
 pub mod cache;
+pub mod charset;
 pub mod client;
 pub mod daemon;
 #[cfg(test)]
@@ -44,9 +46,10 @@ pub mod siblings;
 mod size;
 pub mod transport;
 
+pub use charset::{Charset, CharsetError};
 pub use error::{ClientError, ErrorKind, MountError};
 pub use options::{
-    DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
+    CacheUse, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, MIN_MEMORY, MountEntry, MountOptions, MountReply, MountRequest,
     MountStatus, Prefetch, PrefetchStatus, RUNTIME_DIR_VARIABLE, ServeSettings, Status, UnmountMode, Writable,
     WritableStatus, check_entries, default_runtime_dir,
 };

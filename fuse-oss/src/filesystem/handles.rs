@@ -267,6 +267,17 @@ impl Handles {
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = Some(notifier);
     }
 
+    /// Gives the backing file of an inode up, if nobody uses it.
+    pub fn give_up(&self, ino: INodeNo) {
+        let idle = self.inodes().idle.pop(&ino.0);
+        drop(idle);
+    }
+
+    /// Whether an inode is open.
+    pub fn is_open(&self, ino: INodeNo) -> bool {
+        self.inodes().open.contains_key(&ino.0)
+    }
+
     /// How many files are open.
     pub fn count(&self) -> u64 {
         let count: usize = self.inodes().open.values().map(Kind::count).sum();
@@ -455,3 +466,6 @@ impl Handles {
         runtime.spawn(later);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,8 @@ pub struct Arrived {
 #[derive(Debug)]
 struct Sweep {
     id: u32,
+    /// The mounted location it goes through.
+    root: Option<u32>,
     base: Dir,
     base_prefix: String,
     /// Behind which key it began, or one that it has taken over.
@@ -164,9 +166,10 @@ impl Default for Plan {
 }
 
 impl Sweep {
-    fn new(id: u32, base: Dir, base_prefix: String, begin: Option<String>) -> Self {
+    fn new(id: u32, root: Option<u32>, base: Dir, base_prefix: String, begin: Option<String>) -> Self {
         Self {
             id,
+            root,
             base,
             base_prefix,
             own_begin: begin.clone(),
@@ -198,7 +201,8 @@ impl Sweep {
     /// Whether a question will be answered by it soon.
     fn is_near(&self, question: &Question, gap: &dyn Fn(Dir, &str, Dir) -> Option<Gap>) -> bool {
         let prefix = question.prefix.as_str();
-        if self.ended || !prefix.starts_with(&self.base_prefix) {
+        // Locations of one mount can have the same keys, and places inside one another.
+        if self.ended || self.root != question.root || !prefix.starts_with(&self.base_prefix) {
             return false;
         }
         let Some(cursor) = self.cursor.as_deref() else {
@@ -243,7 +247,7 @@ impl Plan {
         let mut fetches = Vec::new();
         if let Some((base, base_prefix)) = self.base_to_sweep(question) {
             let begin = question.from_inside.then(|| question.prefix.clone());
-            let sweep = self.begin(base, base_prefix, begin);
+            let sweep = self.begin(question.root, base, base_prefix, begin);
             sweep.wanted = question.from_inside;
             fetches.push(sweep.fetch());
             if question.from_inside {
@@ -301,7 +305,7 @@ impl Plan {
         passed > 0 && (question.base_names as u64).saturating_mul(pages) <= passed * u64::from(MOST_AHEAD)
     }
 
-    fn begin(&mut self, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
+    fn begin(&mut self, root: Option<u32>, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
         if self.sweeps.len() >= MOST_SWEEPS
             && let Some(at) = self.sweeps.iter().position(|sweep| !sweep.running && !sweep.whole)
         {
@@ -309,27 +313,29 @@ impl Plan {
         }
         let id = self.next;
         self.next = self.next.wrapping_add(1).max(1);
-        self.sweeps.push(Sweep::new(id, base, base_prefix, begin));
+        self.sweeps.push(Sweep::new(id, root, base, base_prefix, begin));
         let last = self.sweeps.len() - 1;
         &mut self.sweeps[last]
     }
 
-    /// Whether a sweep that is under way has just come into a directory, so that its next page is likely to hold the rest of it.
-    pub fn is_passing(&self, prefix: &str) -> bool {
-        self.sweeps.iter().any(|sweep| {
+    /// Whether a sweep that is under way has just come into a directory of a location, so that its next page is likely to hold the
+    /// rest of it.
+    pub fn is_passing(&self, root: Option<u32>, prefix: &str) -> bool {
+        self.sweeps.iter().filter(|sweep| sweep.root == root).any(|sweep| {
             let inside = sweep.cursor.as_deref().and_then(|cursor| cursor.strip_prefix(prefix));
             sweep.running && sweep.stuck == 0 && inside.is_some_and(|rest| !rest.contains('/'))
         })
     }
 
-    /// Lists everything below a directory to the end, whoever asks, by a sweep from the beginning and one from each of `begins`.
-    pub fn whole(&mut self, base: Dir, base_prefix: &str, begins: Vec<String>) -> Vec<Fetch> {
+    /// Lists everything below the directory in question to the end, whoever asks, by a sweep from the beginning and one from each of
+    /// `begins`.
+    pub fn whole(&mut self, question: &Question, begins: Vec<String>) -> Vec<Fetch> {
         if self.failures >= MOST_FAILURES {
             return Vec::new();
         }
         let begins = std::iter::once(None).chain(begins.into_iter().map(Some));
         let begun = begins.map(|begin| {
-            let sweep = self.begin(base, base_prefix.to_owned(), begin);
+            let sweep = self.begin(question.root, question.dir, question.prefix.clone(), begin);
             sweep.whole = true;
             sweep.fetch()
         });

@@ -4,6 +4,8 @@ use super::*;
 use crate::double::{Content, DoubleStore};
 use std::collections::BTreeSet;
 
+mod stitched;
+
 pub fn identity() -> Identity {
     Identity { created: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789), salt: 7, uid: 1, gid: 2 }
 }

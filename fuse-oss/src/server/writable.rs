@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::Server;
 use crate::error::{ErrorKind, MountError};
-use crate::mountpoint::Target;
+use crate::mountpoint::{Target, Top};
 use crate::options::{MountOptions, Writable, WritableStatus};
 use crate::overlay::leftovers::{Leftovers, sweep_directory};
 use crate::overlay::upper::Upper;
@@ -54,7 +54,7 @@ impl Lower {
         made.map_err(|error| {
             MountError::new(ErrorKind::System, format_args!("cannot make {}: {error}", path.display()))
         })?;
-        let target = Target::check(&path, false)?;
+        let target = Target::check(&path, Top::Directory, false)?;
         Ok(Self { path, target })
     }
 
