@@ -11,6 +11,7 @@ pub mod ledger;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -18,14 +19,14 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use crate::allowance::{Admission, Allowance};
 use crate::blocks::object::Object;
-use crate::blocks::{Blocks, SMALL};
+use crate::blocks::{Blocks, SMALL, Watcher};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
@@ -35,6 +36,7 @@ use crate::reader::Reader;
 use crate::siblings::Siblings;
 use crate::size::ByteSize;
 use handles::{Handles, STAYS_CACHED};
+use ledger::Ledger;
 
 /// For ever, in a form the kernel can still add to its clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -73,16 +75,42 @@ pub struct Inner {
 }
 
 impl Mounted {
-    /// A file system that shows `namespace`.
+    /// A file system that shows `namespace` and notes in `ledger` what is open.
     pub fn new(
         runtime: Handle,
         namespace: Namespace,
         blocks: Arc<Blocks>,
         options: MountOptions,
-        _ledger: ledger::Ledger,
+        ledger: Ledger,
     ) -> Self {
+        Self::with(runtime, namespace, blocks, options, Handles::new(ledger))
+    }
+
+    /// The file system of a process that has ended, with its [recovered](Namespace::recover) namespace and the ledger of what was open.
+    /// `device` is the mount's FUSE device.
+    pub fn adopt(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        ledger: Ledger,
+        device: OwnedFd,
+    ) -> Self {
+        Self::with(runtime, namespace, blocks, options, Handles::adopt(ledger, device))
+    }
+
+    fn with(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        handles: Handles,
+    ) -> Self {
+        let handles = Arc::new(handles);
+        let watcher: Arc<dyn Watcher> = Arc::clone(&handles) as Arc<dyn Watcher>;
+        blocks.watch(&watcher);
         let allowance = options.cache.limit.map(|limit| Mutex::new(Allowance::new(limit.bytes())));
-        let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
+        let (siblings, log_limit) = (Mutex::default(), LogLimit::default());
         let inner = Arc::new(Inner { namespace, blocks, options, handles, allowance, siblings, log_limit });
         Self { inner, runtime }
     }
@@ -163,13 +191,29 @@ impl Inner {
         true
     }
 
-    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
+    fn opened(&self, file: &File, object: Arc<Object>, request: RequestId, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
         let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
+        let reader = self.new_reader(object);
+        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, request, reply);
+    }
+
+    fn new_reader(&self, object: Arc<Object>) -> Reader {
         let least = self.options.cache.fetch.map_or(0, ByteSize::bytes);
-        let reader = Reader::new(object, Arc::clone(&self.blocks)).at_least(least);
-        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
+        Reader::new(object, Arc::clone(&self.blocks)).at_least(least)
+    }
+
+    /// The reader of an open file.
+    fn reader(&self, ino: INodeNo, handle: FileHandle) -> Option<Arc<Reader>> {
+        self.handles.reader(handle).or_else(|| {
+            // A process before this one opened it.
+            let make = || {
+                let file = self.namespace.file(ino.0)?;
+                Some(self.new_reader(self.object(&file)))
+            };
+            self.handles.adopt_reader(ino, handle, make)
+        })
     }
 
     /// Notes that a small file is opened, and fetches those that will be wanted next. `waits` says that it is not at hand itself.
@@ -298,9 +342,9 @@ impl Filesystem for Mounted {
             let _ = config.add_capabilities(flag);
         }
         // Depth 1: the mount may itself be the lower layer of an overlay, and no cache file lies on another stacked file system.
-        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok() {
-            self.inner.handles.allow_passthrough();
-        }
+        let passthrough =
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok();
+        self.inner.handles.negotiated(passthrough);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         Ok(())
@@ -344,6 +388,7 @@ impl Filesystem for Mounted {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let request = req.unique();
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
@@ -373,12 +418,12 @@ impl Filesystem for Mounted {
             let inner = Arc::clone(&self.inner);
             self.runtime.spawn(async move {
                 inner.blocks.until_kept(&object, SETTLING).await;
-                inner.opened(&file, object, reply);
+                inner.opened(&file, object, request, reply);
             });
             return;
         }
         if (complete || file.proved) && !prove {
-            return self.inner.opened(&file, object, reply);
+            return self.inner.opened(&file, object, request, reply);
         }
         if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
@@ -395,7 +440,7 @@ impl Filesystem for Mounted {
             match inner.prepare(&object).await {
                 Ok(()) => {
                     inner.namespace.prove(file.ino);
-                    inner.opened(&file, object, reply);
+                    inner.opened(&file, object, request, reply);
                 }
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
@@ -408,7 +453,7 @@ impl Filesystem for Mounted {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -416,7 +461,7 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(reader) = self.inner.handles.reader(fh) else { return reply.error(Errno::EBADF) };
+        let Some(reader) = self.inner.reader(ino, fh) else { return reply.error(Errno::EBADF) };
         let range = reader.clamp(offset, size);
         if range.is_empty() {
             return reply.data(&[]);

@@ -426,6 +426,8 @@ fn directories_that_cannot_hold_what_is_written_are_refused_by_name() {
             upper.as_os_str(),
         ])
     };
+    mount(&sandbox.mnt()).failed(64, &["would hide", "outside"]);
+    assert_eq!(fs::read_dir(sandbox.mnt()).unwrap().count(), 0);
     mount(&sandbox.path("none")).failed(78, &["there is no directory", "none", "make it"]);
     let open = sandbox.path("open");
     fs::create_dir(&open).unwrap();
@@ -436,6 +438,11 @@ fn directories_that_cannot_hold_what_is_written_are_refused_by_name() {
     bucket.mount_at(&sandbox.path("view"));
     fs::create_dir(sandbox.path("view/upper")).unwrap();
     mount(&sandbox.path("view/upper")).failed(78, &["it is on overlayfs", "ext4"]);
+    let shows = sandbox.path("shows");
+    fs::create_dir(&shows).unwrap();
+    sandbox.run(["mount".as_ref(), sandbox.location().as_ref(), shows.as_os_str()]).succeeded();
+    mount(&shows).failed(78, &["it is on a FUSE mount", "ext4"]);
+    sandbox.run(["umount".as_ref(), shows.as_os_str()]).succeeded();
     // Names that the kernel's parser might trip over.
     let odd = sandbox.path("odd,upperdir=x:y\\z");
     fs::create_dir(&odd).unwrap();

@@ -309,6 +309,7 @@ fn plan(
         workdir: PathBuf::from(WORKDIR),
         stdout: workspace.logs().join("stdout"),
         stderr: workspace.logs().join("stderr"),
+        place: crate::shim::Place::Own,
         steps: view.steps,
         hold: workspace.hold(),
         exit_record: workspace.record.exit_record(&context.node),

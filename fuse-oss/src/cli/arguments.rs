@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fuse_oss::{ByteSize, Charset, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, Prefetch, RUNTIME_DIR_VARIABLE};
 
-/// Mount object storage (oss://, s3://, gs://, az://, file://) as a read-only file system.
+/// Mount object storage (oss://, s3://, gs://, az://, file://) as a file system: read-only, or with changes that stay local.
 #[derive(Debug, Parser)]
 #[command(
     name = "fuse-oss",
@@ -17,6 +17,7 @@ EXAMPLES
   fuse-oss mount oss://genomes/hg38/ /mnt/hg38 --region cn-hangzhou
   fuse-oss mount oss://genomes/hg38/genome.fa /data/genome.fa
   fuse-oss mount s3://bucket/ /mnt/bucket --endpoint http://10.0.0.5:9000 --region us-east-1
+  fuse-oss mount oss://genomes/hg38/ /mnt/hg38 --writable --upper /scratch --upper-size 100GiB
   fuse-oss umount /mnt/hg38
   /etc/fstab:  oss://genomes/hg38/  /mnt/hg38  fuse.fuse-oss  ro,allow_other,region=cn-hangzhou,_netdev  0 0
 
@@ -26,6 +27,8 @@ WHEN SOMETHING IS WRONG
   'Transport endpoint is not connected'   server and keeper died: fuse-oss umount DIR, then mount again
   A worker was killed       its keeper starts another, and readers only wait (Linux 6.9 and later; before, it is mounted anew)
   Cannot unmount, in use    the message names the processes; --lazy detaches the mount all the same
+  Disk quota exceeded, no space left   in a --writable mount: status shows how much was written; mount with more --upper-size, or with
+                            --upper on a larger disk. Writing one byte to an object copies all of it there first
   An old file is shown      a mount shows objects as they were when first looked at: mount again
   Stale file handle (ESTALE)   the object was replaced while mounted: mount again
   Something is missing      keys that are no file names ('a//b', '..', over 255 bytes) are not shown, nor is an object 'x'

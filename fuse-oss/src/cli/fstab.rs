@@ -348,7 +348,7 @@ mod tests {
     use super::super::arguments::{Arguments, Command};
     use super::*;
     use clap::Parser;
-    use fuse_oss::Prefetch;
+    use fuse_oss::{ByteSize, Prefetch};
 
     fn parse(line: &[&str]) -> Result<Wanted, MountError> {
         let arguments = rewrite(line.iter().map(OsString::from).collect())?;
@@ -393,6 +393,11 @@ mod tests {
             ("prefetch=everything", "write none, metadata or all"),
             ("locale=UTF-16", "common character sets are UTF-8, GBK"),
             ("entry=a=oss://b/", "unknown mount option \"entry\""),
+            ("upper=/scratch", "-o writable"),
+            ("upper_size=1GiB", "-o writable"),
+            ("ro,writable", "contradict"),
+            ("writable=yes", "takes no value"),
+            ("writable,upper-size=big", "is not a size"),
         ] {
             let error = parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", options]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage);
@@ -435,6 +440,21 @@ mod tests {
         for entry in ["oss://b/x", "a:oss://b/x", "a=b", "a=oss://"] {
             assert!(Arguments::try_parse_from(["fuse-oss", "mount", "/mnt", "--entry", entry]).is_err(), "{entry}");
         }
+    }
+
+    #[test]
+    fn what_is_written_goes_where_it_is_told() {
+        let writable = |line: &[&str]| parse(line).unwrap().options().writable;
+        let upper = |upper: Option<&str>, size: Option<u64>| {
+            Some(Writable { upper: upper.map(Into::into), size: size.map(ByteSize::new), whole_files: false })
+        };
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw"]), None);
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw,writable"]), upper(None, None));
+        let line = ["fuse-oss", "oss://b/p/", "/mnt", "-o", "writable,upper=/scratch,upper-size=1GiB"];
+        assert_eq!(writable(&line), upper(Some("/scratch"), Some(1 << 30)));
+        let line = ["fuse-oss", "mount", "oss://b/p/", "/mnt", "--writable", "--upper", "here", "--upper-size=1GiB"];
+        let here = std::env::current_dir().unwrap().join("here");
+        assert_eq!(writable(&line), upper(here.to_str(), Some(1 << 30)), "the server works elsewhere");
     }
 
     #[test]

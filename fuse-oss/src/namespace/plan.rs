@@ -127,6 +127,8 @@ struct Own {
     probes: u32,
     credits: u32,
     idle: u32,
+    /// The store does not begin behind a key but at the front, so the only way on is its token.
+    from_front: bool,
     failures: u64,
     fault: Option<Fault>,
 }
@@ -143,6 +145,8 @@ pub struct Plan {
     misses: u32,
     last_hit: u64,
     failures: u32,
+    /// A sweep has failed, and no page has come since.
+    broken_off: bool,
 }
 
 impl Default for Plan {
@@ -156,6 +160,7 @@ impl Default for Plan {
             misses: 0,
             last_hit: 0,
             failures: 0,
+            broken_off: false,
         }
     }
 }
@@ -251,9 +256,7 @@ impl Plan {
         }
         let own = self.own.entry(question.dir).or_default();
         if !own.running {
-            if question.reached > own.cursor {
-                (own.cursor, own.token) = (question.reached.clone(), None);
-            }
+            own.jump(question.reached.as_ref());
             fetches.push(own.fetch(question.dir));
         }
         fetches
@@ -278,7 +281,9 @@ impl Plan {
 
     fn may_begin(&mut self, question: &Question) -> bool {
         self.misses += 1;
-        if self.is_small(question) {
+        // While nothing comes, a question is answered by its directory's own listing, which hears what is wrong; sweep after sweep would
+        // begin and fail, and nobody would be told.
+        if self.is_small(question) && !self.broken_off {
             self.earn();
         } else {
             self.gain = (self.gain / 2).max(1);
@@ -363,9 +368,7 @@ impl Plan {
             own.credits = (own.credits + 1).min(MOST_AHEAD);
             return None;
         }
-        if reached > own.cursor {
-            (own.cursor, own.token) = (reached, None);
-        }
+        own.jump(reached.as_ref());
         Some(own.fetch(dir))
     }
 
@@ -404,6 +407,7 @@ impl Plan {
 
     /// A page has come. Returns the request to make next.
     pub fn arrived(&mut self, fetch: &Fetch, arrived: Arrived) -> Option<Fetch> {
+        self.broken_off = false;
         match fetch.job {
             Job::Own(dir) => self.own_arrived(dir, arrived),
             Job::Sweep(id) => self.sweep_arrived(id, fetch.swept, arrived),
@@ -498,6 +502,7 @@ impl Plan {
         self.sweeps.retain(|sweep| sweep.id != id);
         self.credits = 0;
         self.gain = 1;
+        self.broken_off = true;
         // An outage passes; rules and habits of a store do not.
         let passes = match fault {
             Fault::Store(error) => match error.kind() {
@@ -522,7 +527,15 @@ impl Own {
         Fetch { job: Job::Own(dir), base: dir, from: self.cursor.clone(), token: self.token.clone(), swept: 0 }
     }
 
+    /// Goes on from where a sweep has come to, if that is further on.
+    fn jump(&mut self, reached: Option<&String>) {
+        if reached > self.cursor.as_ref() && !(self.from_front && self.token.is_some()) {
+            (self.cursor, self.token) = (reached.cloned(), None);
+        }
+    }
+
     fn advance(&mut self, last: Option<String>, token: Option<String>) {
+        self.from_front |= self.token.is_none() && last.is_some() && last < self.cursor;
         if last.is_some() && last != self.cursor {
             self.cursor = last;
             self.idle = 0;

@@ -86,6 +86,7 @@ fn is_for_writing(flags: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn copies(number: i64, arguments: &[u64]) -> Option<bool> {
         Call { number, arguments: arguments.to_vec() }.copies()
@@ -101,6 +102,14 @@ mod tests {
         assert_eq!(copies(libc::SYS_execve, &[1, 2, 3]), Some(false));
         assert_eq!(copies(libc::SYS_truncate, &[1, 100]), Some(true));
         assert_eq!(copies(libc::SYS_openat, &[0]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_system_says_is_survived(text in "\\PC*", call in "[0-9]{1,3}( 0x[0-9a-f]{0,17}){0,9}") {
+            let _ = Call::parse(&text).and_then(|call| call.copies());
+            let _ = Call::parse(&call).and_then(|call| call.copies());
+        }
     }
 
     #[test]

@@ -88,7 +88,8 @@ impl Upper {
 
         let name = format!("{PREFIX}{:016x}", random());
         let root = directory.join(&name);
-        let registered = parent.is_some().then(|| registry.join(&name));
+        let is_registry = registry.canonicalize().is_ok_and(|registry| registry == directory);
+        let registered = (!is_registry).then(|| registry.join(&name));
         let unfinished = Unfinished { parent: &opened, name: Path::new(&name), registered: registered.as_deref() };
         if let Some(link) = &registered {
             // First, so that there is no moment at which the directory is there and nobody knows.
@@ -529,5 +530,7 @@ mod tests {
         assert!(names(&registry).is_empty());
         fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
         Upper::create(&registry, Some(&open), None).unwrap().remove().unwrap();
+        Upper::create(&registry, Some(&registry), None).unwrap().remove().unwrap();
+        assert!(names(&registry).is_empty());
     }
 }

@@ -129,7 +129,7 @@ impl Server {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let identity = Identity::new(id ^ u64::from(std::process::id()) << 32, &request.options);
         let view = match request.options.writable.clone() {
-            Some(writable) => Some(self.prepare_view(writable, id).await?),
+            Some(writable) => Some(self.prepare_view(writable, target.path(), id).await?),
             None => None,
         };
         let upper = view.as_ref().and_then(View::upper);

@@ -136,7 +136,9 @@ fn cover(
         flags |= MsFlags::MS_NOEXEC;
     }
     let whole_files = options.writable.as_ref().is_some_and(|writable| writable.whole_files);
-    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, source, flags };
+    // Whoever reads the upper directory by itself may want it to survive us.
+    let volatile = !whole_files;
+    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, volatile, source, flags };
     Ok(overlay.mount(&target.held(), target.path())?)
 }
 
@@ -147,8 +149,27 @@ impl Server {
     }
 
     /// Makes what a view needs before anything is mounted.
-    pub(super) async fn prepare_view(&self, writable: Writable, number: u64) -> Result<View, MountError> {
+    pub(super) async fn prepare_view(
+        &self,
+        writable: Writable,
+        target: &Path,
+        number: u64,
+    ) -> Result<View, MountError> {
+        if let Some(directory) = writable.upper.as_deref().filter(|directory| directory.starts_with(target)) {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!(
+                    "what is written cannot go to {}, which the mount on {} would hide; choose a directory outside of it",
+                    directory.display(),
+                    target.display()
+                ),
+            ));
+        }
         let (registry, lower) = (self.upper_registry(), self.paths.lower.clone());
+        if let Some(directory) = writable.upper.clone() {
+            // Of servers with another cache directory; those of this one are known from the start.
+            self.runtime.spawn_blocking(move || upper::sweep_directory(&directory));
+        }
         let prepare = move || {
             let upper = Upper::create(&registry, writable.upper.as_deref(), writable.size.map(ByteSize::bytes))?;
             let mut view = View { lower: None, upper: Some(upper) };
