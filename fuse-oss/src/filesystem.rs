@@ -195,11 +195,11 @@ impl Inner {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
         let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
-        let reader = self.new_reader(object);
+        let reader = self.reader_of(object);
         self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, request, reply);
     }
 
-    fn new_reader(&self, object: Arc<Object>) -> Reader {
+    fn reader_of(&self, object: Arc<Object>) -> Reader {
         let least = self.options.cache.fetch.map_or(0, ByteSize::bytes);
         Reader::new(object, Arc::clone(&self.blocks)).at_least(least)
     }
@@ -210,7 +210,7 @@ impl Inner {
             // A process before this one opened it.
             let make = || {
                 let file = self.namespace.file(ino.0)?;
-                Some(self.new_reader(self.object(&file)))
+                Some(self.reader_of(self.object(&file)))
             };
             self.handles.adopt_reader(ino, handle, make)
         })
@@ -396,7 +396,7 @@ impl Filesystem for Mounted {
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
         object.touch();
-        if self.inner.options.writable.is_some() && copy_up::begins(object.size, flags.0, req.pid()) {
+        if copy_up::begins(object.size, flags.0, req.pid()) {
             self.inner.announce_copy(&object, req.pid());
         }
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing

@@ -130,7 +130,6 @@ pub struct MountEntry {
     /// made up. A place may be inside a directory of another entry, and then wins over what that one has there.
     pub at: String,
     /// What is shown there: a directory (trailing slash) or one object. One object at the root is a mount on a file.
-    #[serde(with = "as_text")]
     pub location: Location,
     /// The character set its names are shown in.
     #[serde(default)]
@@ -366,21 +365,6 @@ pub fn check_entries(entries: &[MountEntry]) -> Result<(), MountError> {
         }
     }
     Ok(())
-}
-
-/// Locations travel as the text they are written as.
-mod as_text {
-    use oss::Location;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(location: &Location, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(location)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Location, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

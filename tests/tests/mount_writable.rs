@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
+use nix::sys::statvfs::FsFlags;
 use tests::bucket::{Bucket, passthrough_expected, sample};
 use tests::disk::LoopDisk;
 use tests::double::Operation;
@@ -227,6 +228,28 @@ fn links_and_attributes_are_those_of_a_disk() {
     drop(sockets);
     nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert_only_read(&bucket);
+}
+
+#[test]
+fn programs_run_unless_that_is_forbidden() {
+    let bucket = bucket();
+    let script = "#!/bin/sh\necho $1";
+    bucket.put("d/script", script.as_bytes().to_vec().into());
+    bucket.mount();
+    let local = bucket.path("d/local");
+    fs::write(&local, script).unwrap();
+    fs::set_permissions(&local, Permissions::from_mode(0o4755)).unwrap();
+    for program in [bucket.path("d/script"), local] {
+        let ran = Ran::from(Command::new(program).arg("it runs").output().unwrap());
+        assert_eq!(ran.stdout, "it runs\n", "{ran:?}");
+    }
+    let flags = |mnt: &Path| nix::sys::statvfs::statvfs(mnt).unwrap().flags();
+    assert!(flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOSUID | FsFlags::ST_NODEV));
+    assert!(!flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOEXEC));
+    let bucket = bucket.argument("-o").argument("noexec");
+    bucket.remount();
+    assert!(flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOEXEC));
+    assert_errno(Command::new(bucket.path("d/script")).output(), libc::EACCES);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use oss::transfer::{TransferBudget, UploadOptions, upload};
 use oss::{Key, Location, PutMode, Store, Stores};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::console::{Bar, Console};
 use crate::exit;
@@ -42,7 +42,7 @@ pub struct Arrived {
 }
 
 /// An output, and where the host finds it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// What goes where.
     pub output: Output,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
+use serde::{Deserialize, Serialize};
 
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +120,7 @@ pub struct Input {
 }
 
 /// A local path whose content goes to object storage when the task has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// The local directory or file: absolute and normalised, without a trailing slash.
     pub source: PathBuf,

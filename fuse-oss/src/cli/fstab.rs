@@ -393,13 +393,13 @@ mod tests {
             ("file_mode=999", "no octal mode"),
             ("allow_other=yes", "takes no value"),
             ("prefetch=everything", "write none, metadata or all"),
-            ("locale=UTF-16", "common character sets are UTF-8, GBK"),
-            ("entry=a=oss://b/", "unknown mount option \"entry\""),
             ("upper=/scratch", "-o writable"),
             ("upper_size=1GiB", "-o writable"),
             ("ro,writable", "contradict"),
             ("writable=yes", "takes no value"),
             ("writable,upper-size=big", "is not a size"),
+            ("locale=UTF-16", "common character sets are UTF-8, GBK"),
+            ("entry=a=oss://b/", "unknown mount option \"entry\""),
         ] {
             let error = parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", options]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage);
@@ -410,6 +410,21 @@ mod tests {
         assert_eq!(ahead(&["fuse-oss", "mount", "oss://b/p/", "/mnt", "--prefetch=metadata"]), Prefetch::Metadata);
         assert_eq!(ahead(&["fuse-oss", "oss://b/p/", "/mnt"]), Prefetch::None);
         assert!(!parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "noexec"]).unwrap().options().exec);
+    }
+
+    #[test]
+    fn what_is_written_goes_where_it_is_told() {
+        let writable = |line: &[&str]| parse(line).unwrap().options().writable;
+        let upper = |upper: Option<&str>, size: Option<u64>| {
+            Some(Writable { upper: upper.map(Into::into), size: size.map(ByteSize::new), whole_files: false })
+        };
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw"]), None);
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw,writable"]), upper(None, None));
+        let line = ["fuse-oss", "oss://b/p/", "/mnt", "-o", "writable,upper=/scratch,upper-size=1GiB"];
+        assert_eq!(writable(&line), upper(Some("/scratch"), Some(1 << 30)));
+        let line = ["fuse-oss", "mount", "oss://b/p/", "/mnt", "--writable", "--upper", "here", "--upper-size=1GiB"];
+        let here = std::env::current_dir().unwrap().join("here");
+        assert_eq!(writable(&line), upper(here.to_str(), Some(1 << 30)), "the server works elsewhere");
     }
 
     #[test]
@@ -442,21 +457,6 @@ mod tests {
         for entry in ["oss://b/x", "a:oss://b/x", "a=b", "a=oss://"] {
             assert!(Arguments::try_parse_from(["fuse-oss", "mount", "/mnt", "--entry", entry]).is_err(), "{entry}");
         }
-    }
-
-    #[test]
-    fn what_is_written_goes_where_it_is_told() {
-        let writable = |line: &[&str]| parse(line).unwrap().options().writable;
-        let upper = |upper: Option<&str>, size: Option<u64>| {
-            Some(Writable { upper: upper.map(Into::into), size: size.map(ByteSize::new), whole_files: false })
-        };
-        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw"]), None);
-        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw,writable"]), upper(None, None));
-        let line = ["fuse-oss", "oss://b/p/", "/mnt", "-o", "writable,upper=/scratch,upper-size=1GiB"];
-        assert_eq!(writable(&line), upper(Some("/scratch"), Some(1 << 30)));
-        let line = ["fuse-oss", "mount", "oss://b/p/", "/mnt", "--writable", "--upper", "here", "--upper-size=1GiB"];
-        let here = std::env::current_dir().unwrap().join("here");
-        assert_eq!(writable(&line), upper(here.to_str(), Some(1 << 30)), "the server works elsewhere");
     }
 
     #[test]

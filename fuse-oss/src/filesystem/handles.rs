@@ -466,3 +466,6 @@ impl Handles {
         runtime.spawn(later);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -403,3 +403,6 @@ fn unpack(word: u64) -> Option<Access> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

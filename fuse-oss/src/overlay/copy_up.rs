@@ -5,6 +5,9 @@
 //! for a reader: the flags are the same (measured on Linux 6.18: both carry `O_NOATIME`). What tells them apart is what the process
 //! is doing at that moment, waiting for our answer: a reader is inside an open(2) for reading or an execve(2), everything else that
 //! overlayfs opens the content of a file for is a copy. So for large objects, and only those, `/proc/<thread>/syscall` is asked.
+//!
+//! Overlays that others have put over a mount of ours are seen in the same way. Who reads without an overlay is never taken for a
+//! copier: a file of a mount that only shows cannot be opened for writing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

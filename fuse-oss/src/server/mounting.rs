@@ -12,7 +12,7 @@ use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
 use super::keeping::{self, Keeping, Kept};
-use super::writable::View;
+use super::writable::{Discarding, View};
 use super::{Active, Prefetching, Server};
 use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
@@ -257,14 +257,18 @@ impl Server {
     }
 
     fn session_ended(self: &Arc<Self>, id: u64) {
-        let ended = self.table().sessions.remove(&id);
+        let (ended, discarding) = {
+            let mut table = self.table();
+            // Counted before anybody can see that the mount is gone: who waits for the end of everything waits for this as well.
+            (table.sessions.remove(&id), Discarding::new(self))
+        };
         self.keeping.say(&ToKeeper::Gone { id });
         if let Some(active) = ended {
             info!(target = %active.target.display(), "unmounted");
             mountpoint::remove_made(&active.target);
             self.save_record();
             if let Some(upper) = active.upper {
-                self.discard(upper);
+                discarding.discard(upper);
             }
         }
         self.changed.notify_waiters();

@@ -24,9 +24,12 @@ use super::Server;
 use crate::error::{ErrorKind, MountError};
 use crate::mountpoint::{Target, Top};
 use crate::options::{MountOptions, Writable, WritableStatus};
-use crate::overlay::upper::{self, Upper};
+use crate::overlay::upper::{self, Leftovers, Upper};
 use crate::overlay::{Overlay, dress};
 use crate::size::ByteSize;
+
+/// How long making what a view needs may take.
+const PREPARATION: Duration = Duration::from_secs(60);
 
 /// How long the end of a server waits for what was written in views to be removed. What is left then, the next one removes.
 const LAST_REMOVALS: Duration = Duration::from_secs(20);
@@ -142,6 +145,37 @@ fn cover(
     Ok(overlay.mount(&target.held(), target.path())?)
 }
 
+/// Something that is being removed, or may be: the server does not end while there is one.
+#[derive(Debug)]
+pub struct Discarding(Arc<Server>);
+
+impl Discarding {
+    /// Counts one more.
+    pub fn new(server: &Arc<Server>) -> Self {
+        server.removing.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(server))
+    }
+
+    /// Removes, in a thread of its own, what was written in a view that has ended.
+    pub fn discard(self, upper: Upper) {
+        let discard = move || {
+            remove(upper);
+            drop(self);
+        };
+        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
+            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
+        }
+    }
+}
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.0.removing.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
+    }
+}
+
 impl Server {
     /// Where what is written goes unless another directory is named, and where all such directories are known.
     pub(super) fn upper_registry(&self) -> PathBuf {
@@ -172,12 +206,27 @@ impl Server {
         }
         let prepare = move || {
             let upper = Upper::create(&registry, writable.upper.as_deref(), writable.size.map(ByteSize::bytes))?;
+            let is_text = upper.root().to_str().is_some();
             let mut view = View { lower: None, upper: Some(upper) };
+            if !is_text {
+                // Everybody's status could not say where it is.
+                return Err(MountError::new(
+                    ErrorKind::Usage,
+                    "the path of the directory for what is written is not UTF-8; choose another",
+                ));
+            }
             view.lower = Some(Lower::new(&lower, number)?);
             Ok(view)
         };
-        let view = self.runtime.spawn_blocking(prepare).await;
-        view.map_err(|error| MountError::new(ErrorKind::Internal, error))?
+        let preparing = self.runtime.spawn_blocking(prepare);
+        match tokio::time::timeout(PREPARATION, preparing).await {
+            Ok(view) => view.map_err(|error| MountError::new(ErrorKind::Internal, error))?,
+            // Should it be made after all, it is dropped and so removed.
+            Err(_) => Err(MountError::new(
+                ErrorKind::System,
+                "making a directory for what is written takes too long: its disk hangs, or is a dead network mount",
+            )),
+        }
     }
 
     /// Covers a mount that answers with a view of it, and takes it out of the tree; the session `id` becomes that view's.
@@ -214,24 +263,14 @@ impl Server {
 
     /// Removes, in a thread of its own, what was written in a view that has ended.
     pub(super) fn discard(self: &Arc<Self>, upper: Upper) {
-        self.removing.fetch_add(1, Ordering::AcqRel);
-        let server = Arc::clone(self);
-        let discard = move || {
-            remove(upper);
-            server.removing.fetch_sub(1, Ordering::AcqRel);
-            server.changed.notify_waiters();
-            server.changed.notify_one();
-        };
-        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
-            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
-            self.removing.fetch_sub(1, Ordering::AcqRel);
-        }
+        Discarding::new(self).discard(upper);
     }
 
     /// Removes, in the background, what servers that died left of views: those of this cache directory, whose lock we hold.
     pub(super) fn sweep_uppers(&self) {
-        let registry = self.upper_registry();
-        self.runtime.spawn_blocking(move || upper::sweep(&registry));
+        // Found now: what is being made when they are removed is none of them.
+        let left = Leftovers::find(&self.upper_registry());
+        self.runtime.spawn_blocking(move || left.remove());
     }
 
     /// Waits until the sessions of these targets have ended and what was written in them is gone, but not for ever.
