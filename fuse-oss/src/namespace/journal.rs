@@ -32,7 +32,7 @@ use std::time::SystemTime;
 use oss::{ListPage, ObjectMeta};
 use tracing::warn;
 
-use super::table::{Dir, Seed, Table, nanos, time};
+use super::table::{Dir, MOST_NAMES, Seed, Table, nanos, time};
 use super::{Origin, Placed, Source};
 use crate::charset::Charset;
 use crate::fault::Fault;
@@ -73,6 +73,8 @@ pub struct Identity {
     pub uid: u32,
     /// Which group's its files are.
     pub gid: u32,
+    /// The most names it may remember.
+    pub most_names: u64,
 }
 
 impl Identity {
@@ -80,7 +82,8 @@ impl Identity {
     pub fn new(salt: u64, options: &MountOptions) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        Self { created: SystemTime::now(), salt, uid, gid }
+        let most_names = options.max_names.unwrap_or(MOST_NAMES);
+        Self { created: SystemTime::now(), salt, uid, gid, most_names }
     }
 }
 
@@ -194,12 +197,13 @@ impl Record {
         let bytes = &mut record.0;
         put_text(bytes, MAGIC);
         put_number(bytes, FORMAT);
-        let Identity { created, salt, uid, gid } = header.identity;
+        let Identity { created, salt, uid, gid, most_names } = header.identity;
         bytes.extend_from_slice(&nanos(Some(created)).to_le_bytes());
         bytes.extend_from_slice(&salt.to_le_bytes());
         bytes.extend_from_slice(&uid.to_le_bytes());
         bytes.extend_from_slice(&gid.to_le_bytes());
         bytes.extend_from_slice(&header.seed.0);
+        put_number(bytes, most_names);
         put_number(bytes, header.entries);
         record
     }
@@ -456,8 +460,8 @@ fn header(bytes: &mut Bytes<'_>) -> Option<Header> {
     let created = time(i64::from_le_bytes(bytes.array()?))?;
     let salt = u64::from_le_bytes(bytes.array()?);
     let (uid, gid) = (u32::from_le_bytes(bytes.array()?), u32::from_le_bytes(bytes.array()?));
-    let (seed, entries) = (Seed(bytes.array()?), bytes.number()?);
-    Some(Header { identity: Identity { created, salt, uid, gid }, seed, entries })
+    let (seed, most_names, entries) = (Seed(bytes.array()?), bytes.number()?, bytes.number()?);
+    Some(Header { identity: Identity { created, salt, uid, gid, most_names }, seed, entries })
 }
 
 fn input(bytes: &mut Bytes<'_>) -> Option<(Input, Sums)> {
