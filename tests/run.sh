@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test command. Installs what it needs (Debian packages, a Python environment in .test-env, cargo-deny), then runs
-# every check, and prints what each step took.
+# The test command. Installs what it needs (Debian packages; a Python environment, pjdfstest, fsx and cargo-deny in .test-env),
+# then runs every check, and prints what each step took.
 #
 #   tests/run.sh          everything that has to hold before a change lands
 #   tests/run.sh setup    only the installing
@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 export CARGO_INCREMENTAL=0
 readonly ENV_DIR="$PWD/.test-env"
 readonly DENY_VERSION=0.20.2
+readonly PJDFSTEST_VERSION=0.2.2
+readonly FSX_VERSION=0.3.2
 SUDO=""
 if [ "$(id -u)" != 0 ]; then
     SUDO="sudo"
@@ -32,11 +34,14 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
     timings+=("$(printf '%5d s  %s' $((SECONDS - start)) "$name")")
 }
 
-# The programs the tests use, each with the package that has it.
-debian_packages() {
+# The programs the tests use, each with the package that has it; and what is run in mounts to see whether it works there.
+readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
+    ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip"
+readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender"
+
+debian_packages() { # debian_packages PROGRAM:PACKAGE...
     local need=() entry
-    for entry in cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount \
-        unshare:util-linux ps:procps python3:python3 curl:curl; do
+    for entry in "$@"; do
         command -v "${entry%%:*}" >/dev/null || PATH="$PATH:/sbin:/usr/sbin" command -v "${entry%%:*}" >/dev/null || need+=("${entry#*:}")
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
@@ -71,6 +76,17 @@ cargo_deny() {
     rm -rf target/cargo-deny
 }
 
+# Suites for file systems that were not written here. Built without optimisation: quicker, and what they wait for is the kernel.
+suites() {
+    local installed
+    installed=$(cargo install --list --root "$ENV_DIR" 2>/dev/null || true)
+    grep -q "^pjdfstest v$PJDFSTEST_VERSION:" <<<"$installed" && grep -q "^fsx v$FSX_VERSION:" <<<"$installed" &&
+        [ -x "$ENV_DIR/bin/pjdfstest" ] && [ -x "$ENV_DIR/bin/fsx" ] && return 0
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$PWD/target/suites" cargo install --quiet --debug --locked --force \
+        --root "$ENV_DIR" "pjdfstest@$PJDFSTEST_VERSION" "fsx@$FSX_VERSION"
+    rm -rf target/suites
+}
+
 dependencies() {
     "$ENV_DIR/bin/cargo-deny" --log-level error check licenses sources bans || return 1
     # The advisory database is a git repository on the internet, which not every machine reaches.
@@ -89,8 +105,10 @@ skipped() {
 
 setup() {
     mkdir -p "$ENV_DIR"
-    step "packages" debian_packages
+    # shellcheck disable=SC2086 # a list of words
+    step "packages" debian_packages $PROGRAMS "$@"
     step "Python environment" python_environment
+    step "pjdfstest and fsx" suites
 }
 
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
@@ -122,7 +140,8 @@ test)
     step "licences and sources" dependencies
     ;;
 soak)
-    setup
+    # shellcheck disable=SC2086 # a list of words
+    setup $SOAK_PROGRAMS
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak
     step "nothing left behind" nothing_left

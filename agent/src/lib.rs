@@ -15,5 +15,6 @@ pub mod node;
 pub mod outcome;
 pub mod run;
 pub mod schedule;
+pub mod settings;
 pub mod shim;
 mod sweep;

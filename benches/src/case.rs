@@ -5,6 +5,7 @@ mod memory;
 mod random;
 mod sequential;
 mod small_files;
+mod view;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::cleanup::Scratch;
 use crate::content::World;
 use crate::figures::{Unit, float, gib_per_second};
 use crate::goal::Goal;
-use crate::mounter::{Ceiling, Mounted, Mounter, Place};
+use crate::mounter::{Ceiling, FuseOss, Mounted, Mounter, Place};
 use crate::page_cache;
 use crate::server::{Conditions, Server, Traffic};
 use crate::threads::readers_cpu;
@@ -50,6 +51,11 @@ pub trait Case: Sync {
     /// What our own mount must reach.
     fn goals(&self) -> Vec<Goal>;
 
+    /// Whether only our own mount is measured, because no peer has such a thing.
+    fn ours_only(&self) -> bool {
+        false
+    }
+
     /// Measures a limit once.
     ///
     /// # Errors
@@ -72,6 +78,8 @@ pub enum Limit {
     Local,
     /// A FUSE file system that answers from memory: see [`crate::daemon`].
     Daemon,
+    /// Our own mount as it is when nobody may write to it.
+    ReadOnly,
 }
 
 impl Limit {
@@ -82,6 +90,7 @@ impl Limit {
             Self::Raw(connections) => format!("raw HTTP, {connections} connections"),
             Self::Local => "local disk".to_owned(),
             Self::Daemon => "daemon path".to_owned(),
+            Self::ReadOnly => "read-only mount".to_owned(),
         }
     }
 }
@@ -160,6 +169,7 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     cases.extend(sequential::cases(scale));
     cases.extend(random::cases(scale));
     cases.extend(small_files::cases(scale));
+    cases.extend(view::cases(scale));
     cases.extend(walk::cases(scale));
     cases.push(Box::new(first_byte::FirstByte));
     cases.extend(memory::cases(scale));
@@ -171,6 +181,8 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
 pub struct Stage {
     /// The store.
     pub server: Server,
+    /// Our own mount, for limits that are taken from it.
+    ours: Option<FuseOss>,
     scratch: Scratch,
     next: AtomicU32,
 }
@@ -200,7 +212,21 @@ impl Drop for Lot {
 impl Stage {
     /// With everything in `scratch`.
     pub fn new(server: Server, scratch: Scratch) -> Self {
-        Self { server, scratch, next: AtomicU32::new(0) }
+        Self { server, ours: None, scratch, next: AtomicU32::new(0) }
+    }
+
+    /// Says which program our own mount is.
+    #[must_use]
+    pub fn with_ours(self, ours: FuseOss) -> Self {
+        Self { ours: Some(ours), ..self }
+    }
+
+    /// Our own mount, for limits that are taken from it.
+    ///
+    /// # Errors
+    /// When nobody has said which program it is.
+    pub fn ours(&self) -> anyhow::Result<&FuseOss> {
+        self.ours.as_ref().context("it is not known which program is measured")
     }
 
     /// New directories, with an empty cache.
@@ -220,7 +246,7 @@ impl Stage {
     /// What a mount is given.
     pub fn place(&self, lot: &Lot, memory_limit: Option<u64>) -> Place {
         let (target, work) = (lot.root.join("mnt"), lot.root.join("work"));
-        Place { target, cache: lot.cache(), work, port: self.server.port(), memory_limit }
+        Place { target, cache: lot.cache(), work, port: self.server.port(), memory_limit, writable: false }
     }
 
     /// Mounts.
@@ -239,6 +265,14 @@ impl Stage {
         Mounted::start(mounter, &self.place(lot, memory_limit))
     }
 
+    /// Mounts so that everything may be changed, locally. What is written is on the disk of the cache.
+    ///
+    /// # Errors
+    /// See [`Mounted::start`].
+    pub fn mount_writable(&self, mounter: &dyn Mounter, lot: &Lot) -> anyhow::Result<Mounted> {
+        Mounted::start(mounter, &Place { writable: true, ..self.place(lot, None) })
+    }
+
     /// Mounts and has things where they are wanted; `fill` reads them once.
     ///
     /// # Errors
@@ -251,18 +285,15 @@ impl Stage {
         fill: impl FnOnce(&Mounted) -> anyhow::Result<()>,
     ) -> anyhow::Result<Mounted> {
         let mut mounted = self.mount(mounter, lot)?;
-        if state != State::Cold {
+        if state == State::Remounted {
             fill(&mounted)?;
             page_cache::settle(&lot.cache());
-        }
-        if state == State::Remounted {
             // What the old process had in memory is gone, and the page cache of its mount with it.
             drop(mounted);
             page_cache::drop_pages(&lot.cache())?;
             mounted = self.mount(mounter, lot)?;
-        }
-        if state == State::Disk {
-            page_cache::drop_pages(&lot.cache())?;
+        } else {
+            settled(&mounted, lot, state, fill)?;
         }
         Ok(mounted)
     }
@@ -336,6 +367,21 @@ impl Stage {
             peak_memory,
         })
     }
+}
+
+/// Has things where they are wanted in a mount that is there; `fill` reads or writes them once.
+fn settled(
+    mounted: &Mounted,
+    lot: &Lot,
+    state: State,
+    fill: impl FnOnce(&Mounted) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if state == State::Cold {
+        return Ok(());
+    }
+    fill(mounted)?;
+    page_cache::settle(&lot.cache());
+    if state == State::Disk { page_cache::drop_pages(&lot.cache()) } else { Ok(()) }
 }
 
 #[cfg(test)]

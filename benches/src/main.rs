@@ -74,7 +74,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // Before any thread: they inherit which signals are blocked.
     cleanup::guard()?;
 
-    let (mounters, programs) = mounters(arguments)?;
+    let ours = ours(arguments)?;
+    let (mounters, programs) = mounters(arguments, &ours)?;
     let machine = machine::Machine::look(&arguments.dir);
     if machine::file_system(&arguments.dir) == "tmpfs" {
         eprintln!(
@@ -84,7 +85,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let mut world = content::World::new();
     cases.iter().for_each(|case| case.prepare(&mut world));
-    let stage = Stage::new(server::Server::start(world)?, cleanup::Scratch::new(&arguments.dir)?);
+    let stage = Stage::new(server::Server::start(world)?, cleanup::Scratch::new(&arguments.dir)?).with_ours(ours);
 
     let mut report =
         Report { format: 2, machine, load_at_end: String::new(), programs, scale: arguments.scale, cases: Vec::new() };
@@ -133,8 +134,8 @@ type Mounters = Vec<Box<dyn Mounter>>;
 /// How a peer is made of its program's path.
 type Peer = fn(PathBuf) -> Box<dyn Mounter>;
 
-/// Our mount and the peers that are here, and what is said about each.
-fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
+/// Our mount.
+fn ours(arguments: &Arguments) -> anyhow::Result<FuseOss> {
     let program = match &arguments.fuse_oss {
         Some(path) => path.clone(),
         None => beside_us()?,
@@ -145,7 +146,12 @@ fn mounters(arguments: &Arguments) -> anyhow::Result<(Mounters, Vec<Program>)> {
             program.display()
         )
     })?;
-    let mut mounters: Mounters = vec![Box::new(FuseOss { program })];
+    Ok(FuseOss { program })
+}
+
+/// Our mount and the peers that are here, and what is said about each.
+fn mounters(arguments: &Arguments, ours: &FuseOss) -> anyhow::Result<(Mounters, Vec<Program>)> {
+    let mut mounters: Mounters = vec![Box::new(ours.clone())];
     let mut programs = Vec::new();
     let peers: [(&str, Peer); 3] = [
         ("s3fs", |program| Box::new(S3fs { program })),
@@ -183,7 +189,8 @@ enum Subject<'a> {
 /// Measures everything in a case, in turns, so that a change in the machine's load hits all alike.
 fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat: u32) -> CaseReport {
     let limits = case.limits().iter().map(|limit| Subject::Limit(*limit));
-    let subjects: Vec<_> = limits.chain(mounters.iter().map(|mounter| Subject::Mount(mounter.as_ref()))).collect();
+    let measured = mounters.iter().filter(|mounter| !case.ours_only() || mounter.name() == OURS);
+    let subjects: Vec<_> = limits.chain(measured.map(|mounter| Subject::Mount(mounter.as_ref()))).collect();
     let mut results: Vec<(Vec<Sample>, Option<String>, bool)> = subjects.iter().map(|_| Default::default()).collect();
     stage.server.set_conditions(case.conditions());
     for round in 0..repeat {

@@ -78,6 +78,8 @@ pub struct Place {
     pub port: u16,
     /// The memory that the program is told to keep to, in MiB, where it can be told.
     pub memory_limit: Option<u64>,
+    /// Whether programs may change what they see, locally. Only ours can.
+    pub writable: bool,
 }
 
 impl Place {

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 use fuse_oss::client::{Client, servers};
-use fuse_oss::{ErrorKind, MountEntry, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
+use fuse_oss::overlay::{leftovers, upper};
+use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
 use tracing_subscriber::EnvFilter;
 
 use arguments::{Arguments, Command, LogArguments, LogFormat, MountArguments, UmountArguments};
@@ -35,9 +36,11 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let outcome = match parsed.command {
         Command::Serve(arguments) => return serve::serve(&arguments, &parsed.log),
+        Command::Keeper(arguments) => return serve::keeper(&arguments, &parsed.log),
+        Command::Worker(arguments) => return serve::worker(&arguments, &parsed.log),
         Command::Mount(arguments) if arguments.foreground => {
             log_to_stderr(&parsed.log);
-            serve::mount_in_foreground(&arguments)
+            serve::mount_in_foreground(&arguments, &parsed.log)
         }
         Command::Mount(arguments) => {
             log_to_stderr(&parsed.log);
@@ -88,12 +91,12 @@ pub fn log_to_stderr(log: &LogArguments) {
 /// The request that the command line makes.
 fn request(arguments: &MountArguments) -> Result<MountRequest, MountError> {
     let fstab = fstab::apply(arguments)?;
-    let location: oss::Location =
-        fstab.location.parse().map_err(|error: oss::LocationError| MountError::new(ErrorKind::Usage, error))?;
+    let entries = fstab.entries()?;
+    fuse_oss::check_entries(&entries)?;
     Ok(MountRequest {
         target: fstab.directory.clone(),
-        stores: fstab.stores(location.scheme())?,
-        entries: vec![MountEntry { at: String::new(), location }],
+        stores: fstab.stores(&entries)?,
+        entries,
         options: fstab.options(),
     })
 }
@@ -120,8 +123,14 @@ fn umount(arguments: &UmountArguments) -> Result<(), MountError> {
     let nothing = |why: String| MountError::new(ErrorKind::NotMounted, why);
     match mountpoint::mounted_on(&target) {
         // Its server has died; nobody can use it any more, so nobody is disturbed.
-        Some(mount) if mountpoint::is_dead(&mount) => mountpoint::unmount(&target, UnmountMode::Lazy),
-        Some(mount) if mount.fs_type == mountpoint::FS_TYPE => mountpoint::unmount(&target, mode),
+        Some(mount) if mountpoint::is_dead(&mount) => {
+            mountpoint::unmount(&target, UnmountMode::Lazy)?;
+            if let Some(root) = upper::root_of(&mount) {
+                leftovers::remove_dead(&root, None, false);
+            }
+            Ok(())
+        }
+        Some(mount) if mount.is_ours() => mountpoint::unmount(&target, mode),
         Some(mount) => Err(nothing(format!(
             "what is mounted on {} is not ours: {} ({}); use umount(8)",
             target.display(),

@@ -11,7 +11,7 @@
 //! let mut client = Client::connect_or_start(&settings)?;
 //! let mounted = client.mount(&MountRequest {
 //!     target: "/mnt/genomes".into(),
-//!     entries: vec![MountEntry { at: String::new(), location: "oss://genomes/hg38/".parse().unwrap() }],
+//!     entries: vec![MountEntry::new("", "oss://genomes/hg38/".parse().unwrap())],
 //!     options: MountOptions::default(),
 //!     stores: oss::Settings::default(),
 //! })?;
@@ -84,6 +84,9 @@ const KEPT_VARIABLES: &[&str] = &[
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
 ];
+
+/// How long another program may take to take over.
+const REPLACE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Gives up what a [`Client`] is waiting for, from another thread. A mount that is given up is undone by the server.
 #[derive(Debug)]
@@ -339,6 +342,47 @@ impl Client {
             }
         }
     }
+}
+
+/// Has the server of a cache directory go on with the program that calls this, and waits until it does.
+///
+/// # Errors
+/// [`ErrorKind::NoServer`] when none runs; [`ErrorKind::Invalid`] when this program cannot take over; [`ErrorKind::Internal`] when it
+/// did not come up, in which case the program before it goes on.
+pub fn replace(cache_dir: &Path, runtime_dir: &Path) -> Result<(), ClientError> {
+    let no_server = |what: &str| {
+        MountError::new(ErrorKind::NoServer, format_args!("no server for {}: {what}", cache_dir.display()))
+    };
+    let socket = RuntimePaths::new(runtime_dir, cache_dir)?.socket;
+    let mut client = Client::connect(&socket)?.ok_or_else(|| no_server("none runs; start one with fuse-oss serve"))?;
+    let before = client.status()?;
+    let program = std::env::current_exe().map_err(|error| {
+        MountError::new(ErrorKind::System, format_args!("cannot tell where this program is: {error}"))
+    })?;
+    match client.ask(&Request::Replace { program }, REPLACE_LIMIT) {
+        Ok(other) => return Err(unexpected(other)),
+        // The worker has ended, as it should.
+        Err(error) if error.kind == ErrorKind::NoServer => {}
+        Err(error) => return Err(error),
+    }
+    let deadline = Instant::now() + REPLACE_LIMIT;
+    while Instant::now() < deadline {
+        let status = Client::connect(&socket).and_then(|client| client.map(|mut client| client.status()).transpose());
+        match status {
+            Ok(Some(status)) if status.worker != before.worker => {
+                return if status.replaced > before.replaced {
+                    Ok(())
+                } else {
+                    Err(MountError::new(
+                        ErrorKind::Internal,
+                        "the program did not come up, and the one before it goes on; see the server's log",
+                    ))
+                };
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    Err(no_server("it did not answer after the program was replaced; see its log"))
 }
 
 fn unexpected(_: Answer) -> MountError {

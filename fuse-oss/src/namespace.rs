@@ -12,12 +12,16 @@
 //! questions go from directory to directory, whole subtrees are listed at a time, ahead of the questions.
 //!
 //! The parts: `plan` decides what is asked for and when, `absorb` takes pages into the `table`, which holds the names in little
-//! memory; all three do no I/O. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
+//! memory; all three do no I/O. `journal` keeps what was taken in, for a process after this one. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
 //! something waits until a page has come and looks again.
+//!
+//! Several locations make one tree: each has its place, which may be inside another's. At its place it wins; what else the outer one
+//! has beside it stays visible. All places are put into the table before the first page is, so no page can take one.
 //!
 //! Names are never dropped: forgetting one would mean forgetting what was shown.
 
 mod absorb;
+mod journal;
 pub mod listing;
 mod plan;
 mod prefetch;
@@ -36,12 +40,14 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::blocks::peers::Peers;
+use crate::charset::Charset;
 use crate::fault::Fault;
 use absorb::Refused;
-pub use listing::is_visible_name;
+pub use journal::Identity;
+use journal::{Found, Header, Input, Journal, Record, Replay, Sums};
 use plan::{Arrived, Fetch, Job, Plan};
 pub use prefetch::Progress;
-use table::{Dir, Table};
+use table::{Dir, Seed, Table};
 
 /// The root directory's inode number, as FUSE has it.
 pub const ROOT: u64 = 1;
@@ -114,6 +120,24 @@ pub enum Known {
     Unknown,
 }
 
+/// An entry of a mount that was found to exist.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where inside the mount; empty for all of it.
+    pub at: String,
+    /// The character set names are shown in.
+    pub charset: Charset,
+    /// What is there.
+    pub source: Source,
+}
+
+impl From<(String, Source)> for Placed {
+    /// An entry whose names are shown as its keys are written.
+    fn from((at, source): (String, Source)) -> Self {
+        Self { at, charset: Charset::UTF_8, source }
+    }
+}
+
 /// Where an entry of a mount comes from, after it was found to exist.
 #[derive(Debug)]
 pub enum Source {
@@ -142,15 +166,19 @@ pub struct Namespace {
     /// Requests under way; given up with the mount.
     tasks: Mutex<JoinSet<()>>,
     runtime: Option<Handle>,
-    /// Directories have no time of their own in a store: they are as old as the mount.
-    pub created: SystemTime,
+    /// All names are shown as keys are written.
+    plain: bool,
+    /// What stays the same whichever process answers for the mount.
+    pub identity: Identity,
 }
 
-/// What requests under way need. Where both locks are held, the plan's is taken first.
+/// What requests under way need. Where several locks are held, the plan's is taken first, then the table's, then the journal's.
 #[derive(Debug)]
 struct Shared {
+    /// What changes what is shown goes through [`Shared::change`].
     table: RwLock<Table>,
     plan: Mutex<Plan>,
+    journal: Mutex<Journal>,
     /// A page has come, or will not come.
     changed: Notify,
     /// How the mount calls itself in the log.
@@ -170,6 +198,28 @@ impl Shared {
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What [`Shared::change`] is to write down; nothing where nothing is written. Not under the table's lock: it takes a while, and
+    /// others want to look.
+    fn record(&self, record: impl FnOnce() -> Record) -> Option<Record> {
+        let is_kept = self.journal().is_kept();
+        is_kept.then(record)
+    }
+
+    /// Has the table take something in, and writes it down before anybody can see what it brought. That is so when taking it in
+    /// fails, too, because then part of it is shown.
+    fn change<T>(&self, record: Option<Record>, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.write();
+        let outcome = change(&mut table);
+        if let Some(record) = record {
+            self.journal().append(record, &table);
+        }
+        outcome
     }
 
     fn has_room(&self) -> bool {
@@ -215,17 +265,16 @@ impl Shared {
             return Err(plan::does_not_advance());
         }
         let from = fetch.from.as_deref();
-        let absorbed = {
-            let mut table = self.write();
-            if own {
-                table.absorb_own(fetch.base, from, continued, page)?
-            } else {
-                match table.absorb_sweep(fetch.base, from, fetch.swept, page) {
-                    Ok(absorbed) => absorbed,
-                    Err(Refused::Full(fault)) => return Err(fault),
-                    Err(Refused::Unordered) => {
-                        return Err(Fault::Internal("the store does not list keys in order".to_owned()));
-                    }
+        let absorbed = if own {
+            let record = self.record(|| Record::own(fetch.base, from, continued, &page));
+            self.change(record, |table| table.absorb_own(fetch.base, from, continued, page))?
+        } else {
+            let record = self.record(|| Record::sweep(fetch.base, from, &page));
+            match self.change(record, |table| table.absorb_sweep(fetch.base, from, fetch.swept, page)) {
+                Ok(absorbed) => absorbed,
+                Err(Refused::Full(fault)) => return Err(fault),
+                Err(Refused::Unordered) => {
+                    return Err(Fault::Internal("the store does not list keys in order".to_owned()));
                 }
             }
         };
@@ -240,43 +289,115 @@ impl Shared {
                 mount = self.label,
                 key = %first.escape_debug(),
                 "there are keys that a file system cannot show (empty, '.' or '..' segments, NUL, names over 255 bytes, \
-                 or an object beside a directory of the same name); this is the first, further ones are counted in `fuse-oss status`"
+                 or an object beside a directory of the same name), or whose place another entry has; this is the first, further ones are counted in `fuse-oss status`"
             );
         }
     }
 }
 
 impl Namespace {
-    /// A tree with these entries, whose places [`check_entries`](crate::options::check_entries) has accepted.
+    /// A tree with these entries, whose places [`check_entries`](crate::options::check_entries) has accepted. What it shows is written
+    /// down in `journal`, an empty file, for [`Namespace::recover`]; without one it ends with the process.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn new(label: String, entries: Vec<(String, Source)>) -> Result<Self, Fault> {
-        let mut table = Table::new();
+    pub fn new(
+        label: String,
+        identity: Identity,
+        entries: Vec<impl Into<Placed>>,
+        journal: Option<std::fs::File>,
+    ) -> Result<Self, Fault> {
+        let header = Header { identity, seed: Seed::random(), entries: entries.len() as u64 };
+        let mut journal = match journal {
+            Some(file) => Journal::begin(label.clone(), file, &header)?,
+            None => Journal::none(),
+        };
+        let mut table = Table::with_seed(header.seed, header.identity.most_names);
         let mut plan = Plan::default();
-        for (at, source) in entries {
-            place(&mut table, &mut plan, &at, source)?;
+        let mut entries: Vec<(u64, Placed)> = (0..).zip(entries.into_iter().map(Into::into)).collect();
+        // What is around a place is there before what is at it.
+        entries.sort_by_key(|(_, entry)| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
+        let mut firsts = Vec::new();
+        for (number, entry) in entries {
+            let record = Record::entry(number, &entry);
+            firsts.extend(place(&mut table, entry)?);
+            journal.append(record, &table);
         }
+        for (dir, first) in firsts {
+            let record = Record::own(dir, None, false, &first);
+            let token = first.continuation.clone();
+            let absorbed = table.absorb_own(dir, None, false, first)?;
+            journal.append(record, &table);
+            plan.begun(dir, absorbed.last, token);
+        }
+        let namespace = Self::with(label, identity, table, plan, journal);
+        namespace.shared.report_hidden();
+        Ok(namespace)
+    }
+
+    /// The tree that a process before this one showed, exactly as it showed it, and to be gone on with. That process has ended; `origins`
+    /// are those of the entries it had, in their order.
+    ///
+    /// # Errors
+    /// [`Fault::Unrecoverable`]; the file is as it was then.
+    pub fn recover(label: String, origins: &[Arc<Origin>], journal: std::fs::File) -> Result<Self, Fault> {
+        let (header, replay) = Replay::open(journal)?;
+        let mut table = Table::with_seed(header.seed, header.identity.most_names);
+        let mut plan = Plan::default();
+        let mut placed = 0;
+        let replay = replay.each(|input, sums| {
+            placed += u64::from(matches!(input, Input::Directory { .. } | Input::Object { .. }));
+            take_again(&mut table, &mut plan, origins, input)?;
+            if Sums::of(&table) == sums {
+                return Ok(());
+            }
+            let cause = "this version of fuse-oss makes something else of it than the one that wrote it";
+            Err(Fault::Unrecoverable(cause.to_owned()))
+        })?;
+        if placed != header.entries || origins.len() as u64 != header.entries {
+            let cause =
+                format!("{placed} of {} entries are in it, and {} were expected", header.entries, origins.len());
+            return Err(Fault::Unrecoverable(cause));
+        }
+        let journal = replay.go_on(label.clone())?;
+        let namespace = Self::with(label, header.identity, table, plan, journal);
+        // The process before has said it.
+        namespace.shared.said_hidden.store(namespace.hidden() > 0, Ordering::Relaxed);
+        Ok(namespace)
+    }
+
+    fn with(label: String, identity: Identity, table: Table, plan: Plan, journal: Journal) -> Self {
         let shared = Shared {
             table: RwLock::new(table),
             plan: Mutex::new(plan),
+            journal: Mutex::new(journal),
             changed: Notify::new(),
             label,
             said_hidden: AtomicBool::new(false),
             prefetch: Mutex::default(),
         };
-        shared.report_hidden();
-        Ok(Self {
-            shared: Arc::new(shared),
-            tasks: Mutex::default(),
-            runtime: Handle::try_current().ok(),
-            created: SystemTime::now(),
-        })
+        let plain = shared.read().is_plain();
+        let (tasks, runtime) = (Mutex::default(), Handle::try_current().ok());
+        Self { shared: Arc::new(shared), tasks, runtime, plain, identity }
+    }
+
+    /// Whether another process could show the same tree; it cannot when there is no journal, or it could not be written.
+    pub fn is_recoverable(&self) -> bool {
+        self.shared.journal().is_kept()
     }
 
     /// The node of an inode number the kernel has from us.
     pub fn node(&self, ino: u64) -> Option<Node> {
         self.shared.read().node(ino)
+    }
+
+    /// The character set that the names in a directory are shown in. All names here are as the store has them.
+    pub fn charset(&self, ino: u64) -> Charset {
+        if self.plain {
+            return Charset::UTF_8;
+        }
+        let table = self.shared.read();
+        table.dir(ino).map(|dir| table.charset(dir)).unwrap_or_default()
     }
 
     /// Its name; empty for the root.
@@ -454,7 +575,10 @@ impl Namespace {
 
     /// Waits for a sweep that is going through a directory just now, and says what it brought about a name.
     async fn when_passed(&self, dir: Dir, name: &str) -> Option<Option<Node>> {
-        let prefix = self.shared.read().prefix(dir);
+        let (root, prefix) = {
+            let table = self.shared.read();
+            (table.directory(dir).root, table.prefix(dir))
+        };
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
@@ -464,7 +588,7 @@ impl Namespace {
                 Known::Missing => return Some(None),
                 Known::Unknown => {}
             }
-            if !self.shared.plan().is_passing(&prefix) {
+            if !self.shared.plan().is_passing(root, &prefix) {
                 return None;
             }
             changed.await;
@@ -488,17 +612,18 @@ impl Namespace {
         let key = Key::new(key);
         let (below, object) = tokio::join!(origin.store.list(below), origin.store.head(&key));
         let below = below?;
-        let mut table = self.shared.write();
-        let ino = if !below.objects.is_empty() || !below.prefixes.is_empty() {
-            table.settle_directory(dir, name)?
+        let found = if !below.objects.is_empty() || !below.prefixes.is_empty() {
+            Found::Directory
         } else {
             match object {
-                Ok(meta) => table.settle_file(dir, name, &meta)?,
-                Err(error) if *error.kind() == oss::ErrorKind::NotFound => table.settle_missing(dir, name),
+                Ok(meta) => Found::Object(meta),
+                Err(error) if *error.kind() == oss::ErrorKind::NotFound => Found::Missing,
                 Err(error) => return Err(error.into()),
             }
         };
-        Ok(ino.and_then(|ino| table.node(ino)))
+        let record = self.shared.record(|| Record::name(dir, name, &found));
+        let ino = self.shared.change(record, |table| settle(table, dir, name, &found))?;
+        Ok(ino.and_then(|ino| self.node(ino)))
     }
 
     /// Shows the names of a directory from the `from`th on, in the order they were met, for as long as `show` takes them. One lock for
@@ -542,31 +667,79 @@ fn can_tell(table: &Table, dir: Dir, from: usize) -> bool {
     table.count(dir) > from || table.directory(dir).listing.is_complete()
 }
 
-/// Puts an entry at its place, making up the directories on the way.
-fn place(table: &mut Table, plan: &mut Plan, at: &str, source: Source) -> Result<(), Fault> {
+/// Puts an entry at its place, making up the directories on the way. Returns the first page of its listing, which is taken in when
+/// all entries have their places.
+fn place(table: &mut Table, entry: Placed) -> Result<Option<(Dir, ListPage)>, Fault> {
+    let Placed { at, charset, source } = entry;
     let no_place = || Fault::Internal(format!("no place for entry {at:?}"));
     let mut dir = Table::root();
-    let (parents, name) = at.rsplit_once('/').map_or((None, at), |(parents, name)| (Some(parents), name));
+    let (parents, name) = at.rsplit_once('/').map_or((None, at.as_str()), |(parents, name)| (Some(parents), name));
     for made_up in parents.into_iter().flat_map(|parents| parents.split('/')) {
-        dir = table.place_directory(dir, made_up)?.ok_or_else(no_place)?;
+        dir = table.place_directory(dir, made_up, charset)?.ok_or_else(no_place)?;
     }
     match source {
         Source::Directory { origin, prefix, first } => {
-            if !at.is_empty() {
-                dir = table.place_directory(dir, name)?.ok_or_else(no_place)?;
+            if !name.is_empty() {
+                dir = table.place_directory(dir, name, charset)?.ok_or_else(no_place)?;
             }
-            table.mount(dir, origin, prefix);
-            let token = first.continuation.clone();
-            let absorbed = table.absorb_own(dir, None, false, first)?;
-            if let Some(token) = token {
-                plan.begun(dir, absorbed.last, token);
+            table.mount(dir, origin, prefix, charset);
+            Ok(Some((dir, first)))
+        }
+        Source::Object { origin, meta } if name.is_empty() => {
+            table.place_alone(origin, &meta);
+            Ok(None)
+        }
+        Source::Object { origin, meta } => {
+            // Its name is one of the directory it is in.
+            table.place_object(dir, name, charset, origin, &meta)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Freezes what the store said about one name, unless it was frozen before. Returns what stands.
+fn settle(table: &mut Table, dir: Dir, name: &str, found: &Found) -> Result<Option<u64>, Fault> {
+    match found {
+        Found::Directory => table.settle_directory(dir, name),
+        Found::Object(meta) => table.settle_file(dir, name, meta),
+        Found::Missing => Ok(table.settle_missing(dir, name)),
+    }
+}
+
+/// Takes in what a process before this one took in. What failed then fails again, and leaves the same behind.
+fn take_again(table: &mut Table, plan: &mut Plan, origins: &[Arc<Origin>], input: Input) -> Result<(), Fault> {
+    let directory = |table: &Table, number| {
+        let found = table.nth_directory(number);
+        found.ok_or_else(|| Fault::Unrecoverable(format!("it has a directory {number} that is not there")))
+    };
+    match input {
+        Input::Directory { entry, at, charset, prefix } => {
+            let (origin, first) = (journal::origin_of(origins, entry)?, ListPage::default());
+            place(table, Placed { at, charset, source: Source::Directory { origin, prefix, first } }).map(drop)
+        }
+        Input::Object { entry, at, charset, meta } => {
+            let origin = journal::origin_of(origins, entry)?;
+            place(table, Placed { at, charset, source: Source::Object { origin, meta } }).map(drop)
+        }
+        Input::Own { dir, from, continued, page } => {
+            let dir = directory(table, dir)?;
+            let token = page.continuation.clone();
+            if let Ok(absorbed) = table.absorb_own(dir, from.as_deref(), continued, page) {
+                plan.begun(dir, absorbed.last.or(from), token);
             }
             Ok(())
         }
-        Source::Object { .. } if name.is_empty() => {
-            Err(Fault::Internal("an object cannot be the root of a mount".to_owned()))
+        Input::Sweep { base, from, page } => {
+            let base = directory(table, base)?;
+            // By no sweep of this process.
+            let _ = table.absorb_sweep(base, from.as_deref(), 0, page);
+            Ok(())
         }
-        Source::Object { origin, meta } => table.place_object(dir, name, origin, &meta),
+        Input::Name { dir, name, found } => {
+            let dir = directory(table, dir)?;
+            let _ = settle(table, dir, &name, &found);
+            Ok(())
+        }
     }
 }
 

@@ -6,12 +6,15 @@
 //! RUNTIME_DIR/<hash>.metrics   socket where metrics are scraped
 //! RUNTIME_DIR/<hash>.mounts    what is mounted, as JSON
 //! RUNTIME_DIR/<hash>.log       the log of a server that was started by a client
+//! RUNTIME_DIR/<hash>.lower/    mounts on their way to become the lower layer of a view
 //! CACHE_DIR/lock               locked while a server lives; says which
 //! ```
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -34,6 +37,8 @@ pub struct RuntimePaths {
     pub record: PathBuf,
     /// The log of a server that nobody's terminal belongs to.
     pub log: PathBuf,
+    /// Where mounts are made that become the lower layer of a view.
+    pub lower: PathBuf,
 }
 
 /// Makes a directory that only we may enter, or checks that an existing one is ours and only we may write in it.
@@ -89,7 +94,13 @@ impl RuntimePaths {
         let real = absolute.canonicalize().unwrap_or(absolute);
         let hash = hex::encode(&Sha256::digest(real.as_os_str().as_encoded_bytes())[..8]);
         let file = |suffix: &str| runtime_dir.join(format!("{hash}.{suffix}"));
-        Ok(Self { socket: file("sock"), metrics: file("metrics"), record: file("mounts"), log: file("log") })
+        Ok(Self {
+            socket: file("sock"),
+            metrics: file("metrics"),
+            record: file("mounts"),
+            log: file("log"),
+            lower: file("lower"),
+        })
     }
 }
 
@@ -115,7 +126,7 @@ struct LockOwner {
 /// The lock on a cache directory; given back when dropped, also by the kernel when the process dies.
 #[derive(Debug)]
 pub struct CacheLock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 impl CacheLock {
@@ -145,7 +156,7 @@ impl CacheLock {
                     .and_then(|()| file.rewind())
                     .and_then(|()| file.write_all(&text))
                     .map_err(|error| system(&error))?;
-                Ok(Self { _file: file })
+                Ok(Self { file })
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
@@ -166,6 +177,43 @@ impl CacheLock {
             Err((_, errno)) => Err(system(&errno.desc())),
         }
     }
+}
+
+impl CacheLock {
+    /// The lock as another process has left it to us, with the descriptor.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CacheInUse`] when it is not that lock.
+    pub fn inherited(descriptor: OwnedFd) -> Result<Self, MountError> {
+        // Locking what is locked through the same open file changes nothing.
+        Flock::lock(File::from(descriptor), FlockArg::LockExclusiveNonblock).map(|file| Self { file }).map_err(
+            |(_, errno)| {
+                MountError::new(
+                    ErrorKind::CacheInUse,
+                    format_args!("the cache directory's lock was lost: {}", errno.desc()),
+                )
+            },
+        )
+    }
+}
+
+impl AsFd for CacheLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Listens on a socket that only we and root can connect to. For the owner of the cache lock: a socket that is there belongs to a
+/// server that has died.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn bind_private(socket: &Path) -> io::Result<UnixListener> {
+    let _ = fs::remove_file(socket);
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(socket);
+    nix::sys::stat::umask(mask);
+    listener
 }
 
 /// A mount in the record.
@@ -192,6 +240,21 @@ pub fn write_record(path: &Path, mounts: &[Recorded]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(mounts)?)?;
     fs::rename(temporary, path)
+}
+
+/// Removes the mounts that a server that died was about to make the lower layers of views. The caller holds the cache lock.
+pub fn clean_up_lower(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dead = mountpoint::mounted_on(&path).is_some_and(|mount| mountpoint::is_dead(&mount));
+        let unmounted = if is_dead { mountpoint::unmount(&path, UnmountMode::Lazy) } else { Ok(()) };
+        if let Err(error) = unmounted {
+            warn!(%error, "cannot remove a dead mount");
+        }
+        // Fails where something is mounted.
+        let _ = fs::remove_dir(&path);
+    }
+    let _ = fs::remove_dir(directory);
 }
 
 /// Removes what a server that died left mounted. The caller holds the cache lock, so that server is gone for sure; still

@@ -1,14 +1,17 @@
-//! The server: one process that owns a cache directory and a memory budget and serves all mounts from them.
+//! The server: the process that works on a cache directory with a memory budget and serves all mounts from them. It is the
+//! worker of a [`keeper`](crate::keeper), which holds what must survive it.
 //!
-//! It is reached over its control socket (see [`protocol`](crate::protocol)), or by calls in the same process (`fuse-oss mount --foreground`).
-//! Beside that is a socket where its [`metrics`](crate::metrics) are scraped; who connects there changes nothing and keeps nothing alive.
-//! It ends when told to (SIGTERM, SIGINT: everything is unmounted first) or, when it was started by a client, some seconds after
-//! its last mount has gone.
+//! It is reached over its control socket (see [`protocol`](crate::protocol)). Beside that is a socket where its
+//! [`metrics`](crate::metrics) are scraped; who connects there changes nothing and keeps nothing alive. It ends when the keeper says so
+//! (everything is unmounted first) or, when it was started by a client, some seconds after its last mount has gone.
 
 mod control;
+pub mod keeping;
 mod mounting;
 mod prefetching;
+mod recovery;
 mod scrape;
+mod writable;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +22,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -27,34 +30,27 @@ use crate::blocks::Blocks;
 use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
 use crate::filesystem::Inner;
+use crate::keeper::ServerSettings;
+use crate::keeper::message::{ToKeeper, ToWorker};
 use crate::metrics::Metrics;
 use crate::mountpoint;
 use crate::options::{MIN_MEMORY, MountEntry, MountStatus, Status, UnmountMode};
-use crate::runtime::{CacheLock, Recorded, RuntimePaths, clean_up, private_dir, write_record};
+use crate::overlay::upper::Upper;
+use crate::runtime::{Recorded, RuntimePaths, write_record};
 use crate::size::ByteSize;
 
+use keeping::{Inheritance, Keeping, Orders};
 use prefetching::Prefetching;
+use recovery::Down;
 
 /// How long the end waits for requests that are being answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// Between two attempts to unmount what is in use.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long the end waits for the cache to be written.
 const LAST_WRITES: Duration = Duration::from_secs(3);
-
-/// What a server is given.
-#[derive(Debug, Clone)]
-pub struct ServerSettings {
-    /// The cache directory, which it owns alone.
-    pub cache_dir: PathBuf,
-    /// How much the cache may hold; a fifth of its file system when absent; 0 for no cache on disk.
-    pub cache_size: Option<ByteSize>,
-    /// How much memory blocks may take; a quarter of the machine's, at most 2 GiB, when absent.
-    pub memory_limit: Option<ByteSize>,
-    /// Where its control socket is to be.
-    pub runtime_dir: PathBuf,
-    /// End this long after the last mount has gone; never, when absent.
-    pub idle_exit: Option<Duration>,
-}
 
 /// A running server.
 #[derive(Debug)]
@@ -69,53 +65,40 @@ pub struct Server {
     connections: AtomicUsize,
     /// Requests that have not been answered yet.
     unanswered: AtomicUsize,
+    /// Upper layers that are being removed.
+    removing: AtomicUsize,
     next_id: AtomicU64,
     recording: Mutex<()>,
     /// Whether anybody can ask for metrics.
     scraped: AtomicBool,
-    _lock: CacheLock,
+    keeping: Keeping,
+    /// How many workers there were before this one, and how many times a program has taken over.
+    before: u64,
+    replaced: u64,
+    without_resend: bool,
+    /// A mount that is in use is not waited for any longer.
+    hurry: Notify,
+    /// Why the program that a client wants was not started.
+    not_replaced: watch::Sender<Option<MountError>>,
 }
 
-/// The sockets a server answers on.
+/// What a server works with.
 #[derive(Debug)]
-pub struct Listeners {
-    control: UnixListener,
-    metrics: Option<UnixListener>,
+pub struct Means {
+    paths: RuntimePaths,
+    blocks: Arc<Blocks>,
+    metrics: Arc<Metrics>,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    /// Every session that still runs, detached ones included.
-    sessions: HashMap<u64, Active>,
-    /// Targets being mounted on at this moment.
-    reserved: Vec<PathBuf>,
-}
-
-/// A mount.
-#[derive(Debug)]
-struct Active {
-    target: PathBuf,
-    entries: Vec<MountEntry>,
-    inner: Arc<Inner>,
-    device: String,
-    detached: bool,
-    /// Ends with the mount.
-    prefetching: Option<Prefetching>,
-}
-
-impl Server {
-    /// Takes the cache directory and prepares everything; nothing is mounted and nobody is answered yet.
+impl Means {
+    /// Opens the cache and sets limits. The keeper has made the directories and taken their lock.
     ///
     /// # Errors
-    /// [`ErrorKind::CacheInUse`], [`ErrorKind::Invalid`] for settings that cannot work, [`ErrorKind::System`].
-    pub fn new(settings: &ServerSettings, runtime: Handle) -> Result<Arc<Self>, MountError> {
-        let cache_dir = private_dir(&settings.cache_dir, "cache directory")?;
-        let runtime_dir = private_dir(&settings.runtime_dir, "runtime directory")?;
-        let paths = RuntimePaths::new(&runtime_dir, &cache_dir)?;
-        let lock = CacheLock::take(&cache_dir, &paths)?;
-        clean_up(&paths.record);
+    /// [`ErrorKind::Invalid`] for settings that cannot work, [`ErrorKind::System`].
+    pub fn new(settings: &ServerSettings, runtime: &Handle) -> Result<Self, MountError> {
+        let cache_dir = &settings.cache_dir;
+        let paths = RuntimePaths::new(&settings.runtime_dir, cache_dir)?;
         raise_file_limit();
-
         let memory_limit = settings.memory_limit.unwrap_or_else(default_memory);
         if memory_limit < MIN_MEMORY {
             return Err(MountError::new(
@@ -123,7 +106,7 @@ impl Server {
                 format_args!("--memory-limit {memory_limit} is too little to work with; give at least {MIN_MEMORY}"),
             ));
         }
-        let stat = nix::sys::statvfs::statvfs(&cache_dir).map_err(|errno| {
+        let stat = nix::sys::statvfs::statvfs(cache_dir).map_err(|errno| {
             MountError::new(
                 ErrorKind::System,
                 format_args!("cannot look at the cache directory {}: {}", cache_dir.display(), errno.desc()),
@@ -137,7 +120,7 @@ impl Server {
         } else {
             // A twentieth of the file system stays free, and 10 GiB are enough of that.
             let floor = (total / 20).min(10 << 30);
-            let cache = Cache::new(&cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
+            let cache = Cache::new(cache_dir, limit, floor, Arc::clone(&metrics)).map_err(|error| {
                 MountError::new(
                     ErrorKind::System,
                     format_args!("cannot use the cache directory {}: {error}", cache_dir.display()),
@@ -159,8 +142,64 @@ impl Server {
             "fuse-oss {} is ready",
             env!("CARGO_PKG_VERSION")
         );
-        Ok(Arc::new(Self {
-            cache_dir,
+        Ok(Self { paths, blocks, metrics })
+    }
+}
+
+/// The sockets a server answers on.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients.
+    pub control: std::os::unix::net::UnixListener,
+    /// For whoever collects metrics.
+    pub metrics: Option<std::os::unix::net::UnixListener>,
+}
+
+/// How serving ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With everything unmounted; mounts in use were waited for so long.
+    Unmounted(Duration),
+    /// With everything mounted, for a successor.
+    HandedOver,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Every session that still runs, detached ones included.
+    sessions: HashMap<u64, Active>,
+    /// Targets being mounted on at this moment.
+    reserved: Vec<PathBuf>,
+    /// Mounts that answer with errors until they are unmounted.
+    down: Vec<Down>,
+}
+
+/// A mount.
+#[derive(Debug)]
+struct Active {
+    target: PathBuf,
+    entries: Vec<MountEntry>,
+    inner: Arc<Inner>,
+    device: String,
+    /// Receives what is written, when it can be written to.
+    upper: Option<Upper>,
+    detached: bool,
+    /// Ends with the mount.
+    prefetching: Option<Prefetching>,
+}
+
+impl Server {
+    /// A server with everything it needs; nothing is mounted and nobody is answered yet.
+    pub fn new(
+        settings: &ServerSettings,
+        runtime: Handle,
+        means: Means,
+        keeping: Keeping,
+        inheritance: &Inheritance,
+    ) -> Arc<Self> {
+        let Means { paths, blocks, metrics } = means;
+        Arc::new(Self {
+            cache_dir: settings.cache_dir.clone(),
             paths,
             blocks,
             metrics,
@@ -169,63 +208,57 @@ impl Server {
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
-            next_id: AtomicU64::new(1),
+            removing: AtomicUsize::new(0),
+            next_id: AtomicU64::new(inheritance.next_id),
             recording: Mutex::default(),
             scraped: AtomicBool::new(false),
-            _lock: lock,
-        }))
+            keeping,
+            before: inheritance.before,
+            replaced: inheritance.replaced,
+            without_resend: settings.without_resend,
+            hurry: Notify::new(),
+            not_replaced: watch::Sender::new(None),
+        })
+    }
+
+    /// Goes on with what was handed over, and tells the keeper that it is answered again.
+    pub async fn begin(self: &Arc<Self>, inheritance: Inheritance) {
+        self.recover(inheritance.mounts);
+        self.keeping.say(&ToKeeper::Ready);
+        self.remove_abandoned(inheritance.abandoned).await;
+        // Only now: what was handed over is locked again.
+        self.sweep_uppers();
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Binds the control socket, and the one for metrics. Whoever connects from now on is answered by [`Server::run`].
+    /// Answers clients until the keeper wants an end, or until nothing has been mounted for `idle_exit`; then unmounts everything.
     ///
     /// # Errors
-    /// [`ErrorKind::System`] when there can be no control socket. A server without metrics still serves, and logs why it has none.
-    pub fn listen(&self) -> Result<Listeners, MountError> {
-        let _entered = self.runtime.enter();
-        let control = bind_private(&self.paths.socket).map_err(|error| {
-            MountError::new(
-                ErrorKind::System,
-                format_args!(
-                    "cannot make the control socket {}: {error}; choose another --runtime-dir (a socket's path has at most 107 bytes)",
-                    self.paths.socket.display()
-                ),
-            )
-        })?;
-        let metrics = bind_private(&self.paths.metrics).inspect_err(|error| {
-            warn!(
-                socket = %self.paths.metrics.display(),
-                %error,
-                "cannot make the socket for metrics, which are in fuse-oss status --json all the same; \
-                 choose another --runtime-dir (a socket's path has at most 107 bytes)"
-            );
-        });
-        self.scraped.store(metrics.is_ok(), Ordering::Relaxed);
-        Ok(Listeners { control, metrics: metrics.ok() })
-    }
-
-    /// Answers clients until a signal comes, or until nothing has been mounted for `idle_exit`; then unmounts everything.
-    ///
-    /// # Errors
-    /// [`ErrorKind::System`] when signals cannot be received.
-    pub async fn run(self: &Arc<Self>, listeners: Listeners, idle_exit: Option<Duration>) -> Result<(), MountError> {
-        let Listeners { control: listener, metrics } = listeners;
+    /// [`ErrorKind::System`] when signals cannot be received or the sockets are none.
+    pub async fn run(
+        self: &Arc<Self>,
+        listeners: Listeners,
+        mut orders: Orders,
+        idle_exit: Option<Duration>,
+    ) -> Result<Ending, MountError> {
         // Ends when this function does.
         let mut scrapes = JoinSet::new();
-        if let Some(metrics) = metrics {
+        let listener = adopt(listeners.control)?;
+        if let Some(metrics) = listeners.metrics {
+            self.scraped.store(true, Ordering::Relaxed);
             let server = Arc::clone(self);
-            scrapes.spawn(scrape::serve(metrics, scrape::Limits::default(), move || server.status()));
+            scrapes.spawn(scrape::serve(adopt(metrics)?, scrape::Limits::default(), move || server.status()));
         }
         let no_signals = |error| MountError::new(ErrorKind::System, format_args!("cannot receive signals: {error}"));
+        // The keeper's to obey; only without one they are ours.
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-        // A terminal that is closed must not leave a dead mount behind.
         let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
         let mut idle_since = None;
-        loop {
+        let ending = loop {
             let idle = self.is_idle();
             if !idle {
                 idle_since = None;
@@ -233,67 +266,147 @@ impl Server {
                 idle_since = Some(tokio::time::Instant::now());
             }
             let end = idle_exit.zip(idle_since).map(|(after, since)| since + after);
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let connection = control::Connection::new(Arc::clone(self));
-                        tokio::spawn(connection.serve(stream));
+            let signalled = tokio::select! {
+                accepted = listener.accept() => {
+                    match accepted {
+                        Ok((stream, _)) => {
+                            let connection = control::Connection::new(Arc::clone(self));
+                            tokio::spawn(connection.serve(stream));
+                        }
+                        Err(error) => {
+                            warn!(%error, "cannot accept a client");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
                     }
-                    Err(error) => {
-                        warn!(%error, "cannot accept a client");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    false
+                }
+                () = self.changed.notified() => false,
+                () = self.blocks.no_room() => {
+                    self.give_up_pins();
+                    false
+                }
+                Some(order) = orders.recv() => match order {
+                    ToWorker::End { patience_ms } => break Ending::Unmounted(Duration::from_millis(patience_ms)),
+                    ToWorker::HandOver => break Ending::HandedOver,
+                    ToWorker::NotReplaced(error) => {
+                        self.not_replaced.send_replace(Some(error));
+                        false
                     }
+                    _ => false,
                 },
-                () = self.changed.notified() => {}
-                () = self.blocks.no_room() => self.give_up_pins(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => break,
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => true,
+                _ = hangup.recv() => true,
                 () = async { match end { Some(end) => tokio::time::sleep_until(end).await, None => std::future::pending().await } } => {
                     if self.is_idle() {
                         info!("nothing is mounted any more; ending");
-                        break;
+                        break Ending::Unmounted(Duration::ZERO);
                     }
+                    false
                 }
+            };
+            if signalled && !self.keeping.is_alive() {
+                break Ending::Unmounted(Duration::ZERO);
+            }
+        };
+        drop(listener);
+        match ending {
+            Ending::HandedOver => {
+                info!("making room for a successor");
+                self.settle().await;
+            }
+            Ending::Unmounted(patience) => {
+                let server = Arc::clone(self);
+                let hurry = async move {
+                    while let Some(order) = orders.recv().await {
+                        if matches!(order, ToWorker::End { .. }) {
+                            server.hurry.notify_one();
+                        }
+                    }
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    () = self.shut_down(patience) => {}
+                    () = hurry => {}
+                }
+                self.keeping.say(&ToKeeper::Ended);
             }
         }
-        drop(listener);
-        self.shut_down().await;
-        Ok(())
+        Ok(ending)
     }
 
     fn is_idle(&self) -> bool {
         let table = self.table();
-        table.sessions.is_empty() && table.reserved.is_empty() && self.connections.load(Ordering::Acquire) == 0
+        let busy = self.connections.load(Ordering::Acquire) + self.removing.load(Ordering::Acquire);
+        table.sessions.is_empty() && table.reserved.is_empty() && table.down.is_empty() && busy == 0
     }
 
-    /// Unmounts everything and removes what others could find. Mounts in use are detached: their users get an error from the next
-    /// access on, because nobody will be there to answer.
-    pub async fn shut_down(self: &Arc<Self>) {
+    /// Unmounts everything and removes what others could find. A mount in use is waited for, and then detached: its users get an
+    /// error from the next access on, because nobody will be there to answer.
+    async fn shut_down(self: &Arc<Self>, patience: Duration) {
         let _ = std::fs::remove_file(&self.paths.socket);
         let _ = std::fs::remove_file(&self.paths.metrics);
-        let targets: Vec<PathBuf> = self
+        let until = tokio::time::Instant::now() + patience;
+        let mut targets: Vec<PathBuf> = self
             .table()
             .sessions
             .values()
             .filter(|active| !active.detached)
             .map(|active| active.target.clone())
             .collect();
-        for target in targets {
-            let path = target.clone();
-            let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
-            if let Ok(Err(error)) = idle {
-                warn!(%error, "detaching it, because the server ends");
+        let down: Vec<PathBuf> = self.table().down.iter().map(|down| down.target.clone()).collect();
+        for target in down {
+            if let Some(Err(error)) = self.unmount_down(&target, UnmountMode::Lazy) {
+                warn!(%error, "left behind");
+            }
+        }
+        let mut said = false;
+        let mut ended = Vec::new();
+        loop {
+            let mut busy = Vec::new();
+            for target in targets {
                 let path = target.clone();
-                if let Ok(Err(error)) =
-                    self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::Lazy)).await
-                {
-                    warn!(%error, "left behind");
+                let idle = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::WhenIdle)).await;
+                match idle {
+                    Ok(Err(error)) if error.kind == ErrorKind::TargetBusy => busy.push((target, error)),
+                    Ok(Err(error)) if error.kind != ErrorKind::NotMounted => warn!(%error, "left behind"),
+                    _ => ended.push(target),
                 }
+            }
+            if busy.is_empty() {
+                break;
+            }
+            let late = tokio::time::Instant::now() >= until;
+            for (_, error) in &busy {
+                if late {
+                    warn!(%error, "detaching it all the same, because the server ends");
+                } else if !said {
+                    warn!(%error, "it is waited for, for {} s", patience.as_secs());
+                }
+            }
+            said = true;
+            targets = busy.into_iter().map(|(target, _)| target).collect();
+            if late {
+                for path in targets {
+                    let lazy = self.runtime.spawn_blocking(move || mountpoint::unmount(&path, UnmountMode::Lazy)).await;
+                    if let Ok(Err(error)) = lazy {
+                        warn!(%error, "left behind");
+                    }
+                }
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(BUSY_PAUSE) => {}
+                () = self.hurry.notified() => return Box::pin(self.shut_down(Duration::ZERO)).await,
             }
         }
         self.save_record();
-        // Whoever asked for the last unmount gets the answer before we go.
+        self.settle().await;
+        self.discarded(&ended).await;
+    }
+
+    /// Gives clients their answers and writes to the cache what would have to be fetched again.
+    async fn settle(&self) {
         let answered = async {
             while self.unanswered.load(Ordering::Acquire) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -302,7 +415,6 @@ impl Server {
         if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
             warn!("ending with requests unanswered");
         }
-        // What was fetched and is not in the cache yet would have to be fetched again.
         self.blocks.settle(LAST_WRITES).await;
     }
 
@@ -321,13 +433,13 @@ impl Server {
 
     fn save_record(&self) {
         let _one_at_a_time = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
-        let mounts: Vec<Recorded> = self
-            .table()
-            .sessions
-            .values()
-            .filter(|active| !active.detached)
-            .map(|active| Recorded { target: active.target.clone(), device: active.device.clone() })
-            .collect();
+        let mounts: Vec<Recorded> = {
+            let table = self.table();
+            let active = table.sessions.values().filter(|active| !active.detached);
+            let active = active.map(|active| (&active.target, &active.device));
+            let all = active.chain(table.down.iter().map(|down| (&down.target, &down.device)));
+            all.map(|(target, device)| Recorded { target: target.clone(), device: device.clone() }).collect()
+        };
         // What is in the table may have been unmounted while we end.
         let mounts: Vec<Recorded> = mounts
             .into_iter()
@@ -352,6 +464,11 @@ impl Server {
         }
     }
 
+    /// The process to send signals to.
+    fn status_pid(&self) -> u32 {
+        if self.keeping.is_alive() { nix::unistd::getppid().as_raw().unsigned_abs() } else { std::process::id() }
+    }
+
     /// What is mounted and how much of everything is used.
     pub fn status(&self) -> Status {
         let (cache_used, cache_size) = self.blocks.cache().map_or((0, 0), |cache| (cache.used(), cache.limit()));
@@ -367,11 +484,27 @@ impl Server {
                 hidden: active.inner.namespace().hidden(),
                 open_files: active.inner.handles().count(),
                 prefetch: active.prefetching.as_ref().map(Prefetching::status),
+                writable: active.upper.as_ref().map(writable::status),
+                down: None,
             })
             .collect();
+        mounts.extend(self.table().down.iter().map(|down| MountStatus {
+            target: down.target.clone(),
+            entries: down.entries.clone(),
+            detached: false,
+            nodes: 0,
+            hidden: 0,
+            open_files: 0,
+            prefetch: None,
+            writable: down.upper.as_ref().map(writable::status),
+            down: Some(down.cause.clone()),
+        }));
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         Status {
-            pid: std::process::id(),
+            pid: self.status_pid(),
+            worker: std::process::id(),
+            before: self.before,
+            replaced: self.replaced,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cache_dir: self.cache_dir.clone(),
             cache_used: ByteSize::new(cache_used),
@@ -387,14 +520,10 @@ impl Server {
     }
 }
 
-/// Listens on a socket that only we and root can connect to.
-fn bind_private(socket: &Path) -> std::io::Result<UnixListener> {
-    // We hold the cache lock, so a socket that is there belongs to a server that has died.
-    let _ = std::fs::remove_file(socket);
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(socket);
-    nix::sys::stat::umask(mask);
-    listener
+/// A socket as the keeper has bound it.
+fn adopt(listener: std::os::unix::net::UnixListener) -> Result<UnixListener, MountError> {
+    let adopted = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    adopted.map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot answer on a socket: {error}")))
 }
 
 /// A quarter of the machine's memory, between the least that works and 2 GiB.

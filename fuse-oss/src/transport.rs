@@ -7,13 +7,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use fuser::{Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tracing::debug;
 
 use crate::error::{ErrorKind, MountError};
@@ -22,6 +23,9 @@ use crate::mountpoint::{FS_TYPE, Target};
 use crate::options::MountOptions;
 
 const DEVICE: &str = "/dev/fuse";
+
+/// The notification by which requests are sent again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+const NOTIFY_RESEND: i32 = 7;
 
 /// The largest read the kernel sends, in bytes; it has the same limit by default (256 pages).
 const MAX_READ: u32 = 1 << 20;
@@ -62,18 +66,19 @@ impl Transport {
     /// [`ErrorKind::NoFuseDevice`], [`ErrorKind::System`].
     pub fn mount(
         filesystem: Mounted,
+        device: File,
         target: &Target,
         source: &str,
         options: &MountOptions,
     ) -> Result<Self, MountError> {
-        let device = open_device()?;
         let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         if !options.exec {
             flags |= MsFlags::MS_NOEXEC;
         }
         let mut data = format!(
-            "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+            "fd={},rootmode={},user_id={},group_id={},default_permissions,max_read={MAX_READ}",
             device.as_raw_fd(),
+            target.root_mode(),
             nix::unistd::geteuid(),
             nix::unistd::getegid()
         );
@@ -91,11 +96,7 @@ impl Transport {
                 MountError::new(kind, format_args!("cannot mount on {}: {}; {remedy}", path.display(), errno.desc()))
             },
         )?;
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(threads());
-        // Cloned descriptors would help a little and make it impossible to hand a live mount to another process.
-        config.clone_fd = false;
-        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let (acl, config) = session_settings(options);
         let session = Session::from_fd(filesystem, OwnedFd::from(device), acl, config).map_err(|error| {
             // Nobody can be using a mount that has not answered once.
             let _ = nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
@@ -105,6 +106,40 @@ impl Transport {
             )
         })?;
         Ok(Self { session })
+    }
+
+    /// Takes up a session on a connection that another process has shaken hands on. Requests are answered once it is run, those
+    /// that were left unanswered after [`Transport::resend`].
+    ///
+    /// `fuser` insists on shaking hands itself, so it does, with a socket on which a made-up INIT waits; then the connection
+    /// takes the socket's place.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn take_over(filesystem: Mounted, device: OwnedFd, options: &MountOptions) -> io::Result<Self> {
+        let (kernel, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        nix::unistd::write(&kernel, &made_up_init())?;
+        let (acl, config) = session_settings(options);
+        let session = Session::from_fd(filesystem, ours, acl, config)?;
+        let socket = session.as_fd().as_raw_fd();
+        // SAFETY: both are open descriptors; whoever uses the one that is replaced, the session, does so by its number only.
+        if unsafe { libc::dup3(device.as_raw_fd(), socket, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { session })
+    }
+
+    /// Has the kernel send again what was read and not answered.
+    ///
+    /// # Errors
+    /// `EINVAL` from kernels before 6.9, which cannot.
+    pub fn resend(&self) -> io::Result<()> {
+        // struct fuse_out_header: length, a notification's code, and no request that this would answer.
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&16_u32.to_ne_bytes());
+        header[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+        nix::unistd::write(self.session.as_fd(), &header)?;
+        Ok(())
     }
 
     /// The way to tell the kernel things unasked.
@@ -119,6 +154,35 @@ impl Transport {
     pub fn run(self) -> io::Result<()> {
         self.session.run()
     }
+}
+
+/// `FUSE_INIT` as a kernel sends it that can do everything. What was agreed on with the real one stays; the file system keeps that
+/// itself.
+fn made_up_init() -> Vec<u8> {
+    const INIT: u32 = 26;
+    const HEADER: usize = 40;
+    const BODY: usize = 64;
+    let mut bytes = Vec::with_capacity(HEADER + BODY);
+    let mut word = |value: u32| bytes.extend(value.to_ne_bytes());
+    // struct fuse_in_header: length, opcode, unique (8 bytes), node (8 bytes), uid, gid, pid, nothing.
+    for value in [u32::try_from(HEADER + BODY).unwrap_or(0), INIT, 1, 0, 0, 0, 0, 0, 0, 0] {
+        word(value);
+    }
+    // struct fuse_init_in: major, minor, readahead, flags, more flags, and eleven words for later.
+    for value in [7, 40, 128 << 10, u32::MAX, u32::MAX] {
+        word(value);
+    }
+    bytes.resize(HEADER + BODY, 0);
+    bytes
+}
+
+fn session_settings(options: &MountOptions) -> (SessionACL, fuser::Config) {
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(threads());
+    // Cloned descriptors would help a little and make it impossible to hand a live mount to another process.
+    config.clone_fd = false;
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    (acl, config)
 }
 
 fn threads() -> usize {

@@ -135,10 +135,38 @@ impl Bucket {
     /// # Panics
     /// When that fails.
     pub fn mount_at(&self, directory: &Path) {
+        self.mount_with(directory, &self.arguments);
+    }
+
+    /// Mounts it at another place, with these arguments of `mount` in the place of its own.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_with(&self, directory: &Path, arguments: &[String]) {
         // A dead mount is there and can neither be looked at nor made.
         if let Err(error) = fs::create_dir(directory) {
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
         }
+        self.try_mount_with(directory, arguments).succeeded();
+    }
+
+    /// Mounts it on a directory that is there, or an object on a file.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_on(&self, target: &Path) {
+        self.try_mount(target).succeeded();
+    }
+
+    /// What the program says when it is to mount it there.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn try_mount(&self, target: &Path) -> Ran {
+        self.try_mount_with(target, &self.arguments)
+    }
+
+    fn try_mount_with(&self, target: &Path, arguments: &[String]) -> Ran {
         let mut command = self.sandbox.command();
         for (name, value) in [
             ("OSS_ACCESS_KEY_ID", "test-key"),
@@ -151,9 +179,9 @@ impl Bucket {
         for (name, value) in &self.environment {
             command.env(name, value);
         }
-        command.arg("mount").arg(&self.location).arg(directory);
+        command.arg("mount").arg(&self.location).arg(target);
         command.args(["--endpoint", &self.double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
-        Ran::from(command.args(&self.arguments).output().expect("the program was built")).succeeded();
+        Ran::from(command.args(arguments).output().expect("the program was built"))
     }
 
     /// Unmounts it and mounts it again; the server lives on.
@@ -171,6 +199,9 @@ impl Bucket {
     /// When it does not end.
     pub fn end_server(&self, signal: Signal) {
         let Some(pid) = self.sandbox.server() else { return };
+        if signal == Signal::SIGKILL {
+            return self.sandbox.end_server(signal);
+        }
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(errno) => panic!("cannot end the server: {errno}"),
@@ -204,7 +235,7 @@ impl Bucket {
     /// # Panics
     /// When there is none.
     pub fn stop_server(&self) -> Stopped {
-        let pid = self.sandbox.server().expect("a server");
+        let pid = self.sandbox.worker().expect("a server");
         kill(pid, Signal::SIGSTOP).expect("it lives");
         let stopped = Stopped(pid);
         wait_until("the server stands still", || {

@@ -18,14 +18,35 @@ impl LoopDisk {
     /// # Panics
     /// When it cannot be made: tests with disks need root, loop devices and e2fsprogs.
     pub fn ext4(bytes: u64) -> Self {
+        Self::make(bytes, &["mkfs.ext4", "-q", "-F"], "loop")
+    }
+
+    /// The same, with project quotas.
+    ///
+    /// # Panics
+    /// When it cannot be made: this also needs a kernel with `CONFIG_QFMT_V2`.
+    pub fn ext4_with_quotas(bytes: u64) -> Self {
+        let format = ["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"];
+        Self::make(bytes, &format, "loop,prjquota")
+    }
+
+    /// An xfs file system with project quotas; it takes 300 MB at least.
+    ///
+    /// # Panics
+    /// When it cannot be made: tests with it need root, loop devices, xfsprogs and a kernel with `CONFIG_XFS_QUOTA`.
+    pub fn xfs_with_quotas(bytes: u64) -> Self {
+        Self::make(bytes, &["mkfs.xfs", "-q"], "loop,pquota")
+    }
+
+    fn make(bytes: u64, format: &[&str], options: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("batch-agent-disk-").tempdir().expect("a temporary directory");
         let image = directory.path().join("image");
         File::create(&image).and_then(|file| file.set_len(bytes)).expect("an image");
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        run(Command::new(format[0]).args(&format[1..]).arg(&image));
         let mounted = directory.path().join("mounted");
         std::fs::create_dir(&mounted).expect("a mount point");
         // mount(8) detaches the loop device it has made when the file system is unmounted.
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
+        run(Command::new("mount").args(["-o", options]).arg(&image).arg(&mounted));
         Self { directory }
     }
 

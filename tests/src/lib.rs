@@ -16,3 +16,5 @@ pub mod programs;
 pub mod proxy;
 pub mod python;
 pub mod tls;
+pub mod tools;
+pub mod view;

@@ -94,11 +94,7 @@ impl Sandbox {
 
     /// The server of this sandbox, if it lives.
     pub fn server(&self) -> Option<Pid> {
-        self.servers_of("cache")
-    }
-
-    fn servers_of(&self, cache: &str) -> Option<Pid> {
-        let text = fs::read_to_string(self.path(cache).join("lock")).ok()?;
+        let text = fs::read_to_string(self.path("cache").join("lock")).ok()?;
         let owner: serde_json::Value = serde_json::from_str(&text).ok()?;
         let pid = i32::try_from(owner["pid"].as_i64()?).ok()?;
         // A number that was used again is not ours.
@@ -106,14 +102,49 @@ impl Sandbox {
         (program.file_name() == self.binary.file_name()).then(|| Pid::from_raw(pid))
     }
 
-    /// Ends the server and waits until it is gone.
+    /// The process that does the server's work, if there is one at this moment.
+    pub fn worker(&self) -> Option<Pid> {
+        let server = self.server()?;
+        self.processes().into_iter().find(|pid| parent(*pid) == Some(server))
+    }
+
+    /// Every process of every server of this sandbox: keepers and workers.
+    fn processes(&self) -> Vec<Pid> {
+        let here = self.directory.path().as_os_str().as_encoded_bytes();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ours = processes.filter(|process| {
+            let program = fs::read_link(process.path().join("exe")).unwrap_or_default();
+            let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            program == self.binary && arguments.windows(here.len()).any(|part| part == here)
+        });
+        ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect()
+    }
+
+    /// Ends the server and waits until it is gone. SIGKILL is for keeper and worker alike: either would go on without the other.
     ///
     /// # Panics
     /// When there is none, or it does not end.
     pub fn end_server(&self, signal: Signal) {
         let pid = self.server().expect("a server");
+        if signal == Signal::SIGKILL {
+            return self.kill_all();
+        }
         kill(pid, signal).expect("it lives");
         wait_until("the server has ended", || !alive(pid));
+    }
+
+    /// Kills whatever of this sandbox's servers there is.
+    fn kill_all(&self) {
+        let mut processes = self.processes();
+        // Parents first: they would start others.
+        processes.sort_by_key(|pid| parent(*pid).is_some_and(|parent| self.processes().contains(&parent)));
+        for pid in &processes {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while processes.iter().any(|pid| alive(*pid)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// What is mounted below this sandbox.
@@ -159,16 +190,15 @@ impl Drop for Sandbox {
         for mount in self.mounts().iter().rev() {
             let _ = umount2(mount, MntFlags::MNT_DETACH);
         }
-        for cache in fs::read_dir(self.directory.path()).into_iter().flatten().flatten() {
-            if let Some(pid) = cache.file_name().to_str().and_then(|cache| self.servers_of(cache)) {
-                let _ = kill(pid, Signal::SIGKILL);
-                let deadline = Instant::now() + Duration::from_secs(5);
-                while alive(pid) && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
+        self.kill_all();
     }
+}
+
+/// A process's parent.
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Pid::from_raw(parent))
 }
 
 /// Whether a process is there and no zombie.

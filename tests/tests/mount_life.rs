@@ -174,7 +174,7 @@ fn a_second_server_for_a_cache_directory_is_refused_by_name() {
 }
 
 #[test]
-fn in_the_foreground_one_process_does_it_all() {
+fn a_foreground_mount_ends_with_its_process_and_the_process_with_its_mount() {
     for by_signal in [true, false] {
         let sandbox = Sandbox::new();
         fs::write(sandbox.source().join("file"), "hello").unwrap();

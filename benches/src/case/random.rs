@@ -33,8 +33,9 @@ const AT_MOST: Duration = Duration::from_secs(5);
 /// What a cold row must not exceed for each read of 4 KiB.
 const FETCHED: u64 = 256 << 10;
 
+/// Many reads.
 #[derive(Debug)]
-struct Random {
+pub(super) struct Random {
     name: &'static str,
     state: State,
     far: bool,
@@ -46,11 +47,16 @@ struct Random {
     cached: u64,
 }
 
+/// The size of what is read from caches.
+fn cached(scale: Scale) -> u64 {
+    scale.of(512 << 20, 4 << 20)
+}
+
 /// All of them.
 pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
     const SMALL: usize = 4 << 10;
     const MIDDLE: usize = 128 << 10;
-    let cached = scale.of(512 << 20, 4 << 20);
+    let cached = cached(scale);
     [
         ("rand4k-j1-cold", State::Cold, false, SMALL, 1, 4_000),
         ("rand4k-j8-cold", State::Cold, false, SMALL, 8, 12_000),
@@ -76,7 +82,14 @@ pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
 }
 
 impl Random {
-    fn object(&self) -> (&'static str, u64) {
+    /// `count` reads of 4 KiB, at full scale.
+    pub(super) fn small(state: State, jobs: usize, count: u64, scale: Scale) -> Self {
+        let (count, cached) = (scale.of(count, 64), cached(scale));
+        Self { name: "", state, far: false, read: 4 << 10, jobs, count, cached }
+    }
+
+    /// What is read, and its size.
+    pub(super) fn object(&self) -> (&'static str, u64) {
         if self.state == State::Cold { LARGE } else { (CACHED, self.cached) }
     }
 
@@ -91,7 +104,7 @@ impl Random {
 
     /// Does the reads. From the page cache a read takes no longer than comparing it would: there, all of the file is compared
     /// afterwards.
-    fn work(&self, path: &Path, world: &World) -> anyhow::Result<Done> {
+    pub(super) fn work(&self, path: &Path, world: &World) -> anyhow::Result<Done> {
         let object = world.object(self.object().0)?;
         let file = open(path)?;
         let compared = self.state != State::Page;
@@ -216,6 +229,7 @@ impl Case for Random {
                 let path = mounted.path(crate::daemon::FILE);
                 stage.measure(self.unit(), Some(&mounted), || self.work(&path, world))
             }
+            Limit::ReadOnly => anyhow::bail!("a read-only mount is what is measured"),
         }
     }
 

@@ -11,7 +11,8 @@ use crate::page_cache::drop_pages;
 use crate::raw;
 use crate::server::Conditions;
 
-const KEY: &str = "large/lane1.fastq";
+/// The object.
+pub(super) const KEY: &str = "large/lane1.fastq";
 
 /// What one raw request asks for.
 const CHUNK: u64 = 8 << 20;
@@ -139,6 +140,7 @@ impl Case for Sequential {
                 compare(&path, stage.server.world(), stage.server.world().object(KEY)?)?;
                 Ok(sample)
             }
+            Limit::ReadOnly => anyhow::bail!("a read-only mount is what is measured"),
         }
     }
 

@@ -15,10 +15,12 @@ use crate::raw;
 use crate::server::Conditions;
 
 const PROCESSES: u64 = 8;
-const DIRECTORY: &str = "textures";
+/// Where they are.
+pub(super) const DIRECTORY: &str = "textures";
 
+/// All of them, once.
 #[derive(Debug)]
-struct SmallFiles {
+pub(super) struct SmallFiles {
     name: &'static str,
     state: State,
     far: bool,
@@ -28,7 +30,7 @@ struct SmallFiles {
 
 /// All of them.
 pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
-    let count = scale.of(2000, 16);
+    let count = count(scale);
     [
         ("small-cold", State::Cold, false, false),
         ("small-20ms", State::Cold, true, false),
@@ -41,12 +43,24 @@ pub fn cases(scale: Scale) -> impl Iterator<Item = Box<dyn Case>> {
     .map(move |(name, state, far, in_turns)| Box::new(SmallFiles { name, state, far, in_turns, count }) as _)
 }
 
-fn key(number: u64) -> String {
+/// How many there are.
+pub(super) fn count(scale: Scale) -> u64 {
+    scale.of(2000, 16)
+}
+
+/// The name of one.
+pub(super) fn key(number: u64) -> String {
     format!("{DIRECTORY}/{}", small_file(number))
 }
 
 impl SmallFiles {
-    fn shares(&self) -> Vec<Share> {
+    /// Shares of neighbours.
+    pub(super) fn neighbours(state: State, scale: Scale) -> Self {
+        Self { name: "", state, far: false, in_turns: false, count: count(scale) }
+    }
+
+    /// Who reads which.
+    pub(super) fn shares(&self) -> Vec<Share> {
         let mut shares = Vec::new();
         for process in 0..PROCESSES {
             let (from, to) = (self.count * process / PROCESSES, self.count * (process + 1) / PROCESSES);
@@ -60,7 +74,8 @@ impl SmallFiles {
         shares
     }
 
-    fn done(&self) -> Done {
+    /// What has been done when all have read theirs.
+    pub(super) fn done(&self) -> Done {
         Done { operations: self.count, bytes: self.count * SMALL_FILE, seconds: None }
     }
 }
@@ -143,7 +158,7 @@ impl Case for SmallFiles {
                 }
                 stage.measure(self.unit(), None, || read_files(&root, &self.shares()).map(|()| self.done()))
             }
-            Limit::Daemon => anyhow::bail!("the ceiling has one file only"),
+            Limit::Daemon | Limit::ReadOnly => anyhow::bail!("{} is no limit of this", limit.name()),
         }
     }
 

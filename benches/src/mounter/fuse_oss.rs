@@ -7,7 +7,7 @@ use super::{Background, Mounter, Place, clean};
 use crate::server::BUCKET;
 
 /// `fuse-oss mount`, everything by default.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FuseOss {
     /// The release program.
     pub program: PathBuf,
@@ -43,6 +43,9 @@ impl FuseOss {
         command.arg("--cache-dir").arg(&place.cache).arg("--runtime-dir").arg(&place.work);
         if let Some(mib) = place.memory_limit {
             command.arg(format!("--memory-limit={mib}MiB"));
+        }
+        if place.writable {
+            command.arg("--writable");
         }
         command
     }

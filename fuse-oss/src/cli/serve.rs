@@ -1,15 +1,24 @@
-//! `fuse-oss serve` and `fuse-oss mount --foreground`: being the server.
+//! `fuse-oss serve` and `fuse-oss mount --foreground`: being the server, which is a keeper and its worker.
 
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use fuse_oss::client::{Client, replace};
 use fuse_oss::daemon::{Side, Starter, detach};
-use fuse_oss::runtime::{RuntimePaths, private_dir};
-use fuse_oss::server::{Server, ServerSettings};
+use fuse_oss::keeper::link::Link;
+use fuse_oss::keeper::message::ToKeeper;
+use fuse_oss::keeper::replace::understood;
+use fuse_oss::keeper::{Errand, Keeper, ServerSettings};
+use fuse_oss::runtime::{CacheLock, RuntimePaths, private_dir};
+use fuse_oss::server::keeping::Keeping;
+use fuse_oss::server::{Ending, Listeners, Means, Server};
 use fuse_oss::{ErrorKind, MountError};
 use tokio::runtime::{Builder, Runtime};
 
-use super::arguments::{CacheArguments, LogArguments, MountArguments, ServeArguments};
+use super::arguments::{
+    CacheArguments, KeeperArguments, LogArguments, MountArguments, STOP_TIMEOUT, ServeArguments, WorkerArguments,
+};
 use super::{fstab, log_to_stderr};
 
 /// Threads that wait for stores and answer misses. Blocking work (the disk) has its own.
@@ -24,26 +33,42 @@ fn runtime() -> Result<Runtime, MountError> {
         .map_err(|error| MountError::new(ErrorKind::System, format_args!("cannot start threads: {error}")))
 }
 
-/// What a server needs of the command line.
-pub fn server_settings(cache: &CacheArguments, idle_exit: Option<Duration>) -> ServerSettings {
+/// What a server needs of the command line, for one that ends with its only mount or when it is told to.
+pub fn server_settings(cache: &CacheArguments, log_arguments: Vec<String>) -> ServerSettings {
     ServerSettings {
         cache_dir: cache.cache_dir.clone(),
         cache_size: cache.cache_size,
         memory_limit: cache.memory_limit,
         runtime_dir: cache.runtime_dir.clone(),
-        idle_exit,
+        idle_exit: None,
+        patience: Duration::from_secs(STOP_TIMEOUT),
+        without_resend: false,
+        log_arguments,
     }
 }
 
-/// Serves until told to end.
+fn exit_code(outcome: Result<(), MountError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => super::fail(&error),
+    }
+}
+
+/// Serves until told to end, or has the server that runs go on with this program.
 pub fn serve(arguments: &ServeArguments, log: &LogArguments) -> ExitCode {
-    let settings = server_settings(&arguments.cache, arguments.idle_exit.map(Duration::from_secs));
+    if arguments.replace {
+        log_to_stderr(log);
+        return exit_code(replace(&arguments.cache.cache_dir, &arguments.cache.runtime_dir));
+    }
+    let settings = ServerSettings {
+        idle_exit: arguments.idle_exit.map(Duration::from_secs),
+        patience: Duration::from_secs(arguments.stop_timeout),
+        without_resend: arguments.without_resend,
+        ..server_settings(&arguments.cache, log.as_arguments())
+    };
     if !arguments.detach {
         log_to_stderr(log);
-        return match serve_here(&settings, None) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => super::fail(&error),
-        };
+        return exit_code(keep(settings, None));
     }
     match into_background(&settings) {
         Ok(Side::Parent(Ok(()))) => ExitCode::SUCCESS,
@@ -54,10 +79,7 @@ pub fn serve(arguments: &ServeArguments, log: &LogArguments) -> ExitCode {
         }
         Ok(Side::Child(starter)) => {
             log_to_stderr(log);
-            match serve_here(&settings, Some(starter)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => super::fail(&error),
-            }
+            exit_code(keep(settings, Some(starter)))
         }
     }
 }
@@ -66,6 +88,58 @@ fn into_background(settings: &ServerSettings) -> Result<Side, MountError> {
     private_dir(&settings.cache_dir, "cache directory")?;
     let runtime_dir = private_dir(&settings.runtime_dir, "runtime directory")?;
     detach(&RuntimePaths::new(&runtime_dir, &settings.cache_dir)?.log)
+}
+
+fn keep(settings: ServerSettings, starter: Option<Starter>) -> Result<(), MountError> {
+    let tell = |outcome: &Result<(), MountError>| {
+        if let Some(starter) = starter {
+            starter.tell(outcome);
+        }
+    };
+    match Keeper::new(settings) {
+        Ok(keeper) => keeper.run(tell, None),
+        Err(error) => {
+            tell(&Err(error.clone()));
+            Err(error)
+        }
+    }
+}
+
+/// Mounts and serves until the mount has gone or a signal comes.
+pub fn mount_in_foreground(arguments: &MountArguments, log: &LogArguments) -> Result<(), MountError> {
+    let request = super::request(arguments)?;
+    let settings = fstab::apply(arguments)?.server_settings(log.as_arguments());
+    let keeper = Keeper::new(settings)?;
+    let socket = keeper.paths().socket.clone();
+    let errand: Errand = Box::new(move || {
+        let gone = || MountError::new(ErrorKind::NoServer, "the server ended while it was mounting");
+        Client::connect(&socket)?.ok_or_else(gone)?.mount(&request).map(drop)
+    });
+    keeper.run(|_| {}, Some(errand))
+}
+
+/// Goes on as the keeper where another program was, or says whether this one could.
+pub fn keeper(arguments: &KeeperArguments, log: &LogArguments) -> ExitCode {
+    let Some(number) = arguments.state_fd.filter(|_| !arguments.understands) else {
+        println!("{}", understood());
+        return ExitCode::SUCCESS;
+    };
+    log_to_stderr(log);
+    let keep = || Keeper::resume(inherited(number)?)?.run(|_| {}, None);
+    exit_code(keep())
+}
+
+/// A descriptor that this process was started with.
+fn inherited(number: RawFd) -> Result<OwnedFd, MountError> {
+    // SAFETY: asks only; a number that is not open is an error.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(MountError::new(
+            ErrorKind::Usage,
+            format_args!("descriptor {number} is not open; only fuse-oss serve starts this command"),
+        ));
+    }
+    // SAFETY: the keeper has made it for this process alone, and it is taken once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Has the C library give memory back. Left alone it keeps a heap per thread, and what was once used in each.
@@ -79,53 +153,47 @@ fn tame_allocator() {
     }
 }
 
-fn serve_here(settings: &ServerSettings, starter: Option<Starter>) -> Result<(), MountError> {
-    tame_allocator();
-    let ready = || {
-        let runtime = runtime()?;
-        let server = Server::new(settings, runtime.handle().clone())?;
-        let listener = server.listen()?;
-        Ok((runtime, server, listener))
-    };
-    let ready = ready();
-    if let Some(starter) = starter {
-        starter.tell(&ready.as_ref().map(drop).map_err(Clone::clone));
-    }
-    let (runtime, server, listener) = ready?;
-    let outcome = runtime.block_on(server.run(listener, settings.idle_exit));
-    // Fetches under way are not waited for: nobody is there to read them.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+/// Does the server's work, for the keeper that has started this process.
+pub fn worker(arguments: &WorkerArguments, log: &LogArguments) -> ExitCode {
+    log_to_stderr(log);
+    exit_code(work(arguments))
 }
 
-/// Mounts and serves in this process until the mount has gone or a signal comes.
-pub fn mount_in_foreground(arguments: &MountArguments) -> Result<(), MountError> {
-    let request = super::request(arguments)?;
-    let settings = fstab::apply(arguments)?.server_settings();
+fn work(arguments: &WorkerArguments) -> Result<(), MountError> {
     tame_allocator();
+    // The keeper has blocked those it waits for, and that is inherited.
+    let _ = nix::sys::signal::SigSet::all().thread_unblock();
+    let settings: ServerSettings = serde_json::from_str(&arguments.settings)
+        .map_err(|error| MountError::new(ErrorKind::Usage, format_args!("unreadable settings: {error}")))?;
+    let link = Link::from(inherited(arguments.link_fd)?);
+    let listeners = Listeners {
+        control: inherited(arguments.control_fd)?.into(),
+        metrics: arguments.metrics_fd.map(inherited).transpose()?.map(Into::into),
+    };
+    // Held as long as one of keeper and worker lives.
+    let _lock = CacheLock::inherited(inherited(arguments.lock_fd)?)?;
+    let no_keeper = |error: std::io::Error| MountError::new(ErrorKind::Internal, format_args!("the keeper: {error}"));
+    let (keeping, inheritance) = Keeping::begin(link).map_err(no_keeper)?;
+    let orders = keeping.orders().map_err(no_keeper)?;
     let runtime = runtime()?;
-    let server = Server::new(&settings, runtime.handle().clone())?;
-    let listener = server.listen()?;
-    let outcome = runtime.block_on(async {
-        let serving = std::sync::Arc::clone(&server);
-        let serving = tokio::spawn(async move { serving.run(listener, None).await });
-        let reply = server.mount(request).await;
-        match reply {
-            Err(error) => {
-                server.shut_down().await;
-                Err(error)
-            }
-            Ok(reply) => {
-                tokio::select! {
-                    ended = serving => ended.unwrap_or_else(|error| Err(MountError::new(ErrorKind::Internal, error))),
-                    () = server.gone(&reply.target) => {
-                        server.shut_down().await;
-                        Ok(())
-                    }
-                }
-            }
+    let means = match Means::new(&settings, runtime.handle()) {
+        Ok(means) => means,
+        Err(error) => {
+            keeping.say(&ToKeeper::Failed(error));
+            // The keeper says it.
+            return Ok(());
         }
-    });
+    };
+    let server = Server::new(&settings, runtime.handle().clone(), means, keeping, &inheritance);
+    let ending = runtime.block_on(async {
+        server.begin(inheritance).await;
+        server.run(listeners, orders, settings.idle_exit).await
+    })?;
+    if ending == Ending::HandedOver {
+        // At once: dropping things would close what the successor goes on with.
+        std::process::exit(0);
+    }
+    // Fetches under way are not waited for: nobody is there to read them.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    Ok(())
 }

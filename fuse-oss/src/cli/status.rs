@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use fuse_oss::client::servers;
 use fuse_oss::metrics::{LatencySnapshot, ServedSnapshot, Snapshot};
 use fuse_oss::server::human;
-use fuse_oss::{ErrorKind, MountError, MountStatus, Prefetch, PrefetchStatus, Status};
+use fuse_oss::{ErrorKind, MountError, MountStatus, Prefetch, PrefetchStatus, Status, WritableStatus};
 
 use super::arguments::StatusArguments;
 
@@ -46,6 +46,17 @@ impl Display for ForPeople<'_> {
             human(status.fetched.bytes()),
             status.corrupt
         )?;
+        if status.before > 0 {
+            let (before, replaced) = (status.before, status.replaced);
+            line(
+                f,
+                "worker",
+                format_args!(
+                    "process {}, after {before} others ({replaced} made room for another program)",
+                    status.worker
+                ),
+            )?;
+        }
         for mount in &status.mounts {
             show_mount(f, mount)?;
         }
@@ -67,16 +78,43 @@ fn line(f: &mut Formatter<'_>, name: &str, text: impl Display) -> fmt::Result {
 fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
     let detached = if mount.detached { ", detached" } else { "" };
     writeln!(f, "  {} ({} names, {} files open{detached})", mount.target.display(), mount.nodes, mount.open_files)?;
+    if let Some(cause) = &mount.down {
+        writeln!(f, "    DOWN: it answers with errors until it is unmounted: {cause}")?;
+    }
     for entry in &mount.entries {
         writeln!(f, "    {:?} -> {}", entry.at, entry.location.escaped())?;
+    }
+    if let Some(writable) = &mount.writable {
+        writeln!(f, "    {}", Written(writable))?;
     }
     if let Some(prefetch) = &mount.prefetch {
         writeln!(f, "    {}", Ahead(prefetch))?;
     }
     if mount.hidden > 0 {
-        writeln!(f, "    {} keys are not shown, because no file system can hold them", mount.hidden)?;
+        writeln!(
+            f,
+            "    {} keys are not shown: no file system can hold them, or another entry has their place",
+            mount.hidden
+        )?;
     }
     Ok(())
+}
+
+/// What was written in a view.
+struct Written<'a>(&'a WritableStatus);
+
+impl Display for Written<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let written = self.0;
+        write!(f, "writable, into {}: ", written.upper.display())?;
+        if let Some(used) = written.used {
+            write!(f, "{} written, ", human(used.bytes()))?;
+        }
+        if let Some(limit) = written.limit {
+            write!(f, "{} at most, ", human(limit.bytes()))?;
+        }
+        write!(f, "{} can be written yet", human(written.available.bytes()))
+    }
 }
 
 /// How far bringing things in ahead of time is.
@@ -210,6 +248,9 @@ mod tests {
     fn text(metrics: &Metrics) -> String {
         let status = Status {
             pid: 7,
+            worker: 8,
+            before: 0,
+            replaced: 0,
             version: "1.2.3".to_owned(),
             cache_dir: "/cache".into(),
             cache_used: ByteSize::new(1 << 20),
@@ -230,6 +271,18 @@ mod tests {
         let text = text(&Metrics::default());
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.contains("curl --unix-socket /run/fuse-oss/ab.metrics http://localhost/metrics"), "{text}");
+    }
+
+    #[test]
+    fn what_was_written_is_told_as_far_as_it_is_known() {
+        let size = |mib: u64| ByteSize::new(mib << 20);
+        let mut written = WritableStatus { upper: "/u".into(), used: None, limit: None, available: size(7) };
+        assert_eq!(Written(&written).to_string(), "writable, into /u: 7 MiB can be written yet");
+        (written.used, written.limit) = (Some(size(3)), Some(size(10)));
+        assert_eq!(
+            Written(&written).to_string(),
+            "writable, into /u: 3 MiB written, 10 MiB at most, 7 MiB can be written yet"
+        );
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub fn text(status: &Status) -> String {
     // Named one by one, so that a number that is added and not shown does not compile.
     let Status {
         pid: _,
+        worker: _,
+        before,
+        replaced,
         version,
         cache_dir,
         cache_used,
@@ -51,6 +54,8 @@ pub fn text(status: &Status) -> String {
     out.gauge("memory_limit_bytes", "The most memory that blocks may take.", memory_limit.bytes());
     out.gauge("cache_used_bytes", "Bytes in the disk cache.", cache_used.bytes());
     out.gauge("cache_size_bytes", "The most bytes there may be in the disk cache.", cache_size.bytes());
+    out.counter("workers_lost_total", "Workers that were killed or have made room, each followed by another.", *before);
+    out.counter("replaced_total", "Programs that have taken over while mounts went on.", *replaced);
     out.counted(metrics);
     out.mounts(mounts);
     out.0
@@ -420,12 +425,17 @@ mod tests {
             hidden: 1,
             open_files: 2,
             prefetch: None,
+            writable: None,
+            down: None,
         }
     }
 
     fn status(metrics: &Metrics, mounts: Vec<MountStatus>) -> Status {
         Status {
             pid: 7,
+            worker: 2,
+            before: 3,
+            replaced: 1,
             version: "1.2.3".to_owned(),
             cache_dir: "/var/cache/fuse-oss".into(),
             cache_used: ByteSize::new(10),

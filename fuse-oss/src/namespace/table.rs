@@ -7,25 +7,26 @@
 //! Numbers, not pointers: an inode number less one is a record's place, and a key is put together from the path when a request
 //! needs it.
 
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{DefaultHasher, RandomState};
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use oss::{ETag, Key, ObjectMeta};
 
-use super::listing::{Listing, is_visible_name};
+use super::listing::Listing;
 use super::tag::Packed;
 use super::{File, Known, Node, Origin, ROOT};
+use crate::charset::Charset;
 use crate::fault::Fault;
 
-/// The most names one mount remembers, at some 100 bytes each.
-pub const MAX_NODES: usize = 10_000_000;
+/// The most names a mount remembers unless it is told otherwise, at some 100 bytes each.
+pub const MOST_NAMES: u64 = 10_000_000;
 
-/// From so many names on only what is asked for is listed, so that listing ahead never is what fills a mount.
-const ROOM: usize = MAX_NODES / 2;
+/// The most names any mount can remember: their numbers have 32 bits, and so have the places of their names.
+const NUMBERS: usize = 100_000_000;
 
 /// Directories of up to so many names are searched from front to back.
 const SMALL: usize = 8;
@@ -38,13 +39,38 @@ const TAG_PACKED: u8 = 8;
 const TAG_UPPER: u8 = 16;
 const TAG_ASIDE: u8 = 32;
 const KEY_ASIDE: u8 = 64;
+/// Its name is 256 bytes longer than its record says; see [`MAX_SEGMENT`](crate::charset::MAX_SEGMENT).
+const LONG: u8 = 128;
 
 /// No time is known.
-const TIMELESS: i64 = i64::MIN;
+pub const TIMELESS: i64 = i64::MIN;
 
 /// A directory's place among the directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dir(u32);
+
+impl Dir {
+    /// Its place; see [`Table::nth_directory`].
+    pub fn number(self) -> u64 {
+        self.0.into()
+    }
+}
+
+/// The key of the hash by which names are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seed(pub [u8; 16]);
+
+impl Seed {
+    /// One that nobody can guess.
+    pub fn random() -> Self {
+        // What the standard library keys its hash maps with comes from the system's random numbers.
+        let half = || RandomState::new().hash_one(0_u64).to_le_bytes();
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&half());
+        seed[8..].copy_from_slice(&half());
+        Self(seed)
+    }
+}
 
 #[derive(Debug)]
 struct Record {
@@ -100,6 +126,8 @@ pub struct Root {
     pub prefix: String,
     /// The directory that shows it.
     pub dir: Dir,
+    /// The character set its names are shown in.
+    pub charset: Charset,
     /// Pages were in the order of the keys' bytes so far.
     pub ordered: bool,
 }
@@ -111,11 +139,19 @@ pub struct Table {
     names: Vec<u8>,
     directories: Vec<Directory>,
     roots: Vec<Root>,
-    hasher: RandomState,
+    seed: Seed,
+    /// The most names there may be.
+    most: usize,
     /// Entity tags that do not fit into a record, by inode number.
     tags: HashMap<u32, Box<str>>,
     /// Single objects that were put at a place of the tree, by inode number.
     objects: HashMap<u32, (Arc<Origin>, Box<str>)>,
+    /// What was put at a place of the tree and what was made up on the way there, by inode number: no listing changes it.
+    placed: HashSet<u32>,
+    /// The directories that such names are in.
+    with_placed: HashSet<Dir>,
+    /// The character sets of directories that are in no mounted location.
+    made_up: HashMap<Dir, Charset>,
     /// How often a file's content had been found wrong when it was opened last, where it ever was.
     wrong: HashMap<u32, AtomicU64>,
     /// Objects that are shown.
@@ -129,11 +165,12 @@ pub struct Table {
 }
 
 fn narrow(number: u64) -> u32 {
-    // MAX_NODES is far below.
+    // `NUMBERS` is far below.
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn nanos(time: Option<SystemTime>) -> i64 {
+/// Nanoseconds since 1970.
+pub fn nanos(time: Option<SystemTime>) -> i64 {
     let Some(time) = time else { return TIMELESS };
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(TIMELESS),
@@ -141,7 +178,8 @@ fn nanos(time: Option<SystemTime>) -> i64 {
     }
 }
 
-fn time(nanos: i64) -> Option<SystemTime> {
+/// The time so many nanoseconds since 1970.
+pub fn time(nanos: i64) -> Option<SystemTime> {
     let distance = Duration::from_nanos(nanos.unsigned_abs());
     match nanos {
         TIMELESS => None,
@@ -152,15 +190,20 @@ fn time(nanos: i64) -> Option<SystemTime> {
 
 impl Table {
     /// A table with a root directory that nothing is mounted at yet.
-    pub fn new() -> Self {
+    pub fn with_seed(seed: Seed, most_names: u64) -> Self {
+        let most = usize::try_from(most_names).map_or(NUMBERS, |most| most.min(NUMBERS));
         let mut table = Self {
             records: Vec::new(),
             names: Vec::new(),
             directories: Vec::new(),
             roots: Vec::new(),
-            hasher: RandomState::new(),
+            seed,
+            most,
             tags: HashMap::new(),
             objects: HashMap::new(),
+            placed: HashSet::new(),
+            with_placed: HashSet::new(),
+            made_up: HashMap::new(),
             wrong: HashMap::new(),
             files: 0,
             bytes: 0,
@@ -195,7 +238,8 @@ impl Table {
 
     /// Whether there is room for names that nobody asked for.
     pub fn has_room(&self) -> bool {
-        self.records.len() < ROOM
+        // From half of them on only what is asked for is listed, so that listing ahead never is what fills a mount.
+        self.records.len() < self.most / 2
     }
 
     fn record(&self, ino: u64) -> Option<&Record> {
@@ -215,7 +259,8 @@ impl Table {
 
     fn name_of(&self, record: &Record) -> &str {
         let from = record.name as usize;
-        let bytes = self.names.get(from..from + usize::from(record.name_len)).unwrap_or_default();
+        let more = if record.flags.load(Ordering::Relaxed) & LONG == 0 { 0 } else { 256 };
+        let bytes = self.names.get(from..from + usize::from(record.name_len) + more).unwrap_or_default();
         // Only whole strings were put in.
         std::str::from_utf8(bytes).unwrap_or_default()
     }
@@ -240,6 +285,12 @@ impl Table {
         let record = self.record(ino)?;
         let is_directory = record.flags.load(Ordering::Relaxed) & DIRECTORY != 0;
         is_directory.then(|| Dir(narrow(record.payload)))
+    }
+
+    /// The directory at a place.
+    pub fn nth_directory(&self, number: u64) -> Option<Dir> {
+        let place = usize::try_from(number).ok().filter(|&place| place < self.directories.len())?;
+        u32::try_from(place).ok().map(Dir)
     }
 
     /// What is known of a directory.
@@ -277,6 +328,32 @@ impl Table {
     /// The mounted location that a directory is in.
     pub fn root_of(&self, dir: Dir) -> Option<&Root> {
         self.roots.get(self.directory(dir).root? as usize)
+    }
+
+    /// The character set that the names of a directory are shown in.
+    pub fn charset(&self, dir: Dir) -> Charset {
+        match self.root_of(dir) {
+            Some(root) => root.charset,
+            None => self.made_up.get(&dir).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Whether all names are shown as keys are written.
+    pub fn is_plain(&self) -> bool {
+        let roots = self.roots.iter().map(|root| root.charset);
+        roots.chain(self.made_up.values().copied()).all(|charset| charset.is_utf8())
+    }
+
+    /// The directory at an inode number, if it is one of the same location as the directory `above` it, and not the top of another
+    /// location that has its place there.
+    pub fn child(&self, above: Dir, ino: u64) -> Option<Dir> {
+        self.dir(ino).filter(|dir| self.directory(*dir).root == self.directory(above).root)
+    }
+
+    /// Whether a name was put there by the mount itself, so that whatever the location around it has of that name is not shown.
+    pub fn is_placed(&self, dir: Dir, name: &str) -> bool {
+        let placed = |ino| self.placed.contains(&narrow(ino));
+        self.with_placed.contains(&dir) && self.find(dir, name).is_some_and(placed)
     }
 
     /// Remembers that a location's pages come in another order than that of the keys.
@@ -361,7 +438,10 @@ impl Table {
     }
 
     fn hash(&self, name: &str) -> u64 {
-        self.hasher.hash_one(name)
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.seed.0);
+        hasher.write(name.as_bytes());
+        hasher.finish()
     }
 
     fn slot(hash: u64, slots: usize) -> usize {
@@ -398,7 +478,7 @@ impl Table {
             return self.node(u64::from(ino)).map_or(Known::Missing, Known::Node);
         }
         let is_missing = directory.missing.as_ref().is_some_and(|missing| missing.contains(&hash));
-        if directory.listing.is_complete() || is_missing || !is_visible_name(name) {
+        if directory.listing.is_complete() || is_missing || !self.charset(dir).shows(name) {
             return Known::Missing;
         }
         if let Some(reached) = directory.listing.reached()
@@ -432,21 +512,33 @@ impl Table {
         })
     }
 
-    /// Begins a mounted location at a directory that nothing is mounted at.
-    pub fn mount(&mut self, dir: Dir, origin: Arc<Origin>, prefix: String) {
+    /// Begins a mounted location at a directory that nothing is mounted at or below.
+    pub fn mount(&mut self, dir: Dir, origin: Arc<Origin>, prefix: String, charset: Charset) {
         let root = u32::try_from(self.roots.len()).unwrap_or(u32::MAX);
-        self.roots.push(Root { origin, prefix, dir, ordered: true });
+        self.roots.push(Root { origin, prefix, dir, charset, ordered: true });
         let directory = self.directory_mut(dir);
         directory.root = Some(root);
         directory.listing = Listing::Fresh;
     }
 
-    fn push(&mut self, dir: Dir, name: &str, flags: u8, payload: u64) -> Result<u32, Fault> {
+    fn push(&mut self, dir: Dir, name: &str, mut flags: u8, payload: u64) -> Result<u32, Fault> {
         let too_many = Fault::TooManyNames(self.records.len());
-        if self.records.len() >= MAX_NODES {
+        if self.records.len() >= self.most {
             return Err(too_many);
         }
-        let (Ok(at), Ok(name_len)) = (u32::try_from(self.names.len()), u8::try_from(name.len())) else {
+        // One listing that never ends must not be the end of all others.
+        let most_in_one = self.most / 5 * 4;
+        if self.count(dir) >= most_in_one {
+            return Err(Fault::DirectoryTooLarge(most_in_one));
+        }
+        let short = match name.len().checked_sub(256) {
+            Some(over) => {
+                flags |= LONG;
+                over
+            }
+            None => name.len(),
+        };
+        let (Ok(at), Ok(name_len)) = (u32::try_from(self.names.len()), u8::try_from(short)) else {
             return Err(too_many);
         };
         self.names.extend_from_slice(name.as_bytes());
@@ -523,33 +615,73 @@ impl Table {
         self.push_file(dir, name, meta, 0).map(Some)
     }
 
-    /// Puts a single object at a place whose parents were made up.
+    /// Puts a single object at a place, before any page of the location around it is taken in.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn place_object(&mut self, dir: Dir, name: &str, origin: Arc<Origin>, meta: &ObjectMeta) -> Result<(), Fault> {
-        let ino = self.push_file(dir, name, meta, KEY_ASIDE)?;
-        self.objects.insert(narrow(ino), (origin, meta.key.as_str().into()));
+    pub fn place_object(
+        &mut self,
+        dir: Dir,
+        name: &str,
+        charset: Charset,
+        origin: Arc<Origin>,
+        meta: &ObjectMeta,
+    ) -> Result<(), Fault> {
+        self.make_up(dir, charset);
+        let ino = narrow(self.push_file(dir, name, meta, KEY_ASIDE)?);
+        self.objects.insert(ino, (origin, meta.key.as_str().into()));
+        self.placed.insert(ino);
+        self.with_placed.insert(dir);
         Ok(())
     }
 
-    /// A made-up directory at a place; the one that is there, if one is.
+    /// Notes in which character set a directory outside of all locations shows its names: that of the first entry below it.
+    fn make_up(&mut self, dir: Dir, charset: Charset) {
+        if self.directory(dir).root.is_none() {
+            self.made_up.entry(dir).or_insert(charset);
+        }
+    }
+
+    /// Makes a single object all there is: the root is a file then. Before anything else is put anywhere.
+    pub fn place_alone(&mut self, origin: Arc<Origin>, meta: &ObjectMeta) {
+        let ino = narrow(ROOT);
+        if let Some(record) = self.records.first_mut() {
+            *record.flags.get_mut() = KEY_ASIDE;
+            record.payload = meta.size;
+        }
+        self.describe(ino, meta);
+        self.objects.insert(ino, (origin, meta.key.as_str().into()));
+    }
+
+    /// A directory on the way to a place; the one that is there, if one is. In a mounted location it is one of that
+    /// location, whether there are keys below it or not; elsewhere it is made up, and its names are shown in `charset`.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn place_directory(&mut self, dir: Dir, name: &str) -> Result<Option<Dir>, Fault> {
+    pub fn place_directory(&mut self, dir: Dir, name: &str, charset: Charset) -> Result<Option<Dir>, Fault> {
+        self.make_up(dir, charset);
         if let Some(ino) = self.find(dir, name) {
             return Ok(self.dir(ino));
         }
         let place = self.directories.len() as u64;
         let ino = self.push(dir, name, DIRECTORY, place)?;
-        self.directories.push(Directory::new(ino, None));
+        let root = self.directory(dir).root;
+        self.directories.push(Directory::new(ino, root));
+        self.placed.insert(ino);
+        self.with_placed.insert(dir);
         Ok(self.dir(u64::from(ino)))
     }
 
-    fn push_file(&mut self, dir: Dir, name: &str, meta: &ObjectMeta, mut flags: u8) -> Result<u64, Fault> {
+    fn push_file(&mut self, dir: Dir, name: &str, meta: &ObjectMeta, flags: u8) -> Result<u64, Fault> {
+        let ino = self.push(dir, name, flags, meta.size)?;
+        self.describe(ino, meta);
+        Ok(u64::from(ino))
+    }
+
+    /// Notes what is known of an object in its record, and beside it what does not fit.
+    fn describe(&mut self, ino: u32, meta: &ObjectMeta) {
         let tag = meta.etag.as_ref().map(|tag| (tag, Packed::new(&tag.0)));
-        flags |= match &tag {
+        let mut flags = match &tag {
             Some((_, Some(packed))) if packed.upper => TAG_PACKED | TAG_UPPER,
             Some((_, Some(_))) => TAG_PACKED,
             Some((_, None)) => TAG_ASIDE,
@@ -558,8 +690,8 @@ impl Table {
         if meta.archived {
             flags |= ARCHIVED;
         }
-        let ino = self.push(dir, name, flags, meta.size)?;
-        if let Some(record) = self.records.last_mut() {
+        if let Some(record) = self.records.get_mut(ino as usize - 1) {
+            *record.flags.get_mut() |= flags;
             record.modified = nanos(meta.modified);
             if let Some((_, Some(packed))) = &tag {
                 record.tag = packed.bytes;
@@ -571,7 +703,6 @@ impl Table {
         if let Some((tag, None)) = tag {
             self.tags.insert(ino, tag.0.as_str().into());
         }
-        Ok(u64::from(ino))
     }
 
     /// Freezes a name as missing, unless it was frozen before. Returns what stands.
@@ -624,5 +755,40 @@ impl Directory {
             index: Vec::new(),
             missing: None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    /// A table that nobody goes on with.
+    pub fn new() -> Self {
+        Self::with_seed(Seed::random(), MOST_NAMES)
+    }
+
+    /// Everything that decides what is shown, in an order of its own.
+    pub fn all(&self) -> Vec<String> {
+        let mut all: Vec<String> = (1..=self.len() as u64)
+            .map(|ino| {
+                let file = self.file(ino).map(|file| {
+                    let root = file.origin.store.root().to_string();
+                    (root, file.key, file.size, file.modified, file.etag, file.archived)
+                });
+                format!("{:?} {:?} {:?} {file:?}", self.node(ino), self.name(ino), self.position(ino))
+            })
+            .collect();
+        for directory in &self.directories {
+            let Directory { ino, root, listing, order, missing, .. } = directory;
+            let mut missing: Vec<_> = missing.iter().flat_map(|missing| missing.iter()).collect();
+            missing.sort_unstable();
+            all.push(format!("{ino} {root:?} {listing:?} {order:?} {missing:?}"));
+        }
+        for Root { prefix, dir, ordered, charset, .. } in &self.roots {
+            all.push(format!("{prefix:?} {dir:?} {ordered} {charset:?}"));
+        }
+        let mut placed: Vec<_> = self.placed.iter().collect();
+        placed.sort_unstable();
+        all.push(format!("{placed:?}"));
+        all.push(format!("{} {} {} {:?}", self.files, self.bytes, self.hidden, self.first_hidden));
+        all
     }
 }

@@ -4,11 +4,18 @@ use super::*;
 use crate::double::{Content, DoubleStore};
 use std::collections::BTreeSet;
 
+mod stitched;
+
+pub fn identity() -> Identity {
+    let created = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+    Identity { created, salt: 7, uid: 1, gid: 2, most_names: 1_000_000 }
+}
+
 async fn tree(store: &Arc<DoubleStore>, prefix: &str) -> Namespace {
     let request = ListRequest { prefix: prefix.into(), delimiter: true, ..ListRequest::default() };
     let first = store.list(request).await.unwrap();
     let source = Source::Directory { origin: store.origin(), prefix: prefix.into(), first };
-    Namespace::new("test".into(), vec![(String::new(), source)]).unwrap()
+    Namespace::new("test".into(), identity(), vec![(String::new(), source)], None).unwrap()
 }
 
 async fn names(namespace: &Namespace, ino: u64) -> BTreeSet<String> {
@@ -119,7 +126,7 @@ async fn entries_stand_at_their_places() {
         ("0".to_owned(), Source::Directory { origin: store.origin(), prefix: "d/".into(), first }),
         ("1/x/renamed".to_owned(), Source::Object { origin: store.origin(), meta }),
     ];
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     let object = find(&namespace, "1/x/renamed").await.unwrap();
     assert_eq!(key(&namespace, &object), "one");
     assert_eq!(key(&namespace, &find(&namespace, "0/a").await.unwrap()), "d/a");
@@ -285,6 +292,28 @@ async fn a_listing_that_never_ends_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_directory_that_goes_on_and_on_leaves_room_for_others() {
+    let store = wide(2, 200);
+    store.put("other/file", Content::MadeUp(5));
+    let request = ListRequest { delimiter: true, ..ListRequest::default() };
+    let source =
+        Source::Directory { origin: store.origin(), prefix: String::new(), first: store.list(request).await.unwrap() };
+    let identity = Identity { most_names: 150, ..identity() };
+    let namespace = Namespace::new("test".into(), identity, vec![(String::new(), source)], None).unwrap();
+    let large = find(&namespace, "d000").await.unwrap();
+    let fault = namespace.list_to(large.ino, 199).await.unwrap_err();
+    assert!(fault.to_string().contains("120 names"), "{fault}");
+    assert_eq!(fault.errno_at_open(), libc::ENOMEM);
+    assert!(namespace.len() <= 150);
+    // What is known of it stays, what it has beyond cannot be had, and others are not affected.
+    assert!(namespace.can_tell(large.ino, 119) && find(&namespace, "d000/f000").await.is_some());
+    assert_eq!(find(&namespace, "other/file").await.unwrap().size, 5);
+    let lists_before = lists(&store);
+    assert!(namespace.lookup(large.ino, "f199").await.is_err());
+    assert!(lists(&store) <= lists_before + 2);
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_to_everybody_who_waits_and_asked_again() {
     let store = wide(3, 3);
     let namespace = Arc::new(tree(&store, "").await);
@@ -368,7 +397,7 @@ async fn everything_is_listed_ahead_of_time() {
         ("some/one".to_owned(), source("d001/").await),
         ("some/file".to_owned(), Source::Object { origin: store.origin(), meta }),
     ];
-    let namespace = Namespace::new("test".into(), entries).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), entries, None).unwrap();
     assert_eq!(namespace.prefetched(), None);
     // Somebody looks around meanwhile, so that sweeps meet.
     let looks = async {
@@ -431,7 +460,7 @@ fn a_hundred_thousand_names_take_little_memory() {
     let before = resident();
     let first = ListPage { continuation: Some("more".to_owned()), ..ListPage::default() };
     let source = Source::Directory { origin: store.origin(), prefix: String::new(), first };
-    let namespace = Namespace::new("test".into(), vec![(String::new(), source)]).unwrap();
+    let namespace = Namespace::new("test".into(), identity(), vec![(String::new(), source)], None).unwrap();
     let (mut from, mut number) = (None::<String>, 0);
     while number < NAMES {
         let objects: Vec<ObjectMeta> = (number..number + 1000).map(meta).collect();
@@ -482,4 +511,50 @@ async fn sweeps_come_back_after_an_outage() {
     assert_eq!(walk(&namespace).await, 3060);
     let made = lists(&store) - before;
     assert!(made < 30, "{made} listings");
+}
+
+#[tokio::test]
+async fn an_outage_is_told_in_a_tree_that_seemed_small() {
+    let store = DoubleStore::new(10);
+    for d in 0..100 {
+        for f in 0..5 {
+            store.put(&format!("d{d:03}/f{f}"), Content::MadeUp(1));
+        }
+    }
+    let namespace = tree(&store, "").await;
+    assert_eq!(names(&namespace, ROOT).await.len(), 100);
+    // Two children asked about: a sweep, which passes some of them and makes the tree look small.
+    for d in [0, 1] {
+        find(&namespace, &format!("d{d:03}/f0")).await.unwrap();
+    }
+    // Let it come to where its credits end.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    store.knobs.outage.store(true, Ordering::Relaxed);
+    let directory = find(&namespace, "d090").await.unwrap();
+    assert!(!namespace.can_tell(directory.ino, 0), "it was listed before");
+    let outcome = tokio::time::timeout(Duration::from_secs(5), namespace.list_to(directory.ino, 0)).await;
+    assert!(outcome.expect("nobody is told").is_err());
+}
+
+#[tokio::test]
+async fn a_server_that_begins_at_the_front_again_comes_to_the_end() {
+    let keys: Vec<String> = (0..40).map(|i| format!("d/k{i:02}")).chain(["e/x".to_owned(), "f/x".to_owned()]).collect();
+    let store = DoubleStore::with_keys(4, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let namespace = tree(&store, "").await;
+    let directory = find(&namespace, "d").await.unwrap();
+    // A sweep has come as far as here, and its token is of no use to the directory's own listing.
+    let dir = namespace.shared.read().dir(directory.ino).unwrap();
+    let (mut from, mut continuation) = (None, None);
+    for number in 1..4 {
+        let request = ListRequest { prefix: "d/".into(), continuation, ..ListRequest::default() };
+        let page = store.list(request).await.unwrap();
+        continuation = page.continuation.clone();
+        from = namespace.shared.write().absorb_sweep(dir, from.as_deref(), number, page).unwrap().last;
+    }
+    store.knobs.ignore_start_after.store(true, Ordering::Relaxed);
+    let outcome = tokio::time::timeout(Duration::from_secs(5), namespace.list_to(directory.ino, 39)).await;
+    outcome.expect("it lists for ever").unwrap();
+    assert_eq!(names(&namespace, directory.ino).await.len(), 40);
 }

@@ -1,8 +1,10 @@
 //! One client on the control socket.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -12,8 +14,16 @@ use tracing::{debug, warn};
 use super::Server;
 use crate::cache::Cache;
 use crate::error::{ErrorKind, MountError};
+use crate::keeper::message::ToKeeper;
+use crate::keeper::replace::understood;
 use crate::options::{MountRequest, UnmountMode};
 use crate::protocol::{self, Answer, MAX_LINE, Request};
+
+/// How long a program may take to say whether it can take over.
+const UNDERSTANDS_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the keeper may take to have this process end.
+const REPLACE_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a client that waits for long hears how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -97,6 +107,7 @@ impl Connection {
                 self.server.give_up_idle();
                 self.with_cache(|cache| Answer::CacheCleared(Box::new(cache.clear()))).await
             }
+            Request::Replace { program } => Answer::Failed(self.replace(program).await),
             // It has many answers; see `talk`.
             Request::CacheVerify => {
                 Answer::Failed(MountError::new(ErrorKind::Internal, "verifying has one answer only"))
@@ -110,6 +121,29 @@ impl Connection {
         let Some(cache) = self.server.blocks.cache().cloned() else { return no_cache() };
         let done = self.server.runtime.spawn_blocking(move || action(&cache)).await;
         done.unwrap_or_else(|error| Answer::Failed(MountError::new(ErrorKind::Internal, error)))
+    }
+
+    /// Has another program take over. Returns only if it does not.
+    async fn replace(&self, program: PathBuf) -> MountError {
+        let path = program.clone();
+        let fits = self.server.runtime.spawn_blocking(move || understands(&path)).await;
+        match fits {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error,
+            Err(error) => return MountError::new(ErrorKind::Internal, error),
+        }
+        let mut refused = self.server.not_replaced.subscribe();
+        refused.mark_unchanged();
+        self.server.keeping.say(&ToKeeper::Replace { program });
+        // This request does not keep the worker from ending.
+        self.server.unanswered.fetch_sub(1, Ordering::AcqRel);
+        let answer = tokio::time::timeout(REPLACE_LIMIT, refused.changed()).await;
+        self.server.unanswered.fetch_add(1, Ordering::AcqRel);
+        let said = refused.borrow().clone();
+        match (answer, said) {
+            (Ok(Ok(())), Some(error)) => error,
+            _ => MountError::new(ErrorKind::Internal, "the keeper did not start the program; see the server's log"),
+        }
     }
 
     /// Reads the cache back, and tells the client every second how far that is. It ends when the client has gone.
@@ -177,6 +211,47 @@ fn no_cache() -> Answer {
         ErrorKind::Invalid,
         "the server that uses this directory has no cache on disk (--cache-size 0)",
     ))
+}
+
+/// Whether a program can go on with what this one holds: it is asked.
+fn understands(program: &Path) -> Result<(), MountError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        MountError::new(
+            ErrorKind::Invalid,
+            format_args!("{} cannot take over: {why}; this program goes on", program.display()),
+        )
+    };
+    let mut command = Command::new(program);
+    command.arg("keeper").arg("--understands").env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| refused(&error))?;
+    let deadline = Instant::now() + UNDERSTANDS_LIMIT;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(refused(&"it does not answer"));
+            }
+            Err(error) => return Err(refused(&error)),
+        }
+    };
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        // It has ended; what it said is in the pipe.
+        let _ = std::io::Read::read_to_string(&mut std::io::Read::take(stdout, 4096), &mut said);
+    }
+    if status.success() && said.trim() == understood() {
+        return Ok(());
+    }
+    let what = format!(
+        "it is no fuse-oss that understands this one's state ({status}, it said {:?}, wanted is {:?})",
+        said.trim(),
+        understood()
+    );
+    Err(refused(&what))
 }
 
 /// A mount made here would be invisible to a client that lives in another mount namespace, and it would wonder.

@@ -130,6 +130,9 @@ mod tests {
     fn status() -> Status {
         Status {
             pid: 1,
+            worker: 2,
+            before: 0,
+            replaced: 0,
             version: "1.2.3".to_owned(),
             cache_dir: "/c".into(),
             cache_used: ByteSize::new(0),

@@ -1,0 +1,234 @@
+//! A server is a keeper and a worker: what happens when one of them dies, or makes room for another program.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::mounts::{Sandbox, alive, wait_until};
+
+const LARGE: usize = 9 << 20;
+
+/// A tree with a small file, a large one and a directory.
+fn fill(sandbox: &Sandbox) -> Vec<u8> {
+    let bytes: Vec<u8> = (0..LARGE).map(|n| u8::try_from(n * 7 / 3 % 251).unwrap()).collect();
+    fs::write(sandbox.source().join("large"), &bytes).unwrap();
+    fs::write(sandbox.source().join("small"), "hello").unwrap();
+    fs::create_dir(sandbox.source().join("directory")).unwrap();
+    fs::write(sandbox.source().join("directory/file"), "inside").unwrap();
+    bytes
+}
+
+/// A server that a test runs itself, with these arguments, and the mount.
+fn serve(sandbox: &Sandbox, arguments: &[&str]) -> Child {
+    let log = File::create(sandbox.path("run/test.log")).unwrap();
+    let mut server = sandbox.command();
+    let child = server.arg("serve").args(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    wait_until("the server answers", || sandbox.run(["status", "--json"]).stdout.contains("\"worker\""));
+    sandbox.mount();
+    child
+}
+
+fn kill_worker(sandbox: &Sandbox) -> Pid {
+    let worker = sandbox.worker().expect("a worker");
+    kill(worker, Signal::SIGKILL).unwrap();
+    wait_until("there is another worker", || {
+        sandbox.worker().is_some_and(|now| now != worker) && sandbox.run(["status"]).code == Some(0)
+    });
+    worker
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+#[test]
+fn a_killed_worker_is_not_noticed() {
+    let sandbox = Sandbox::new();
+    let bytes = fill(&sandbox);
+    sandbox.mount();
+    let server = sandbox.server().unwrap();
+    let large = File::open(sandbox.mnt().join("large")).unwrap();
+    let small = File::open(sandbox.mnt().join("small")).unwrap();
+    let listed: Vec<_> = fs::read_dir(sandbox.mnt()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(fs::metadata(sandbox.mnt().join("missing")).is_err());
+    let inode = |name: &str| fs::metadata(sandbox.mnt().join(name)).unwrap().ino();
+    let inodes = ["large", "small", "directory"].map(inode);
+    let mut inside = Command::new("sleep").arg("100").current_dir(sandbox.mnt().join("directory")).spawn().unwrap();
+    // What has been looked for and was missing stays missing, whatever happens in between.
+    fs::write(sandbox.source().join("missing"), "late").unwrap();
+    for round in 0..5 {
+        kill_worker(&sandbox);
+        let mut some = vec![0; 300_000];
+        large.read_exact_at(&mut some, (round * 1_500_000) as u64).unwrap();
+        assert!(some == bytes[round * 1_500_000..][..300_000], "round {round}");
+        let mut text = [0; 5];
+        small.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"hello");
+        assert!(fs::metadata(sandbox.mnt().join("missing")).is_err());
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        assert!(fs::metadata(sandbox.mnt().join("missing")).is_err());
+        let again: Vec<_> = fs::read_dir(sandbox.mnt()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(again, listed);
+        assert_eq!(["large", "small", "directory"].map(inode), inodes);
+        assert_eq!(fs::read_to_string(sandbox.mnt().join("directory/file")).unwrap(), "inside");
+    }
+    assert!(fs::read(sandbox.mnt().join("large")).unwrap() == bytes);
+    assert_eq!(sandbox.server(), Some(server), "the keeper is the same");
+    assert_eq!(sandbox.status()["before"], 5);
+    drop((large, small));
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    sandbox.umount();
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn on_a_kernel_that_cannot_send_again_a_mount_is_made_anew() {
+    let sandbox = Sandbox::new();
+    let bytes = fill(&sandbox);
+    let mut server = serve(&sandbox, &["--without-resend"]);
+    let held = File::open(sandbox.mnt().join("large")).unwrap();
+    kill_worker(&sandbox);
+    wait_until("it is mounted anew", || fs::read(sandbox.mnt().join("small")).is_ok_and(|text| text == b"hello"));
+    assert!(fs::read(sandbox.mnt().join("large")).unwrap() == bytes);
+    // Whoever had it open gets an error, and does not wait.
+    let mut held = held;
+    assert!(held.read(&mut [0; 1 << 20]).is_err());
+    assert_eq!(sandbox.mounts(), [sandbox.mnt()], "only one of them is there");
+    drop(held);
+    kill(pid(&server), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn a_worker_without_a_keeper_goes_on_until_it_is_told_to_end() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.mount();
+    let (server, worker) = (sandbox.server().unwrap(), sandbox.worker().unwrap());
+    kill(server, Signal::SIGKILL).unwrap();
+    wait_until("the keeper is gone", || !alive(server));
+    assert_eq!(fs::read_to_string(sandbox.mnt().join("directory/file")).unwrap(), "inside");
+    // Clients reach it, and it owns the cache directory.
+    wait_until("it says who it is", || sandbox.status()["pid"] == worker.as_raw());
+    sandbox.run(["serve"]).failed(71, &["belongs to another fuse-oss server"]);
+    kill(worker, Signal::SIGTERM).unwrap();
+    wait_until("it has ended", || !alive(worker));
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn a_mount_in_use_is_waited_for_and_then_detached() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    let mut server = serve(&sandbox, &["--stop-timeout=2"]);
+    let mut inside = Command::new("sleep").arg("100").current_dir(sandbox.mnt()).spawn().unwrap();
+    kill(pid(&server), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
+    let log = sandbox.log();
+    let user = format!("process {} (sleep) works in it", inside.id());
+    assert!(log.contains("waited for, for 2 s") && log.contains(&user) && log.contains("detaching it"), "{log}");
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    let mut server = serve(&sandbox, &["--stop-timeout=3600"]);
+    let mut inside = Command::new("sleep").arg("100").current_dir(sandbox.mnt()).spawn().unwrap();
+    kill(pid(&server), Signal::SIGTERM).unwrap();
+    wait_until("it waits", || sandbox.log().contains("waited for"));
+    kill(pid(&server), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn another_program_takes_over_and_one_that_cannot_does_not() {
+    let sandbox = Sandbox::new();
+    let bytes = fill(&sandbox);
+    sandbox.mount();
+    let (server, worker) = (sandbox.server().unwrap(), sandbox.worker().unwrap());
+    let large = File::open(sandbox.mnt().join("large")).unwrap();
+    sandbox.run(["serve", "--replace"]).succeeded();
+    let status = sandbox.status();
+    assert_eq!((&status["pid"], &status["replaced"]), (&server.as_raw().into(), &1.into()));
+    assert_ne!(status["worker"], worker.as_raw());
+    let mut all = vec![0; bytes.len()];
+    large.read_exact_at(&mut all, 0).unwrap();
+    assert!(all == bytes);
+
+    // A program that understands nothing, as its caller would be: refused, and nothing has changed.
+    let other = sandbox.path("other");
+    fs::write(&other, "#!/bin/sh\necho something else\n").unwrap();
+    fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let refused = replace_with(&sandbox, &other);
+    assert!(refused.contains("cannot take over"), "{refused}");
+    // One that says it does, and dies: the one before goes on.
+    let understood = fuse_oss::keeper::replace::understood();
+    let script = format!("#!/bin/sh\n[ \"$2\" = --understands ] && echo '{understood}' && exit 0\nexit 3\n");
+    fs::write(&other, script).unwrap();
+    assert_eq!(sandbox.status()["replaced"], 1);
+    assert_eq!(fs::read_to_string(sandbox.mnt().join("small")).unwrap(), "hello");
+    drop(large);
+    sandbox.umount();
+}
+
+/// Asks the server over its socket to go on with this program; the answer as it came.
+fn replace_with(sandbox: &Sandbox, program: &Path) -> String {
+    let socket = fs::read_dir(sandbox.path("run")).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        path.extension().is_some_and(|extension| extension == "sock").then_some(path)
+    });
+    let mut stream = std::os::unix::net::UnixStream::connect(socket.expect("a socket")).unwrap();
+    let request = fuse_oss::protocol::Request::Replace { program: program.to_owned() };
+    std::io::Write::write_all(&mut stream, &fuse_oss::protocol::encode(&request).unwrap()).unwrap();
+    let mut answer = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_keeper_is_small_and_neither_process_shows_a_secret() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    let mut command = sandbox.command();
+    command.env("OSS_ACCESS_KEY_ID", "the-id").env("OSS_ACCESS_KEY_SECRET", "the-secret-value");
+    let mounted = command.args(["mount".as_ref(), sandbox.location().as_ref(), sandbox.mnt().as_os_str()]).status();
+    assert!(mounted.unwrap().success());
+    fs::read(sandbox.mnt().join("large")).unwrap();
+    for process in [sandbox.server().unwrap(), sandbox.worker().unwrap()] {
+        for file in ["environ", "cmdline"] {
+            let text = fs::read(format!("/proc/{process}/{file}")).unwrap();
+            assert!(!String::from_utf8_lossy(&text).contains("the-secret-value"), "{file}");
+        }
+    }
+    let memory = fs::read_to_string(format!("/proc/{}/smaps_rollup", sandbox.server().unwrap())).unwrap();
+    let dirty = memory.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+    let kib: u64 = dirty.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(kib < 4096, "{kib} KiB");
+    let score = |pid: Pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    let (keeper, worker) = (score(sandbox.server().unwrap()), score(sandbox.worker().unwrap()));
+    assert_ne!(worker.trim(), "-900");
+    // Containers often may not: CAP_SYS_RESOURCE.
+    let may = kill_preference_can_be_lowered();
+    assert_eq!(keeper.trim() == "-900", may, "{keeper}");
+}
+
+fn kill_preference_can_be_lowered() -> bool {
+    let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+    let lowered = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-900").is_ok();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lowered
+}
