@@ -8,6 +8,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{Setup, StepError};
 use crate::device::{Device, Kind};
 use crate::identity::{Owner, Uuid};
@@ -308,6 +310,11 @@ fn exclusive(target: &Target) -> Result<File, StepError> {
         }
     };
     same(&file, target)?;
+    // What is cached may be older than the disk: a file system writes past the cache of its device, which goes only with the
+    // last one who has the device open. What is decided now is decided from the disk.
+    file.sync_all().map_err(system(format!("writing to {target}")))?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .map_err(|error| system(format!("forgetting what is cached of {target}"))(error.into()))?;
     Ok(file)
 }
 
