@@ -20,7 +20,7 @@ pub use description::{Container, Input, Job as JobDescription, LogFile, NetworkM
 mod document;
 mod draft;
 pub mod environment;
-mod finding;
+pub(crate) mod finding;
 pub mod names;
 pub mod schema;
 mod validate;

@@ -2,7 +2,8 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under; [`outcome`] is what is reported. [`cli`] is the command line over all of it.
+//! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. [`cli`] is the command line
+//! over all of it.
 
 pub mod cli;
 pub mod console;
@@ -11,8 +12,10 @@ pub mod durable;
 pub mod exit;
 pub mod instance;
 pub mod job;
+pub mod network;
 pub mod node;
 pub mod outcome;
+pub mod programs;
 pub mod run;
 pub mod schedule;
 pub mod settings;
