@@ -90,6 +90,27 @@ pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
     Ok(Sampled::Zeros { bytes })
 }
 
+/// Visits every block of 4 KiB of the samples that is not all zeros, until `visit` has seen enough and says `false`.
+///
+/// Blocks begin at multiples of 4 KiB of the device; the last one of a device may be shorter.
+pub(crate) fn nonzero_blocks(file: &File, size: u64, mut visit: impl FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    for range in ranges(size) {
+        let mut at = range.start / ALIGNMENT * ALIGNMENT;
+        while at < range.end {
+            let length = usize::try_from((size - at).min(ALIGNMENT)).map_err(io::Error::other)?;
+            let block = &mut buffer[..length];
+            file.read_exact_at(block, at)
+                .map_err(|error| io::Error::new(error.kind(), format!("reading at byte {at} failed: {error}")))?;
+            if block.iter().any(|&byte| byte != 0) && !visit(at, block) {
+                return Ok(());
+            }
+            at += ALIGNMENT;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
