@@ -84,7 +84,28 @@ struct Known {
     stores: Arc<Stores>,
 }
 
+impl Known {
+    /// What its objects are named after: the instance's id, or the machine's name where no cloud has given one.
+    fn name(&self) -> String {
+        let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let name = self.identity.instance_id.clone().or_else(host).unwrap_or_else(|| "node".to_owned());
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect()
+    }
+
+    /// The endpoint of OSS, as programs are told.
+    fn oss_host(&self) -> Option<String> {
+        let oss = &self.stores.settings().oss;
+        let of_region = || oss.region.as_ref().map(|region| format!("https://oss-{region}.aliyuncs.com"));
+        oss.endpoint.clone().or_else(of_region)
+    }
+}
+
 impl Boot {
+    /// How long after its beginning that was, in milliseconds.
+    fn elapsed(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Lives.
     pub async fn live(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> End {
         let end = self.phases(settings).await;

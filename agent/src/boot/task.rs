@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use oss::transfer::TransferBudget;
-use oss::{Location, PutMode};
+use oss::{GetOptions, Location, PutMode};
 
 use super::phase::{Came, Phase};
 use super::story::Story;
@@ -109,7 +109,7 @@ async fn download(known: &Known, location: &Location, what: &str) -> Result<Vec<
         let message = format!("{what}: it has {} bytes and at most {} are read", meta.size, job::MAX_BYTES);
         return Err(Failure::new(Cause::User, exit::BAD_DATA, message));
     }
-    let whole = store.get(location.key(), 0..meta.size, meta.etag.as_ref()).await.map_err(|error| failed(&error))?;
+    let whole = store.get(location.key(), GetOptions::default()).await.map_err(|error| failed(&error))?;
     let bytes = whole.bytes().await.map_err(|error| failed(&error))?;
     Ok(bytes.to_vec())
 }
