@@ -6,7 +6,8 @@
 //!
 //! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself;
 //! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
-//! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
+//! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by
+//! [`geometry`]; [`cache`] the disk.
 //! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
 //! files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
 //!
