@@ -1,6 +1,8 @@
 //! The command line of `batch-agent`.
 
 mod check;
+mod mount;
+mod programs;
 mod run;
 mod schema;
 
@@ -41,6 +43,8 @@ enum Command {
     Run(Box<run::RunArguments>),
     /// Say what a job would do and what is wrong with it. Touches nothing.
     Check(check::CheckArguments),
+    /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
+    Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format.
     Schema,
     /// The process between the agent and a task. Started by the agent only.
@@ -65,6 +69,10 @@ pub fn main() -> ExitCode {
         Command::Shim { spec } => return crate::shim::main(&spec),
         Command::Run(run) => run::run(&run, Console::start(arguments.log_format, arguments.verbose)),
         Command::Check(check) => check::check(&check),
+        Command::Mount(mount) => {
+            Console::start(arguments.log_format, arguments.verbose);
+            mount::mount(&mount)
+        }
         Command::Schema => schema::print(),
     };
     status.unwrap_or_else(|failure| {

@@ -4,6 +4,7 @@ mod attempt;
 mod follow;
 mod inputs;
 mod mount_point;
+mod network_mounts;
 mod outputs;
 mod package;
 pub mod record;
@@ -21,6 +22,7 @@ use oss::transfer::TransferBudget;
 pub use follow::{Follower, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
+pub use network_mounts::NetworkMounter;
 pub use stop::{StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
@@ -44,6 +46,8 @@ pub struct Context {
     pub budget: TransferBudget,
     /// Mounts inputs.
     pub mounter: Mounter,
+    /// Mounts network file systems.
+    pub network: NetworkMounter,
     /// Makes mount points.
     pub mount_points: MountPoints,
     /// What the user sees.

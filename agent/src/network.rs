@@ -22,7 +22,9 @@ mod source;
 mod table;
 mod target;
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +33,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nvme_setup::command::CommandError;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -61,6 +65,9 @@ const TELLING: Duration = Duration::from_secs(10);
 /// How long detaching a mount may take. What has been written is sent to the server first, if nobody uses the mount any more.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a killed mount command may take to go.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+
 /// The most mounts on top of each other at one place that are taken away.
 const STACKED: usize = 16;
 
@@ -71,6 +78,8 @@ pub struct Mounted {
     pub device: String,
     /// Where, without symbolic links.
     pub target: PathBuf,
+    /// The kernel's number of the mount.
+    pub mount_id: u64,
     /// The directories that were made for it, the outermost first.
     pub made: Vec<PathBuf>,
     /// Whether it was there already, and nothing was done.
@@ -101,7 +110,8 @@ pub async fn mount(
 #[derive(Debug)]
 pub struct Mounting {
     cancelled: Arc<AtomicBool>,
-    result: oneshot::Receiver<Result<Mounted, NetworkError>>,
+    /// None once it has been received.
+    result: Option<oneshot::Receiver<Result<Mounted, NetworkError>>>,
     device: String,
     target: PathBuf,
 }
@@ -138,32 +148,39 @@ impl Mounting {
         if let Err(error) = thread {
             tracing::error!(%error, "no thread for a mount");
         }
-        Self { cancelled, result, device, target: target.to_owned() }
+        Self { cancelled, result: Some(result), device, target: target.to_owned() }
     }
 
-    /// Waits for the end of it.
+    /// Waits for the end of it, once.
     ///
     /// # Errors
     /// As [`mount`].
     pub async fn finished(&mut self) -> Result<Mounted, NetworkError> {
+        let received = match &mut self.result {
+            Some(result) => result.await.ok(),
+            None => None,
+        };
+        self.result = None;
         // The thread ends without an answer only if it could not be started.
-        (&mut self.result).await.unwrap_or_else(|_| {
+        received.unwrap_or_else(|| {
+            let cause =
+                Cause::System("no thread works on it; this machine may be out of memory or processes".to_owned());
             Err(NetworkError {
                 device: self.device.clone(),
                 target: self.target.clone(),
-                cause: Box::new(Cause::System(
-                    "no thread could be started for it; the machine is out of memory or processes".to_owned(),
-                )),
+                cause: Box::new(cause),
                 attempts: 0,
                 elapsed: Duration::ZERO,
             })
         })
     }
 
-    /// Gives it up, and comes back when nothing of it is left: in little more than a second, if the mount command can be killed.
+    /// Gives it up, unless it has finished, and comes back when nothing of it is left: in little more than a second, if the mount
+    /// command can be killed.
     pub async fn abandon(mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        if let Ok(Ok(mounted)) = (&mut self.result).await {
+        let Some(result) = self.result.take() else { return };
+        if let Ok(Ok(mounted)) = result.await {
             let undo = move || take_away(&mounted);
             let _ = tokio::task::spawn_blocking(undo).await;
         }
@@ -173,6 +190,13 @@ impl Mounting {
 impl Drop for Mounting {
     fn drop(&mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
+        let Some(mut result) = self.result.take() else { return };
+        result.close();
+        // It finished in this very moment. Otherwise the thread finds that nobody listens.
+        if let Ok(Ok(mounted)) = result.try_recv() {
+            // Without a thread it stays mounted, and whoever mounts it next finds it.
+            let _ = thread::Builder::new().spawn(move || take_away(&mounted));
+        }
     }
 }
 
@@ -205,17 +229,17 @@ impl Work {
         let options = options::joined(&self.what, self.writable)?;
         let target = target::check(&self.target)?;
         // As it is written first: looking at the files of a mount that is there and dead takes for ever.
-        if self.is_there(&target)? {
-            return Ok(self.mounted(target, Vec::new(), true));
+        if let Some(id) = self.is_there(&target)? {
+            return Ok(self.mounted(target, id, Vec::new(), true));
         }
         let target = target::real(&target)?;
-        if self.is_there(&target)? {
-            return Ok(self.mounted(target, Vec::new(), true));
+        if let Some(id) = self.is_there(&target)? {
+            return Ok(self.mounted(target, id, Vec::new(), true));
         }
         self.check_programs()?;
         let made = target::prepare(&target)?;
         match self.try_until_deadline(&options, &target) {
-            Ok(()) => Ok(self.mounted(target, made, false)),
+            Ok(id) => Ok(self.mounted(target, id, made, false)),
             Err(cause) => {
                 target::unmake(&made);
                 Err(cause)
@@ -223,10 +247,11 @@ impl Work {
         }
     }
 
-    fn mounted(&self, target: PathBuf, made: Vec<PathBuf>, was_there: bool) -> Mounted {
+    fn mounted(&self, target: PathBuf, mount_id: u64, made: Vec<PathBuf>, was_there: bool) -> Mounted {
         Mounted {
             device: self.device.clone(),
             target,
+            mount_id,
             made,
             was_there,
             attempts: self.attempts,
@@ -234,22 +259,20 @@ impl Work {
         }
     }
 
-    /// Whether it is mounted there already. Anything else that is mounted there is an error.
-    fn is_there(&self, target: &Path) -> Result<bool, Cause> {
+    /// The mount, if it is there already. Anything else that is mounted there is an error.
+    fn is_there(&self, target: &Path) -> Result<Option<u64>, Cause> {
         let path = target.to_owned();
+        let Some(id) = self.on_top(target)? else { return Ok(None) };
         let there = table::there(&self.what, self.writable, target).map_err(no_table)?;
-        let there = match there {
-            There::Nothing => return Ok(false),
-            other => other,
-        };
         match (there, probe_here(target, PROBE_LIMIT)) {
+            (There::Nothing, _) => Ok(None),
             (There::Other { what: there, difference }, health) => {
                 let stuck = if health == Health::Stuck { ", and does not answer" } else { "" };
                 Err(Cause::Occupied { path, there, stuck, difference })
             }
-            (_, Health::Answers) => Ok(true),
-            (_, Health::Fails(errno)) => Err(Cause::Dead { path, state: error::state(Some(errno)) }),
-            (_, Health::Stuck) => Err(Cause::Dead { path, state: error::state(None) }),
+            (There::Same, Health::Answers) => Ok(Some(id)),
+            (There::Same, Health::Fails(errno)) => Err(Cause::Dead { path, state: error::state(Some(errno)) }),
+            (There::Same, Health::Stuck) => Err(Cause::Dead { path, state: error::state(None) }),
         }
     }
 
@@ -273,13 +296,16 @@ impl Work {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn try_until_deadline(&mut self, options: &str, target: &Path) -> Result<(), Cause> {
+    fn try_until_deadline(&mut self, options: &str, target: &Path) -> Result<u64, Cause> {
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Cause> = None;
         loop {
             self.attempts += 1;
             let attempt = Instant::now();
-            let Err(cause) = self.attempt(options, target) else { return Ok(()) };
+            let cause = match self.attempt(options, target) {
+                Ok(id) => return Ok(id),
+                Err(cause) => cause,
+            };
             let cut_short = matches!(cause, Cause::Hung { gone: true, .. }) && attempt.elapsed() < TELLING;
             let cause = match before.take() {
                 Some(telling) if cut_short => telling,
@@ -316,7 +342,7 @@ impl Work {
     }
 
     /// Runs the mount command once, with all the time that is left.
-    fn attempt(&self, options: &str, target: &Path) -> Result<(), Cause> {
+    fn attempt(&self, options: &str, target: &Path) -> Result<u64, Cause> {
         let left = self.left();
         let Some(command) = self.programs.command("mount", left) else {
             let shown = self.programs.shown();
@@ -330,17 +356,24 @@ impl Work {
             .args([self.what.device().as_os_str(), target.as_os_str()])
             .cancelled_by(&self.cancelled);
         let result = command.run();
-        let is_new = self.on_top(target)? != before;
+        let mounted = table::at(target).map_err(no_table)?.filter(|mount| Some(mount.id) != before);
         if self.is_cancelled() {
-            if is_new {
+            if mounted.is_some() {
                 detach(target);
             }
             return Err(Cause::Cancelled);
         }
         // What is mounted is mounted, whatever the command came to: it may have been killed on its way out.
         let succeeded = result.as_ref().is_ok_and(|output| output.code() == Some(0));
-        if is_new && (succeeded || table::there(&self.what, self.writable, target).map_err(no_table)? == There::Same) {
-            return Ok(());
+        if let Some(mount) = mounted
+            && (succeeded || table::there(&self.what, self.writable, target).map_err(no_table)? == There::Same)
+        {
+            // Some kernels give two mounts of one export the access of the first.
+            if mount.read_only == self.writable {
+                detach(target);
+                return Err(Cause::WrongAccess { wanted: if self.writable { "writable" } else { "read-only" } });
+            }
+            return Ok(mount.id);
         }
         match result {
             Ok(_) if succeeded => Err(Cause::Vanished),
@@ -389,7 +422,7 @@ pub async fn is_mounted(what: &NetworkFileSystem, target: &Path, writable: bool)
 pub async fn unmount(mounted: &Mounted) -> io::Result<()> {
     let mounted = mounted.clone();
     let work = move || {
-        detach_at(&mounted.target, Some(&mounted.device))?;
+        detach_all(&mounted)?;
         target::unmake(&mounted.made);
         Ok(())
     };
@@ -422,6 +455,50 @@ pub async fn unmount_below(directory: &Path) -> io::Result<()> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+/// Kills the mount commands that an agent has left behind that was killed itself while they were at work below `directory`, so that
+/// nothing comes to be mounted there any more. One that hangs in the kernel stays, and is said.
+pub async fn end_left_behind(directory: &Path) {
+    let directory = directory.to_owned();
+    let work = move || {
+        let end = Instant::now() + KILL_LIMIT;
+        loop {
+            let left = mounting_below(&directory);
+            if left.is_empty() {
+                return;
+            }
+            if Instant::now() >= end {
+                let directory = directory.display();
+                tracing::warn!(%directory, "{} mount commands of an agent before this one hang in the kernel", left.len());
+                return;
+            }
+            for pid in left {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let _ = tokio::task::spawn_blocking(work).await;
+}
+
+/// The processes that mount something below `directory`: `mount` itself, and the helper it has started.
+fn mounting_below(directory: &Path) -> Vec<Pid> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command_line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let arguments: Vec<&Path> =
+            command_line.split(|byte| *byte == 0).map(|argument| Path::new(OsStr::from_bytes(argument))).collect();
+        // A script, as some helpers are, has its interpreter before its name.
+        let is_mount = arguments.iter().take(2).any(|argument| {
+            argument.file_name().is_some_and(|name| name == "mount" || name.as_bytes().starts_with(b"mount."))
+        });
+        if is_mount && arguments.iter().any(|argument| argument.starts_with(directory)) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
 /// Undoes a mount that nobody wants any more.
 fn take_away(mounted: &Mounted) {
     if mounted.was_there {
@@ -437,16 +514,14 @@ fn detach(target: &Path) {
     }
 }
 
-/// Detaches what is on top at `target`, if it is `device`; several times, if it is there several times.
-fn detach_at(target: &Path, device: Option<&str>) -> io::Result<()> {
+/// Detaches a mount, several times if it is there several times. Something else that has come to be there is left alone.
+fn detach_all(mounted: &Mounted) -> io::Result<()> {
+    let target = &mounted.target;
     for _ in 0..STACKED {
         let Some(mount) = table::at(target)? else { return Ok(()) };
-        if device.is_some_and(|device| mount.source.to_string_lossy() != device && mount.fs_type != "lustre") {
-            return Err(io::Error::other(format!(
-                "{} is mounted at {} by now; it is left there",
-                table::shown(&mount),
-                target.display()
-            )));
+        if mount.id != mounted.mount_id && mount.source.to_string_lossy() != mounted.device {
+            let (there, target) = (table::shown(&mount), target.display());
+            return Err(io::Error::other(format!("{there} is mounted at {target} by now, and is left there")));
         }
         detach_once(target)?;
     }

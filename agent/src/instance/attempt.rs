@@ -18,7 +18,7 @@ use super::follow::{Follower, open_log};
 use super::outputs::{self, Arrived, Delivery, Source};
 use super::record::{Record, Sources};
 use super::stop::{StopSignal, Urgency};
-use super::view::{self, InputView, Kind, ThisHost};
+use super::view::{self, InputView, Kind, NetworkView, ThisHost};
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
 use crate::disk::DiskWatch;
@@ -190,7 +190,8 @@ async fn start(
     workspace: &mut Workspace,
 ) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
-    let ready = async {
+    let mut network = context.network.start(task, &workspace.record.network())?;
+    let objects = async {
         if let Some(package) = &task.package {
             tracing::info!(task = label, package = package.escaped(), "fetching the package");
             fetch_package(context, package, workspace).await?;
@@ -201,16 +202,24 @@ async fn start(
         context.mounter.mount(task, &workspace.record.inputs(), input_stores(context, task)).await
     };
     let mut asked = stop;
-    let inputs = tokio::select! {
+    let ready = tokio::select! {
         biased;
         _ = asked.beyond(Urgency::None) => {
-            return Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"));
+            Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"))
         }
-        inputs = ready => inputs?,
+        ready = async { tokio::try_join!(objects, network.finished()) } => ready,
+    };
+    let (inputs, networks) = match ready {
+        Ok(ready) => ready,
+        Err(failure) => {
+            // None may come up in a directory that is being removed.
+            network.abandon().await;
+            return Err(failure);
+        }
     };
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made });
+        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
     // Whoever comes after us finds a program that may have been started, and what it leaves.
@@ -295,7 +304,7 @@ fn plan(
     task: &Task,
     attempt: Attempt<'_>,
     workspace: &Workspace,
-    inputs: &[InputView],
+    (inputs, networks): (&[InputView], &[NetworkView]),
     host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
@@ -312,8 +321,13 @@ fn plan(
     let mut wanted: Vec<_> = task.outputs.iter().map(|output| (output.source.clone(), kind(output))).collect();
     wanted.extend(logs.iter().map(|log| (log.source.clone(), Kind::File)));
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
-    let request =
-        view::Request { scratch: &scratch, workdir: (&workdir, Path::new(WORKDIR)), inputs, outputs: &wanted };
+    let request = view::Request {
+        scratch: &scratch,
+        workdir: (&workdir, Path::new(WORKDIR)),
+        inputs,
+        networks,
+        outputs: &wanted,
+    };
     let view =
         view::plan(&request, host).map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
     for directory in &view.directories {
@@ -321,7 +335,9 @@ fn plan(
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
     let source = |(output, path): (Output, PathBuf)| {
-        let inside = task.inputs.iter().filter_map(|input| input.target.strip_prefix(&output.source).ok());
+        let networks = task.network_mounts.iter().map(|mount| &mount.target);
+        let shown = task.inputs.iter().map(|input| &input.target).chain(networks);
+        let inside = shown.filter_map(|target| target.strip_prefix(&output.source).ok());
         let without = inside.filter(|inside| !inside.as_os_str().is_empty()).map(Path::to_owned).collect();
         Source { output, path, without }
     };

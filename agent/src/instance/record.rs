@@ -95,6 +95,11 @@ impl Record {
         self.runtime.join("inputs")
     }
 
+    /// Below this its network file systems are mounted.
+    pub fn network(&self) -> PathBuf {
+        self.runtime.join("network")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))

@@ -10,6 +10,7 @@ use super::inputs::Mounter;
 use super::mount_point::MountPoints;
 use super::record::Record;
 use crate::durable::{self, FileError};
+use crate::network;
 use crate::node::Node;
 use crate::shim::{ProcessId, find_by_spec, kill_descendants};
 
@@ -110,6 +111,8 @@ pub async fn clean_up(
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
     mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
+    network::end_left_behind(&record.network()).await;
+    network::unmount_below(&record.network()).await.map_err(|error| error.to_string())?;
     let (record, node, mount_points) = (record.clone(), node.clone(), mount_points.clone());
     let files = move || -> Result<(), FileError> {
         mount_points.release(&record.id)?;

@@ -242,6 +242,15 @@ pub enum Cause {
         /// How it is.
         state: String,
     },
+    /// It can be written to and should not be, or the other way round.
+    #[error(
+        "it did not become {wanted}, as this kernel gives all mounts of one export the access of the first; mount it with the \
+         same access everywhere, or add the option nosharecache"
+    )]
+    WrongAccess {
+        /// `writable` or `read-only`.
+        wanted: &'static str,
+    },
     /// The mount command reported a success that is none.
     #[error("the mount command reports success, but nothing is mounted there; look at the kernel's log (dmesg)")]
     Vanished,
