@@ -29,6 +29,10 @@ use crate::trace::{Traces, trace};
 /// being read takes tens of milliseconds for each sample.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// How often a device is asked for before it counts as kept by somebody, and how long to sleep between.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// How many devices are looked at at once.
 const AT_ONCE: usize = 8;
 
@@ -216,11 +220,15 @@ fn open(device: &Device) -> io::Result<File> {
 ///
 /// Opening with `O_EXCL` and without `O_CREAT` asks for that claim (open(2)). It is given back at once.
 fn is_claimed(path: &Path) -> io::Result<bool> {
-    match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path) {
-        Ok(_) => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
-        Err(error) => Err(error),
+    // A program that another thread is just starting has copies of our own open files for a moment.
+    for _ in 0..TRIES {
+        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path) {
+            Ok(_) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
     }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ use crate::world::{Place, mount_points, place};
 /// How long udev may look at a device that we want for ourselves.
 const UDEV: Duration = Duration::from_secs(10);
 
+/// How long a device may be in use before it counts as being so.
+const MOMENT: Duration = Duration::from_secs(2);
+
 fn changed(what: impl ToString, why: impl Into<String>) -> StepError {
     StepError::Changed { what: what.to_string(), why: why.into() }
 }
@@ -289,12 +292,21 @@ pub(super) fn text(path: &Path) -> Result<&str, StepError> {
 }
 
 /// Opens a device for writing, for ourselves: the kernel refuses that while it is mounted, in an array, or open like this.
+///
+/// A program that another thread is just starting has a copy of every open file for a moment, our last one on this
+/// device included. So being refused once says nothing.
 fn exclusive(target: &Target) -> Result<File, StepError> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&target.path);
-    let file = file.map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => changed(target, "is in use by somebody"),
-        _ => system(format!("opening {target}"))(error),
-    })?;
+    let start = Instant::now();
+    let file = loop {
+        match OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&target.path) {
+            Ok(file) => break file,
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
+                return Err(system(format!("opening {target}"))(error));
+            }
+            Err(_) if start.elapsed() < MOMENT => thread::sleep(Duration::from_millis(10)),
+            Err(_) => return Err(changed(target, "is in use by somebody")),
+        }
+    };
     same(&file, target)?;
     Ok(file)
 }
