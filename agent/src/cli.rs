@@ -39,10 +39,10 @@ failed, 77 denied by storage, 78 bad settings. The outcome JSON on standard outp
 enum Command {
     /// Run a job, or one instance of it, in the foreground.
     Run(Box<run::RunArguments>),
-    /// Say what a job would do and what is wrong with it. Touches nothing.
+    /// Say what a job, or a node with its settings, would do and what is wrong with it. Touches nothing.
     Check(check::CheckArguments),
-    /// Print the JSON Schema of the YAML job format.
-    Schema,
+    /// Print the JSON Schema of the YAML job format, or of a node's settings.
+    Schema(schema::SchemaArguments),
     /// The process between the agent and a task. Started by the agent only.
     #[command(hide = true)]
     Shim {
@@ -65,7 +65,7 @@ pub fn main() -> ExitCode {
         Command::Shim { spec } => return crate::shim::main(&spec),
         Command::Run(run) => run::run(&run, Console::start(arguments.log_format, arguments.verbose)),
         Command::Check(check) => check::check(&check),
-        Command::Schema => schema::print(),
+        Command::Schema(schema) => schema::print(&schema),
     };
     status.unwrap_or_else(|failure| {
         eprintln!("batch-agent: {}", failure.message);

@@ -159,7 +159,7 @@ fn network_mount(
 }
 
 /// Checks `nas://host:/dir` and `lustre://nid:/name`. Both become arguments of a mount command.
-fn network_source(text: &str) -> Result<(), (&'static str, &'static str)> {
+pub(crate) fn network_source(text: &str) -> Result<(), (&'static str, &'static str)> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     if matches!(scheme, "smb") || rest.ends_with('!') {
         return Err(("is a mount for Windows, and this node runs Linux", "write nas://HOST:/DIRECTORY/ for NFS"));
@@ -237,7 +237,7 @@ fn log(
     }
 }
 
-fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
+pub(crate) fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
     match local_path::parse(&written.value) {
         Ok(path) => Some(path),
         Err(refusal) => {
@@ -251,7 +251,7 @@ fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
 ///
 /// A directory's local path may lack its slash, because there is only one thing it can mean; an object cannot be mapped
 /// to a path with a slash, because that may mean the directory it should be put in, or an object whose slash was forgotten.
-fn agree(
+pub(crate) fn agree(
     remote: &Location,
     local: &LocalPath,
     remote_written: &At<String>,
@@ -288,7 +288,7 @@ fn agree(
 }
 
 /// The name of a character set in one spelling; nothing for UTF-8, in which names are anyway.
-fn locale_name(text: &str, place: &Place, findings: &mut Findings) -> Option<String> {
+pub(crate) fn locale_name(text: &str, place: &Place, findings: &mut Findings) -> Option<String> {
     let upper = text.to_ascii_uppercase().replace('_', "-");
     if matches!(upper.as_str(), "UTF-8" | "UTF8") {
         return None;
