@@ -28,6 +28,7 @@ use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, InstanceOutcome, State};
+use record::Record;
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct Context {
     pub mount_points: MountPoints,
     /// What the user sees.
     pub console: Console,
+    /// Whether this is the node's own daemon, whose programs outlive it.
+    pub of_the_node: bool,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// What the task is told about where it runs.
@@ -65,14 +68,33 @@ pub struct Place {
     pub path: Option<String>,
 }
 
+/// How often the instance was tried again, and the attempt that an agent before this one has left unfinished; only the node's own
+/// daemon goes on with one.
+fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (u32, Option<Record>) {
+    if !context.of_the_node {
+        return (0, None);
+    }
+    let records = Record::all(&context.node).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what an agent before this one has left cannot be read");
+        Vec::new()
+    });
+    let attempt = |retries: u32| {
+        let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance, number: retries + 1 };
+        let id = attempt.to_string();
+        let record = records.iter().find(|record| record.id == id && record.of_the_node && !record.agent.is_alive())?;
+        Some((retries, Some(record.clone())))
+    };
+    (0..=task.max_retries).rev().find_map(attempt).unwrap_or((0, None))
+}
+
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
 pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
-    let mut retries = 0;
+    let (mut retries, mut begun) = left_unfinished(context, task, number);
     loop {
         let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
         let may_retry = retries < task.max_retries;
-        let mut outcome = attempt::run(context, task, attempt, may_retry, stop.clone()).await;
+        let mut outcome = attempt::run(context, task, attempt, may_retry, begun.take(), stop.clone()).await;
         outcome.retries = retries;
         outcome.started = started;
         let again = may_retry && outcome.state == State::Failed && outcome.cause != Some(Cause::Cancelled);

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 pub use control::{Shim, ShimError, StopMode};
 pub use descendants::{ProcessId, kill_descendants};
 pub use record::{ExitRecord, StartFailure, Stopped, Usage};
-pub use spec::{Spec, VERSION as SPEC_VERSION};
+pub use spec::{Place, Spec, VERSION as SPEC_VERSION};
 
 use crate::durable;
 
@@ -59,7 +59,9 @@ fn run(spec: &Path) -> Result<(), String> {
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
     let signals = supervise::Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
-    namespace::enter(&spec)?;
+    if spec.place == Place::Own {
+        namespace::enter(&spec)?;
+    }
 
     let started = record::Clock::now();
     let record = match program::start(&spec) {

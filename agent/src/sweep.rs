@@ -11,7 +11,8 @@ use crate::node::Node;
 /// When the records cannot be read.
 pub async fn sweep(node: &Node, mounter: &Mounter, mount_points: &MountPoints) -> Result<(), FileError> {
     for record in Record::all(node)? {
-        if record.agent.is_alive() {
+        // The node's daemon sees to its own, also after it was started anew.
+        if record.agent.is_alive() || record.of_the_node {
             continue;
         }
         match clean_up(&record, node, mounter, mount_points).await {

@@ -455,6 +455,17 @@ fn what_is_odd_but_works_is_a_warning() {
             "DAG.Tasks.t.InputMapping[\"oss://b/x\"]: the locale \"klingon\" is not known, and names are shown in UTF-8; \
              leave it out for UTF-8",
         ),
+        (
+            with(json!({ "InputMapping": { "oss://b/x": "/x" }, "OutputMapping": { "/o/": "oss://b/o/" },
+                "Parameters": { "InputMappingConfig": { "Locale": "utf-16" } } })),
+            "DAG.Tasks.t.InputMapping[\"oss://b/x\"]: the locale \"utf-16\" cannot be a file system's, and names are shown in \
+             UTF-8; did you mean UTF-8?",
+        ),
+        (
+            with(json!({ "Mounts": { "CacheTotalSize": 40960 } })),
+            "DAG.Tasks.t.Mounts.CacheTotalSize: the most that the cache may hold of the inputs is 40960 bytes, which is very \
+             little; the number is one of bytes",
+        ),
     ] {
         assert_eq!(warnings(&job), [message], "{job}");
     }
@@ -491,9 +502,9 @@ fn mounts_of_a_cluster_made_for_the_task_are_the_tasks() {
     let seen: Vec<_> = job.tasks[0]
         .inputs
         .iter()
-        .map(|input| (input.target.to_str().unwrap(), input.writable, input.locale.as_deref()))
+        .map(|input| (input.target.to_str().unwrap(), input.writable, input.locale.name()))
         .collect();
-    assert_eq!(seen, [("/x", false, None), ("/y", true, Some("GBK"))]);
+    assert_eq!(seen, [("/x", false, "UTF-8"), ("/y", true, "GBK")]);
 }
 
 #[test]

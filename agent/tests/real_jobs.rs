@@ -9,6 +9,7 @@ use std::time::Duration;
 use batch_agent::job::check::{Abilities, Report};
 use batch_agent::job::description::{Container, Input, Job, NetworkMount, Output, Task};
 use batch_agent::job::{Finding, read_file};
+use fuse_oss::{CacheUse, Charset};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jobs").join(name)
@@ -48,6 +49,7 @@ fn task(name: &str, command: &[&str], logs: &str, timeout: u64) -> Task {
         max_retries: 0,
         timeout: Some(Duration::from_secs(timeout)),
         input_store: None,
+        input_cache: CacheUse::default(),
     }
 }
 
@@ -56,12 +58,12 @@ fn job(name: &str, task: Task) -> Job {
 }
 
 fn input(source: &str, target: &str, writable: bool, locale: Option<&str>) -> Input {
-    let locale = locale.map(str::to_owned);
+    let locale = locale.map_or(Charset::UTF_8, |locale| locale.parse().unwrap());
     Input { source: source.parse().unwrap(), target: target.into(), writable, locale }
 }
 
 fn output(source: &str, target: &str) -> Output {
-    Output { source: source.into(), target: target.parse().unwrap() }
+    Output { source: source.into(), target: target.parse().unwrap(), locale: "GBK".parse().unwrap() }
 }
 
 fn nas(source: &str, target: &str, writable: bool) -> NetworkMount {

@@ -63,6 +63,12 @@ const WRITERS: usize = 2;
 /// How long somebody who waits for memory sleeps before he looks whether something can be dropped.
 const LOOK_FOR_MEMORY: Duration = Duration::from_millis(10);
 
+/// Who has to know that content was found wrong which the kernel may have.
+pub trait Watcher: std::fmt::Debug + Send + Sync {
+    /// Some object as a whole is wrong. Nothing of it has been dropped yet.
+    fn found_wrong(&self);
+}
+
 /// All bytes of all mounts.
 #[derive(Debug)]
 pub struct Blocks {
@@ -75,6 +81,7 @@ pub struct Blocks {
     objects: Mutex<Objects>,
     /// How often an object as a whole was found to be wrong; empty on a good day.
     wrong: Mutex<HashMap<ObjectId, u64>>,
+    watchers: Mutex<Vec<Weak<dyn Watcher>>>,
     streaming: Streaming,
     no_room: Notify,
     disk_trouble: AtomicU64,
@@ -132,6 +139,7 @@ impl Blocks {
                 metrics,
                 objects: Mutex::new(Objects { open: HashMap::new(), warm, sweep_at: 2 * WARM_OBJECTS }),
                 wrong: Mutex::default(),
+                watchers: Mutex::default(),
                 streaming: Streaming::default(),
                 no_room: Notify::new(),
                 disk_trouble: AtomicU64::new(0),
@@ -158,14 +166,21 @@ impl Blocks {
         }
         // Not under the lock: it may read the disk.
         let object = Arc::new(match &self.cache {
-            Some(cache) => object.cached(cache),
-            None => object,
+            Some(cache) if !object.passing => object.cached(cache),
+            _ => object,
         });
         let (object, _out) = {
             let mut objects = self.objects();
             objects.known(id).unwrap_or_else(|| objects.add(object))
         };
         object
+    }
+
+    /// Takes an object off the disk; whoever has it open keeps reading it, from the store.
+    pub fn forget(&self, object: &Object) {
+        if let Some(entry) = &object.entry {
+            entry.forget();
+        }
     }
 
     /// Lets go of objects that nobody has open, so that the cache does not count them as in use.
@@ -527,8 +542,19 @@ impl Blocks {
         }
     }
 
+    /// Tells somebody from now on, as long as he lives, of content that is found wrong.
+    pub fn watch(&self, watcher: &Arc<dyn Watcher>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
+    }
+
     fn found_wrong(&self, object: &Object) {
         self.metrics.corrupt.one();
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+            watcher.found_wrong();
+        }
         error!(
             object = object.name(),
             "the checksum of the whole object is not the one its store keeps: bytes were changed on the way or in the \

@@ -14,7 +14,7 @@ use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 use fuse_oss::client::{Client, servers};
 use fuse_oss::overlay::upper;
-use fuse_oss::{ErrorKind, MountEntry, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
+use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
 use tracing_subscriber::EnvFilter;
 
 use arguments::{Arguments, Command, LogArguments, LogFormat, MountArguments, UmountArguments};
@@ -91,12 +91,12 @@ pub fn log_to_stderr(log: &LogArguments) {
 /// The request that the command line makes.
 fn request(arguments: &MountArguments) -> Result<MountRequest, MountError> {
     let fstab = fstab::apply(arguments)?;
-    let location: oss::Location =
-        fstab.location.parse().map_err(|error: oss::LocationError| MountError::new(ErrorKind::Usage, error))?;
+    let entries = fstab.entries()?;
+    fuse_oss::check_entries(&entries)?;
     Ok(MountRequest {
         target: fstab.directory.clone(),
-        stores: fstab.stores(location.scheme())?,
-        entries: vec![MountEntry { at: String::new(), location }],
+        stores: fstab.stores(&entries)?,
+        entries,
         options: fstab.options(),
     })
 }

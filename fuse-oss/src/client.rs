@@ -11,7 +11,7 @@
 //! let mut client = Client::connect_or_start(&settings)?;
 //! let mounted = client.mount(&MountRequest {
 //!     target: "/mnt/genomes".into(),
-//!     entries: vec![MountEntry { at: String::new(), location: "oss://genomes/hg38/".parse().unwrap() }],
+//!     entries: vec![MountEntry::new("", "oss://genomes/hg38/".parse().unwrap())],
 //!     options: MountOptions::default(),
 //!     stores: oss::Settings::default(),
 //! })?;

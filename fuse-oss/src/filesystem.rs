@@ -11,19 +11,22 @@ pub mod ledger;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
+use crate::allowance::{Admission, Allowance};
 use crate::blocks::object::Object;
-use crate::blocks::{Blocks, SMALL};
+use crate::blocks::{Blocks, SMALL, Watcher};
 use crate::fault::Fault;
 use crate::log_limit::LogLimit;
 use crate::namespace::{File, Known, Namespace, Node, ROOT};
@@ -31,7 +34,9 @@ use crate::options::MountOptions;
 use crate::overlay::copy_up;
 use crate::reader::Reader;
 use crate::siblings::Siblings;
+use crate::size::ByteSize;
 use handles::{Handles, STAYS_CACHED};
+use ledger::Ledger;
 
 /// For ever, in a form the kernel can still add to its clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -63,21 +68,50 @@ pub struct Inner {
     blocks: Arc<Blocks>,
     options: MountOptions,
     handles: Arc<Handles>,
+    /// What the mount may keep on the disk, where that is limited.
+    allowance: Option<Mutex<Allowance>>,
     siblings: Mutex<Siblings>,
     log_limit: LogLimit,
 }
 
 impl Mounted {
-    /// A file system that shows `namespace`.
+    /// A file system that shows `namespace` and notes in `ledger` what is open.
     pub fn new(
         runtime: Handle,
         namespace: Namespace,
         blocks: Arc<Blocks>,
         options: MountOptions,
-        _ledger: ledger::Ledger,
+        ledger: Ledger,
     ) -> Self {
-        let (handles, siblings, log_limit) = (Arc::default(), Mutex::default(), LogLimit::default());
-        let inner = Arc::new(Inner { namespace, blocks, options, handles, siblings, log_limit });
+        Self::with(runtime, namespace, blocks, options, Handles::new(ledger))
+    }
+
+    /// The file system of a process that has ended, with its [recovered](Namespace::recover) namespace and the ledger of what was open.
+    /// `device` is the mount's FUSE device.
+    pub fn adopt(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        ledger: Ledger,
+        device: OwnedFd,
+    ) -> Self {
+        Self::with(runtime, namespace, blocks, options, Handles::adopt(ledger, device))
+    }
+
+    fn with(
+        runtime: Handle,
+        namespace: Namespace,
+        blocks: Arc<Blocks>,
+        options: MountOptions,
+        handles: Handles,
+    ) -> Self {
+        let handles = Arc::new(handles);
+        let watcher: Arc<dyn Watcher> = Arc::clone(&handles) as Arc<dyn Watcher>;
+        blocks.watch(&watcher);
+        let allowance = options.cache.limit.map(|limit| Mutex::new(Allowance::new(limit.bytes())));
+        let (siblings, log_limit) = (Mutex::default(), LogLimit::default());
+        let inner = Arc::new(Inner { namespace, blocks, options, handles, allowance, siblings, log_limit });
         Self { inner, runtime }
     }
 
@@ -129,15 +163,57 @@ impl Inner {
     fn object(&self, file: &File) -> Arc<Object> {
         let origin = Arc::clone(&file.origin);
         let (key, etag) = (file.key.clone(), file.etag.clone());
-        self.blocks.open(Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt))
+        let object = Object::new(origin, key, file.size, etag, file.modified, self.namespace.identity.salt);
+        self.blocks.open(if self.may_keep(file) { object } else { object.passing() })
     }
 
-    fn opened(&self, file: &File, object: Arc<Object>, reply: ReplyOpen) {
+    /// Whether the disk cache may keep a file that is about to be read. Takes others off it where they have to make room.
+    fn may_keep(&self, file: &File) -> bool {
+        let Some(allowance) = &self.allowance else { return true };
+        let admission = {
+            let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+            allowance.admit(file.ino, file.size, |ino| self.handles.is_open(INodeNo(ino)))
+        };
+        let Admission::Admitted(out) = admission else { return false };
+        for file in out.into_iter().filter_map(|ino| self.namespace.file(ino)) {
+            self.handles.give_up(INodeNo(file.ino));
+            let (key, etag) = (file.key.clone(), file.etag.clone());
+            let object = Object::new(
+                Arc::clone(&file.origin),
+                key,
+                file.size,
+                etag,
+                file.modified,
+                self.namespace.identity.salt,
+            );
+            self.blocks.forget(&self.blocks.open(object));
+        }
+        true
+    }
+
+    fn opened(&self, file: &File, object: Arc<Object>, request: RequestId, reply: ReplyOpen) {
         // Opening without KEEP_CACHE drops the kernel's pages: needed once after the content turned out to be wrong.
         let times_wrong = self.blocks.times_wrong(object.id);
         let keep_pages = self.namespace.swap_times_wrong(file.ino, times_wrong) == times_wrong;
-        let reader = Reader::new(object, Arc::clone(&self.blocks));
-        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, reply);
+        let reader = self.reader_of(object);
+        self.handles.open(INodeNo(file.ino), reader, keep_pages, &self.blocks, request, reply);
+    }
+
+    fn reader_of(&self, object: Arc<Object>) -> Reader {
+        let least = self.options.cache.fetch.map_or(0, ByteSize::bytes);
+        Reader::new(object, Arc::clone(&self.blocks)).at_least(least)
+    }
+
+    /// The reader of an open file.
+    fn reader(&self, ino: INodeNo, handle: FileHandle) -> Option<Arc<Reader>> {
+        self.handles.reader(handle).or_else(|| {
+            // A process before this one opened it.
+            let make = || {
+                let file = self.namespace.file(ino.0)?;
+                Some(self.reader_of(self.object(&file)))
+            };
+            self.handles.adopt_reader(ino, handle, make)
+        })
     }
 
     /// Notes that a small file is opened, and fetches those that will be wanted next. `waits` says that it is not at hand itself.
@@ -171,9 +247,11 @@ impl Inner {
         self.blocks.warm(&self.object(file)).await
     }
 
-    /// How many bytes the disk cache may hold; 0 when there is none.
+    /// How many bytes the disk cache may hold of this mount; 0 when there is none.
     pub fn cache_limit(&self) -> u64 {
-        self.blocks.cache().map_or(0, |cache| cache.limit())
+        let all = self.blocks.cache().map_or(0, |cache| cache.limit());
+        let own = self.options.cache.limit.map_or(u64::MAX, ByteSize::bytes);
+        all.min(own)
     }
 
     /// Brings an object as far as open may promise that it can be read.
@@ -193,20 +271,21 @@ impl Inner {
     }
 
     /// Answers a directory request from names that are known.
-    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &str) -> bool) {
+    fn fill(&self, node: &Node, offset: u64, mut add: impl FnMut(&FileAttr, u64, &OsStr) -> bool) {
         let mut offset = offset;
         // Offsets 0 and 1 are "." and "..", then the names in the order they were met.
         while offset < 2 {
             let (name, ino) = if offset == 0 { (".", node.ino) } else { ("..", node.parent) };
             let Some(node) = self.namespace.node(ino) else { return };
             offset += 1;
-            if add(&self.attributes(&node), offset, name) {
+            if add(&self.attributes(&node), offset, OsStr::new(name)) {
                 return;
             }
         }
+        let charset = self.namespace.charset(node.ino);
         self.namespace.entries(node.ino, place(offset), |node, name| {
             offset += 1;
-            !add(&self.attributes(node), offset, name)
+            !add(&self.attributes(node), offset, OsStr::from_bytes(&charset.to_local(name)))
         });
     }
 
@@ -263,9 +342,9 @@ impl Filesystem for Mounted {
             let _ = config.add_capabilities(flag);
         }
         // Depth 1: the mount may itself be the lower layer of an overlay, and no cache file lies on another stacked file system.
-        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok() {
-            self.inner.handles.allow_passthrough();
-        }
+        let passthrough =
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok();
+        self.inner.handles.negotiated(passthrough);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND);
         Ok(())
@@ -279,13 +358,14 @@ impl Filesystem for Mounted {
         if name.len() > crate::namespace::listing::MAX_NAME {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        // Keys are UTF-8, so no other name can be there.
-        let Some(name) = name.to_str() else { return missing(&self.inner, reply) };
-        match self.inner.namespace.known(parent.ino, name) {
+        // What is no key's name in this character set cannot be there.
+        let charset = self.inner.namespace.charset(parent.ino);
+        let Some(name) = charset.to_key(name.as_bytes()) else { return missing(&self.inner, reply) };
+        match self.inner.namespace.known(parent.ino, &name) {
             Known::Node(node) => reply.entry(&FOREVER, &self.inner.attributes(&node), Generation(0)),
             Known::Missing => missing(&self.inner, reply),
             Known::Unknown => {
-                let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+                let (inner, name) = (Arc::clone(&self.inner), name.into_owned());
                 self.runtime.spawn(async move {
                     match inner.namespace.lookup(parent.ino, &name).await {
                         Ok(Some(node)) => reply.entry(&FOREVER, &inner.attributes(&node), Generation(0)),
@@ -308,6 +388,7 @@ impl Filesystem for Mounted {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let request = req.unique();
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
@@ -315,7 +396,7 @@ impl Filesystem for Mounted {
         let Some(file) = self.inner.namespace.file(node.ino) else { return reply.error(Errno::EISDIR) };
         let object = self.inner.object(&file);
         object.touch();
-        if self.inner.options.writable.is_some() && copy_up::begins(object.size, flags.0, req.pid()) {
+        if copy_up::begins(object.size, flags.0, req.pid()) {
             self.inner.announce_copy(&object, req.pid());
         }
         // The first open of an object that is not all here reads its beginning, which is wanted next anyway, so that a missing
@@ -337,12 +418,12 @@ impl Filesystem for Mounted {
             let inner = Arc::clone(&self.inner);
             self.runtime.spawn(async move {
                 inner.blocks.until_kept(&object, SETTLING).await;
-                inner.opened(&file, object, reply);
+                inner.opened(&file, object, request, reply);
             });
             return;
         }
         if (complete || file.proved) && !prove {
-            return self.inner.opened(&file, object, reply);
+            return self.inner.opened(&file, object, request, reply);
         }
         if file.archived && !complete {
             if let Some(left_out) = self.inner.log_limit.allow(Instant::now()) {
@@ -359,7 +440,7 @@ impl Filesystem for Mounted {
             match inner.prepare(&object).await {
                 Ok(()) => {
                     inner.namespace.prove(file.ino);
-                    inner.opened(&file, object, reply);
+                    inner.opened(&file, object, request, reply);
                 }
                 Err(fault) => {
                     debug!(object = object.name(), %fault, "cannot be opened");
@@ -372,7 +453,7 @@ impl Filesystem for Mounted {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -380,7 +461,7 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(reader) = self.inner.handles.reader(fh) else { return reply.error(Errno::EBADF) };
+        let Some(reader) = self.inner.reader(ino, fh) else { return reply.error(Errno::EBADF) };
         let range = reader.clamp(offset, size);
         if range.is_empty() {
             return reply.data(&[]);

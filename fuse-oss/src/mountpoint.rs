@@ -1,7 +1,7 @@
-//! Directories that are mounted on: whether one can be, what is there, who uses it, and how it ends.
+//! Directories and files that are mounted on: whether one can be, what is there, who uses it, and how it ends.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use tracing::debug;
 
 use crate::error::{ErrorKind, MountError};
 use crate::options::UnmountMode;
@@ -126,54 +127,95 @@ pub fn mounted_on(path: &Path) -> Option<MountInfo> {
     mounts().ok()?.into_iter().rev().find(|mount| mount.path == path)
 }
 
-/// A directory that may be mounted on, held open so that it stays the one that was looked at.
+/// What a mount shows at its top, and so what it is mounted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Top {
+    /// A directory.
+    Directory,
+    /// One file.
+    File,
+}
+
+/// A directory or file that may be mounted on, held open so that it stays the one that was looked at.
 #[derive(Debug)]
 pub struct Target {
     path: PathBuf,
-    directory: OwnedFd,
+    top: Top,
+    held: OwnedFd,
 }
 
 impl Target {
-    /// Looks at a directory: it must exist, have nothing mounted on it and, unless `nonempty`, be empty.
+    /// Looks at what is to be mounted on. A directory must exist, have nothing mounted on it and, unless `nonempty`, be empty; so must a
+    /// regular file, but one that is missing is made, and removed by [`remove_made`] when nothing is mounted on it any more.
     ///
     /// # Errors
-    /// [`ErrorKind::TargetMissing`], [`ErrorKind::TargetBusy`].
-    pub fn check(path: &Path, nonempty: bool) -> Result<Self, MountError> {
+    /// [`ErrorKind::TargetMissing`], [`ErrorKind::TargetBusy`], [`ErrorKind::Usage`] when it is a directory and not a file.
+    pub fn check(path: &Path, top: Top, nonempty: bool) -> Result<Self, MountError> {
         let shown = path.display();
         let missing = |cause: &dyn std::fmt::Display, remedy: &str| {
             MountError::new(ErrorKind::TargetMissing, format_args!("cannot mount on {shown}: {cause}; {remedy}"))
         };
         let busy =
             |cause: String| MountError::new(ErrorKind::TargetBusy, format_args!("cannot mount on {shown}: {cause}"));
+        if top == Top::File && fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            make_file(path).map_err(|error| {
+                missing(
+                    &format_args!("the file is not there and cannot be made: {error}"),
+                    "create its directory first (mkdir -p)",
+                )
+            })?;
+        }
         let real = path.canonicalize().map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ECONNABORTED) => busy(
-                "a FUSE mount whose process has died is still there; remove it with: umount -l DIRECTORY".to_owned(),
-            ),
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+                busy("a FUSE mount whose process has died is still there; remove it with: umount -l PATH".to_owned())
+            }
             _ => missing(&error, "create the directory first (mkdir -p)"),
         })?;
-        if !real.is_dir() {
-            return Err(missing(&"it is not a directory", "a mount needs a directory"));
-        }
         if let Some(mount) = mounted_on(&real) {
             return Err(busy(format!(
-                "{} ({}) is mounted there already; unmount it first (umount {}) or choose another directory",
+                "{} ({}) is mounted there already; unmount it first (umount {}) or choose another place",
                 mount.source.display(),
                 mount.fs_type,
                 real.display()
             )));
         }
-        if !nonempty && fs::read_dir(&real).is_ok_and(|mut names| names.next().is_some()) {
-            return Err(busy(
-                "the directory is not empty and the mount would hide what is in it; choose an empty one, or say -o nonempty"
-                    .to_owned(),
-            ));
-        }
-        let directory = fs::OpenOptions::new()
+        let held = fs::OpenOptions::new()
             .read(true)
-            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_PATH | libc::O_CLOEXEC)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_PATH | libc::O_CLOEXEC)
             .open(&real)
             .map_err(|error| missing(&error, "create the directory first (mkdir -p)"))?;
-        Ok(Self { path: real, directory: directory.into() })
+        let metadata = held.metadata().map_err(|error| missing(&error, "look at it with stat(1)"))?;
+        match top {
+            Top::Directory if !metadata.is_dir() => {
+                return Err(missing(&"it is not a directory", "a mount of a directory needs a directory"));
+            }
+            Top::File if metadata.is_dir() => {
+                return Err(MountError::new(
+                    ErrorKind::Usage,
+                    format_args!(
+                        "cannot mount on {shown}: it is a directory, and what is to be mounted is one object; name a file, \
+                         or write the location with a trailing slash if that is a directory"
+                    ),
+                ));
+            }
+            Top::File if !metadata.is_file() => {
+                return Err(missing(&"it is no regular file", "one object is mounted on a regular file"));
+            }
+            Top::Directory if !nonempty && fs::read_dir(&real).is_ok_and(|mut names| names.next().is_some()) => {
+                return Err(busy(
+                    "the directory is not empty and the mount would hide what is in it; choose an empty one, or say -o nonempty"
+                        .to_owned(),
+                ));
+            }
+            Top::File if !nonempty && metadata.len() > 0 => {
+                return Err(busy(
+                    "the file is not empty and the mount would hide what is in it; choose another name, or say -o nonempty"
+                        .to_owned(),
+                ));
+            }
+            Top::Directory | Top::File => {}
+        }
+        Ok(Self { path: real, top, held: held.into() })
     }
 
     /// The absolute path, without symbolic links.
@@ -181,9 +223,63 @@ impl Target {
         &self.path
     }
 
-    /// A path that leads to the directory that was looked at, whatever its name leads to by now.
+    /// The type of the file system's root, as mount(2) wants it: the file type's bits of a mode, octal.
+    pub fn root_mode(&self) -> &'static str {
+        match self.top {
+            Top::Directory => "40000",
+            Top::File => "100000",
+        }
+    }
+
+    /// A path that leads to what was looked at, whatever its name leads to by now.
     pub fn held(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
+        PathBuf::from(format!("/proc/self/fd/{}", self.held.as_raw_fd()))
+    }
+}
+
+/// The mark of a file that is there only to be mounted on. On the file itself, so that it is known by whoever unmounts, also after a
+/// crash; and of the kind that only root can set, so that nobody can have root remove another file.
+const MADE: &CStr = c"trusted.fuse-oss.made";
+
+/// Makes an empty file to be mounted on.
+fn make_file(path: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)?;
+    // SAFETY: a descriptor that is open, a name that ends in a zero, and a value of no bytes.
+    let marked = unsafe { libc::fsetxattr(file.as_raw_fd(), MADE.as_ptr(), std::ptr::null(), 0, 0) };
+    if marked != 0 {
+        let error = io::Error::last_os_error();
+        debug!(path = %path.display(), %error, "the file that was made to be mounted on cannot be marked and will stay behind");
+    }
+    Ok(())
+}
+
+/// Removes a file that [`Target::check`] has made, if it is still one, is empty, and nothing is mounted on it.
+pub fn remove_made(path: &Path) {
+    if mounted_on(path).is_some() {
+        return;
+    }
+    let is_ours = || -> io::Result<bool> {
+        // Before opening it, which can have effects on what is no file.
+        if !fs::symlink_metadata(path)?.is_file() {
+            return Ok(false);
+        }
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.len() > 0 {
+            return Ok(false);
+        }
+        // SAFETY: as above; no buffer, so only the length of the value is asked for.
+        Ok(unsafe { libc::fgetxattr(file.as_raw_fd(), MADE.as_ptr(), std::ptr::null_mut(), 0) } >= 0)
+    };
+    if is_ours().unwrap_or(false)
+        && let Err(error) = fs::remove_file(path)
+    {
+        debug!(path = %path.display(), %error, "the file that was made to be mounted on stays behind");
     }
 }
 
@@ -226,7 +322,10 @@ pub fn unmount(path: &Path, mode: UnmountMode) -> Result<(), MountError> {
         UnmountMode::Lazy => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,
     };
     match umount2(path, flags) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            remove_made(path);
+            Ok(())
+        }
         Err(Errno::EBUSY) => {
             let users = users(path);
             let by =
@@ -338,7 +437,7 @@ mod tests {
     fn targets_are_looked_at_before_they_are_mounted_on() {
         let dir = tempfile::tempdir().unwrap();
         let check = |path: &Path, nonempty| {
-            Target::check(path, nonempty).map(drop).map_err(|error| (error.kind, error.message))
+            Target::check(path, Top::Directory, nonempty).map(drop).map_err(|error| (error.kind, error.message))
         };
         check(dir.path(), false).unwrap();
         let (kind, message) = check(&dir.path().join("none"), false).unwrap_err();
@@ -351,6 +450,48 @@ mod tests {
         check(dir.path(), true).unwrap();
         let (kind, message) = check(Path::new("/proc"), true).unwrap_err();
         assert!(kind == ErrorKind::TargetBusy && message.contains("mounted there already"), "{message}");
+    }
+
+    #[test]
+    fn a_file_is_made_to_be_mounted_on_and_only_that_one_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |path: &Path, nonempty| {
+            Target::check(path, Top::File, nonempty).map_err(|error| (error.kind, error.message))
+        };
+        let made = dir.path().join("made");
+        let target = check(&made, false).unwrap();
+        assert_eq!((target.root_mode(), fs::metadata(&made).unwrap().len()), ("100000", 0));
+        // Again, as it is still there.
+        check(&made, false).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            remove_made(&made);
+            assert!(!made.exists());
+            check(&made, false).unwrap();
+            fs::write(&made, "by somebody").unwrap();
+        }
+        remove_made(&made);
+        assert!(made.exists());
+        let own = dir.path().join("own");
+        fs::write(&own, "").unwrap();
+        check(&own, false).unwrap();
+        remove_made(&own);
+        assert!(own.exists());
+        fs::write(&own, "content").unwrap();
+        let (kind, message) = check(&own, false).unwrap_err();
+        assert!(kind == ErrorKind::TargetBusy && message.contains("not empty"), "{message}");
+        check(&own, true).unwrap();
+        let (kind, message) = check(dir.path(), true).unwrap_err();
+        assert!(kind == ErrorKind::Usage && message.contains("is one object"), "{message}");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        for (path, hint) in [
+            (Path::new("/dev/null"), "no regular file"),
+            (&dir.path().join("none/file"), "cannot be made"),
+            (&link, "No such file"),
+        ] {
+            let (kind, message) = check(path, true).unwrap_err();
+            assert!(kind == ErrorKind::TargetMissing && message.contains(hint), "{message}");
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@
 //! memory; all three do no I/O. `journal` keeps what was taken in, for a process after this one. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
 //! something waits until a page has come and looks again.
 //!
+//! Several locations make one tree: each has its place, which may be inside another's. At its place it wins; what else the outer one
+//! has beside it stays visible. All places are put into the table before the first page is, so no page can take one.
+//!
 //! Names are never dropped: forgetting one would mean forgetting what was shown.
 
 mod absorb;
@@ -37,11 +40,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::blocks::peers::Peers;
+use crate::charset::Charset;
 use crate::fault::Fault;
 use absorb::Refused;
 pub use journal::Identity;
 use journal::{Found, Header, Input, Journal, Record, Replay, Sums};
-pub use listing::is_visible_name;
 use plan::{Arrived, Fetch, Job, Plan};
 pub use prefetch::Progress;
 use table::{Dir, Seed, Table};
@@ -117,6 +120,24 @@ pub enum Known {
     Unknown,
 }
 
+/// An entry of a mount that was found to exist.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where inside the mount; empty for all of it.
+    pub at: String,
+    /// The character set names are shown in.
+    pub charset: Charset,
+    /// What is there.
+    pub source: Source,
+}
+
+impl From<(String, Source)> for Placed {
+    /// An entry whose names are shown as its keys are written.
+    fn from((at, source): (String, Source)) -> Self {
+        Self { at, charset: Charset::UTF_8, source }
+    }
+}
+
 /// Where an entry of a mount comes from, after it was found to exist.
 #[derive(Debug)]
 pub enum Source {
@@ -145,6 +166,8 @@ pub struct Namespace {
     /// Requests under way; given up with the mount.
     tasks: Mutex<JoinSet<()>>,
     runtime: Option<Handle>,
+    /// All names are shown as keys are written.
+    plain: bool,
     /// What stays the same whichever process answers for the mount.
     pub identity: Identity,
 }
@@ -281,7 +304,7 @@ impl Namespace {
     pub fn new(
         label: String,
         identity: Identity,
-        entries: Vec<(String, Source)>,
+        entries: Vec<impl Into<Placed>>,
         journal: Option<std::fs::File>,
     ) -> Result<Self, Fault> {
         let header = Header { identity, seed: Seed::random(), entries: entries.len() as u64 };
@@ -291,10 +314,13 @@ impl Namespace {
         };
         let mut table = Table::with_seed(header.seed);
         let mut plan = Plan::default();
+        let mut entries: Vec<(u64, Placed)> = (0..).zip(entries.into_iter().map(Into::into)).collect();
+        // What is around a place is there before what is at it.
+        entries.sort_by_key(|(_, entry)| if entry.at.is_empty() { 0 } else { 1 + entry.at.matches('/').count() });
         let mut firsts = Vec::new();
-        for (number, (at, source)) in (0..).zip(entries) {
-            let record = Record::entry(number, &at, &source);
-            firsts.extend(place(&mut table, &at, source)?);
+        for (number, entry) in entries {
+            let record = Record::entry(number, &entry);
+            firsts.extend(place(&mut table, entry)?);
             journal.append(record, &table);
         }
         for (dir, first) in firsts {
@@ -350,7 +376,9 @@ impl Namespace {
             said_hidden: AtomicBool::new(false),
             prefetch: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), tasks: Mutex::default(), runtime: Handle::try_current().ok(), identity }
+        let plain = shared.read().is_plain();
+        let (tasks, runtime) = (Mutex::default(), Handle::try_current().ok());
+        Self { shared: Arc::new(shared), tasks, runtime, plain, identity }
     }
 
     /// Whether another process could show the same tree; it cannot when there is no journal, or it could not be written.
@@ -361,6 +389,15 @@ impl Namespace {
     /// The node of an inode number the kernel has from us.
     pub fn node(&self, ino: u64) -> Option<Node> {
         self.shared.read().node(ino)
+    }
+
+    /// The character set that the names in a directory are shown in. All names here are as the store has them.
+    pub fn charset(&self, ino: u64) -> Charset {
+        if self.plain {
+            return Charset::UTF_8;
+        }
+        let table = self.shared.read();
+        table.dir(ino).map(|dir| table.charset(dir)).unwrap_or_default()
     }
 
     /// Its name; empty for the root.
@@ -538,7 +575,10 @@ impl Namespace {
 
     /// Waits for a sweep that is going through a directory just now, and says what it brought about a name.
     async fn when_passed(&self, dir: Dir, name: &str) -> Option<Option<Node>> {
-        let prefix = self.shared.read().prefix(dir);
+        let (root, prefix) = {
+            let table = self.shared.read();
+            (table.directory(dir).root, table.prefix(dir))
+        };
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
@@ -548,7 +588,7 @@ impl Namespace {
                 Known::Missing => return Some(None),
                 Known::Unknown => {}
             }
-            if !self.shared.plan().is_passing(&prefix) {
+            if !self.shared.plan().is_passing(root, &prefix) {
                 return None;
             }
             changed.await;
@@ -627,27 +667,33 @@ fn can_tell(table: &Table, dir: Dir, from: usize) -> bool {
     table.count(dir) > from || table.directory(dir).listing.is_complete()
 }
 
-/// Puts an entry at its place, making up the directories on the way. Returns the first page of its listing, which is to be taken in
-/// next.
-fn place(table: &mut Table, at: &str, source: Source) -> Result<Option<(Dir, ListPage)>, Fault> {
+/// Puts an entry at its place, making up the directories on the way. Returns the first page of its listing, which is taken in when
+/// all entries have their places.
+fn place(table: &mut Table, entry: Placed) -> Result<Option<(Dir, ListPage)>, Fault> {
+    let Placed { at, charset, source } = entry;
     let no_place = || Fault::Internal(format!("no place for entry {at:?}"));
     let mut dir = Table::root();
-    let (parents, name) = at.rsplit_once('/').map_or((None, at), |(parents, name)| (Some(parents), name));
+    let (parents, name) = at.rsplit_once('/').map_or((None, at.as_str()), |(parents, name)| (Some(parents), name));
     for made_up in parents.into_iter().flat_map(|parents| parents.split('/')) {
-        dir = table.place_directory(dir, made_up)?.ok_or_else(no_place)?;
+        dir = table.place_directory(dir, made_up, charset)?.ok_or_else(no_place)?;
     }
     match source {
         Source::Directory { origin, prefix, first } => {
-            if !at.is_empty() {
-                dir = table.place_directory(dir, name)?.ok_or_else(no_place)?;
+            if !name.is_empty() {
+                dir = table.place_directory(dir, name, charset)?.ok_or_else(no_place)?;
             }
-            table.mount(dir, origin, prefix);
+            table.mount(dir, origin, prefix, charset);
             Ok(Some((dir, first)))
         }
-        Source::Object { .. } if name.is_empty() => {
-            Err(Fault::Internal("an object cannot be the root of a mount".to_owned()))
+        Source::Object { origin, meta } if name.is_empty() => {
+            table.place_alone(origin, &meta);
+            Ok(None)
         }
-        Source::Object { origin, meta } => table.place_object(dir, name, origin, &meta).map(|()| None),
+        Source::Object { origin, meta } => {
+            // Its name is one of the directory it is in.
+            table.place_object(dir, name, charset, origin, &meta)?;
+            Ok(None)
+        }
     }
 }
 
@@ -667,13 +713,13 @@ fn take_again(table: &mut Table, plan: &mut Plan, origins: &[Arc<Origin>], input
         found.ok_or_else(|| Fault::Unrecoverable(format!("it has a directory {number} that is not there")))
     };
     match input {
-        Input::Directory { entry, at, prefix } => {
+        Input::Directory { entry, at, charset, prefix } => {
             let (origin, first) = (journal::origin_of(origins, entry)?, ListPage::default());
-            place(table, &at, Source::Directory { origin, prefix, first }).map(drop)
+            place(table, Placed { at, charset, source: Source::Directory { origin, prefix, first } }).map(drop)
         }
-        Input::Object { entry, at, meta } => {
+        Input::Object { entry, at, charset, meta } => {
             let origin = journal::origin_of(origins, entry)?;
-            place(table, &at, Source::Object { origin, meta }).map(drop)
+            place(table, Placed { at, charset, source: Source::Object { origin, meta } }).map(drop)
         }
         Input::Own { dir, from, continued, page } => {
             let dir = directory(table, dir)?;

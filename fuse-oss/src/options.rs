@@ -6,6 +6,7 @@ use std::str::FromStr;
 use oss::{Location, Settings};
 use serde::{Deserialize, Serialize};
 
+use crate::charset::Charset;
 use crate::error::{ErrorKind, MountError};
 use crate::metrics::Snapshot;
 use crate::size::ByteSize;
@@ -66,6 +67,9 @@ pub struct MountOptions {
     /// What is brought in, in the background, as soon as the mount answers.
     #[serde(default)]
     pub prefetch: Prefetch,
+    /// What of it the disk cache keeps.
+    #[serde(default)]
+    pub cache: CacheUse,
     /// Whether the mount can be written to, locally: nothing of that is ever uploaded, and all of it is gone after unmounting.
     #[serde(default)]
     pub writable: Option<Writable>,
@@ -85,6 +89,18 @@ pub struct Writable {
     pub whole_files: bool,
 }
 
+/// How much of what a mount reads the disk cache may keep, and how it is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheUse {
+    /// The most that the disk cache may hold of it; as much as of any mount when absent, and nothing at all when 0. An object that is
+    /// longer is not kept at all.
+    pub limit: Option<ByteSize>,
+    /// The least that a random read of an object over 1 MiB fetches, rounded up to a power of two, at most 8 MiB; what pays with the store
+    /// when absent.
+    pub fetch: Option<ByteSize>,
+}
+
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
@@ -96,6 +112,7 @@ impl Default for MountOptions {
             exec: true,
             nonempty: false,
             prefetch: Prefetch::None,
+            cache: CacheUse::default(),
             writable: None,
         }
     }
@@ -105,20 +122,34 @@ impl Default for MountOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountEntry {
-    /// Where inside the mount, relative and normalised (`1/genome.fa`); empty for the root itself, which a directory can take
-    /// and which then must be the only entry. Missing parent directories are made up.
+    /// Where inside the mount, relative and normalised (`1/genome.fa`); empty for the root itself. Missing parent directories are
+    /// made up. A place may be inside a directory of another entry, and then wins over what that one has there.
     pub at: String,
-    /// What is shown there: a directory (trailing slash) or one object.
-    #[serde(with = "as_text")]
+    /// What is shown there: a directory (trailing slash) or one object. One object at the root is a mount on a file.
     pub location: Location,
+    /// The character set its names are shown in.
+    #[serde(default)]
+    pub locale: Charset,
+}
+
+impl MountEntry {
+    /// A location at a place, its names as its keys are written.
+    pub fn new(at: impl Into<String>, location: Location) -> Self {
+        Self { at: at.into(), location, locale: Charset::UTF_8 }
+    }
+
+    /// How messages call its place.
+    fn place(&self) -> String {
+        if self.at.is_empty() { "the top of the mount".to_owned() } else { format!("{:?}", self.at) }
+    }
 }
 
 /// A mount, as it is asked for.
 #[derive(Debug, Clone)]
 pub struct MountRequest {
-    /// The directory to mount on; it must exist.
+    /// The directory to mount on, which must exist; for one object alone a file, which is made when it is missing.
     pub target: PathBuf,
-    /// What it shows. Entries must not contain one another.
+    /// What it shows; see [`check_entries`].
     pub entries: Vec<MountEntry>,
     /// How it looks.
     pub options: MountOptions,
@@ -281,7 +312,8 @@ pub struct Status {
     pub mounts: Vec<MountStatus>,
 }
 
-/// Checks that the entries make a tree: normalised places, none inside another, an object never at the root.
+/// Checks that the entries make a tree: normalised places, one entry at each, and nothing inside a single object. Directories
+/// may be inside one another, and objects inside directories.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`], naming the entries.
@@ -290,24 +322,11 @@ pub fn check_entries(entries: &[MountEntry]) -> Result<(), MountError> {
     if entries.is_empty() {
         return usage("nothing to mount: give at least one location".to_owned());
     }
-    for entry in entries {
-        let name = || entry.location.escaped();
-        if entry.at.is_empty() {
-            if entries.len() > 1 {
-                return usage(format!(
-                    "{} is to fill the whole mount, so it must be its only entry; mount it separately or at a place inside",
-                    name()
-                ));
-            }
-            if !entry.location.is_directory() {
-                return usage(format!(
-                    "{} is one object and a mount is a directory; if it is meant as a directory, write it with a trailing slash",
-                    name()
-                ));
-            }
-            continue;
-        }
-        if let Some(bad) = entry.at.split('/').find(|name| !crate::namespace::is_visible_name(name)) {
+    // A name is shown in the character set of the directory around it, which may be any entry's.
+    let mut locales: Vec<Charset> = entries.iter().map(|entry| entry.locale).collect();
+    locales.dedup();
+    for entry in entries.iter().filter(|entry| !entry.at.is_empty()) {
+        if let Some(bad) = entry.at.split('/').find(|name| !locales.iter().all(|locale| locale.shows(name))) {
             return usage(format!(
                 "{:?} cannot be a place inside a mount: {bad:?} is no file name; use a relative path without '.', '..' and double slashes",
                 entry.at
@@ -319,40 +338,29 @@ pub fn check_entries(entries: &[MountEntry]) -> Result<(), MountError> {
     sorted.sort_by(|a, b| a.at.split('/').cmp(b.at.split('/')));
     for pair in sorted.windows(2) {
         let [outer, inner] = pair else { continue };
+        let (outer_name, inner_name) = (outer.location.escaped(), inner.location.escaped());
         if outer.at == inner.at {
-            return usage(format!(
-                "{} and {} are both to be at {:?}; give each its own place",
-                outer.location.escaped(),
-                inner.location.escaped(),
-                outer.at
-            ));
+            return usage(match outer.location == inner.location {
+                true => format!("{outer_name} is to be at {} twice; leave one of them out", outer.place()),
+                false => {
+                    format!(
+                        "{outer_name} and {inner_name} are both to be at {}; give each its own place",
+                        outer.place()
+                    )
+                }
+            });
         }
-        if inner.at.strip_prefix(outer.at.as_str()).is_some_and(|rest| rest.starts_with('/')) {
+        let is_inside = inner.at.strip_prefix(outer.at.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        if (is_inside || outer.at.is_empty()) && !outer.location.is_directory() {
             return usage(format!(
-                "{} at {:?} would be inside {} at {:?}, which is not possible yet; give them separate places",
-                inner.location.escaped(),
+                "{inner_name} at {:?} would be inside {outer_name} at {}, which is one object; give it another place, \
+                 or write the outer one with a trailing slash if it is a directory",
                 inner.at,
-                outer.location.escaped(),
-                outer.at
+                outer.place()
             ));
         }
     }
     Ok(())
-}
-
-/// Locations travel as the text they are written as.
-mod as_text {
-    use oss::Location;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(location: &Location, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(location)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Location, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]
@@ -360,26 +368,41 @@ mod tests {
     use super::*;
 
     fn entries(list: &[(&str, &str)]) -> Vec<MountEntry> {
-        list.iter().map(|(at, l)| MountEntry { at: (*at).to_owned(), location: l.parse().unwrap() }).collect()
+        list.iter().map(|(at, location)| MountEntry::new(*at, location.parse().unwrap())).collect()
     }
 
     #[test]
-    fn disjoint_entries_make_a_tree() {
-        check_entries(&entries(&[("", "oss://b/d/")])).unwrap();
-        check_entries(&entries(&[("0", "oss://b/d/"), ("1/genome.fa", "s3://c/genome.fa"), ("1/x", "oss://b/d/")]))
-            .unwrap();
-        // "a" and "a.b" and "a/..." sort around each other in plain string order.
-        check_entries(&entries(&[("a.b", "oss://b/d/"), ("a/b", "oss://b/e/"), ("a-", "oss://b/e/")])).unwrap();
+    fn entries_make_a_tree() {
+        for list in [
+            &[("", "oss://b/d/")][..],
+            &[("", "oss://b/d")],
+            &[("0", "oss://b/d/"), ("1/genome.fa", "s3://c/genome.fa"), ("1/x", "oss://b/d/")],
+            // "a" and "a.b" and "a/..." sort around each other in plain string order.
+            &[("a.b", "oss://b/d/"), ("a/b", "oss://b/e/"), ("a-", "oss://b/e/")],
+            &[("a.b", "oss://b/d"), ("a", "oss://b/x/"), ("a/b", "oss://b/e/"), ("a/b/c/d", "oss://b/e")],
+            &[("x/y/z", "oss://b/e/"), ("", "oss://b/d/"), ("y/x", "oss://b/d")],
+        ] {
+            check_entries(&entries(list)).unwrap();
+        }
+        let long = "\u{4e2d}".repeat(100);
+        let mut gbk = entries(&[(&long, "oss://b/d/")]);
+        assert!(check_entries(&gbk).unwrap_err().message.contains("is no file name"));
+        gbk[0].locale = "GBK".parse().unwrap();
+        check_entries(&gbk).unwrap();
     }
 
     #[test]
-    fn overlaps_and_odd_places_are_refused_by_name() {
+    fn conflicts_and_odd_places_are_refused_by_name() {
         for (list, hint) in [
             (&[][..], "nothing to mount"),
-            (&[("", "oss://b/d/"), ("x", "oss://b/e/")], "must be its only entry"),
-            (&[("", "oss://b/d")], "trailing slash"),
-            (&[("x", "oss://b/d"), ("x", "oss://b/e")], "both to be at"),
-            (&[("x", "oss://b/d/"), ("x-", "oss://b/q/"), ("x/y", "oss://b/e")], "would be inside"),
+            (
+                &[("", "oss://b/d"), ("x", "oss://b/e/")],
+                "oss://b/e/ at \"x\" would be inside oss://b/d at the top of the mount",
+            ),
+            (&[("x", "oss://b/d"), ("x", "oss://b/e")], "oss://b/d and oss://b/e are both to be at \"x\""),
+            (&[("", "oss://b/d/"), ("x", "oss://b/q"), ("", "oss://b/e/")], "both to be at the top of the mount"),
+            (&[("x", "oss://b/d"), ("x", "oss://b/d")], "oss://b/d is to be at \"x\" twice"),
+            (&[("x", "oss://b/d"), ("x-", "oss://b/q/"), ("x/y/z", "oss://b/e")], "which is one object"),
             (&[("../x", "oss://b/d/")], "is no file name"),
             (&[("/x", "oss://b/d/")], "is no file name"),
             (&[("x/", "oss://b/d/")], "is no file name"),

@@ -17,6 +17,14 @@
 //! that come from below can be renamed. Whoever reads the *upper* directory by itself afterwards would find files without content
 //! in it, so where that is wanted ([`Overlay::whole_files`]) both are off: a change of mode then copies the file, and renaming a directory
 //! from below is EXDEV, which `mv` answers by copying.
+//!
+//! What goes when the view goes need never reach the disk: with `volatile` (Linux 5.10) fsync(2) returns at once and unmounting does not
+//! wait until gigabytes are written that are removed right after. Should the disk refuse a write, every later fsync(2) fails. Kernels that do
+//! not know an option say EINVAL; then it is left out.
+//!
+//! What differs from a disk, all of it known of overlayfs: a device node 0:0 cannot be made, which is how the kernel notes a deletion; a
+//! mapping made before a file was first written to keeps the old bytes; and a copy for which there was no room leaves what it has copied
+//! behind until the file is removed, if that file's mode or times had been changed before.
 
 pub mod copy_up;
 pub mod quota;
@@ -136,6 +144,8 @@ pub struct Overlay<'a> {
     pub work: &'a Path,
     /// Whether the upper directory must hold whole files and directories, because somebody reads it by itself.
     pub whole_files: bool,
+    /// Whether what is written may be lost when the machine crashes, because it goes with the view anyway.
+    pub volatile: bool,
     /// What the mount table calls it.
     pub source: &'a str,
     /// Flags of the mount.
@@ -150,17 +160,20 @@ impl Overlay<'_> {
     pub fn mount(&self, target: &Path, shown: &Path) -> Result<(), OverlayError> {
         // With `on`, inode numbers are those of the layers with the layer's number in the upper bits, so that they stay what
         // they are when a file is copied up. `auto` does that only where the lower file system leaves those bits alone for sure.
-        match self.attempt(target, shown, "on") {
-            Err(OverlayError::Refused { errno: Errno::EINVAL, .. }) => {
-                debug!(target = %shown.display(), "overlay with xino=on was refused; trying xino=auto");
-                self.attempt(target, shown, "auto")
+        let fewer: &[&str] = if self.volatile { &["xino=on,volatile", "xino=on"] } else { &["xino=on"] };
+        for extras in fewer {
+            match self.attempt(target, shown, extras) {
+                Err(OverlayError::Refused { errno: Errno::EINVAL, .. }) => {
+                    debug!(target = %shown.display(), extras, "overlay was refused with these options; trying fewer");
+                }
+                other => return other,
             }
-            other => other,
         }
+        self.attempt(target, shown, "xino=auto")
     }
 
-    fn attempt(&self, target: &Path, shown: &Path, xino: &str) -> Result<(), OverlayError> {
-        let options = self.options(xino);
+    fn attempt(&self, target: &Path, shown: &Path, extras: &str) -> Result<(), OverlayError> {
+        let options = self.options(extras);
         if options.len() > MAX_OPTIONS {
             return Err(OverlayError::TooLong { target: shown.to_owned(), length: options.len() });
         }
@@ -178,7 +191,7 @@ impl Overlay<'_> {
         })
     }
 
-    fn options(&self, xino: &str) -> Vec<u8> {
+    fn options(&self, extras: &str) -> Vec<u8> {
         let features = if self.whole_files { "metacopy=off,redirect_dir=off" } else { "metacopy=on,redirect_dir=on" };
         let mut options = Vec::new();
         for (name, path) in [("lowerdir", self.lower), ("upperdir", self.upper), ("workdir", self.work)] {
@@ -188,7 +201,7 @@ impl Overlay<'_> {
             options.push(b',');
         }
         // An index would tie the upper directory to this very lower mount; neither file handles nor hard links from below need it.
-        options.extend(format!("{features},index=off,nfs_export=off,xino={xino}").bytes());
+        options.extend(format!("{features},index=off,nfs_export=off,{extras}").bytes());
         options
     }
 }
@@ -221,10 +234,54 @@ fn escape(path: &Path) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn options_cannot_be_injected() {
         assert_eq!(escape(Path::new("/a,upperdir=/etc:x\\")), b"/a\\,upperdir=/etc\\:x\\\\");
+    }
+
+    proptest! {
+        /// However odd the paths, the kernel reads the three that were meant and no option more.
+        #[test]
+        fn the_kernel_reads_the_paths_that_were_meant(
+            lower in "/[a,:=\\\\ ]{0,12}", upper in "/[a,:=\\\\\n]{0,12}", work in "/[a,:=\\\\]{0,12}",
+        ) {
+            let overlay = Overlay {
+                lower: Path::new(&lower),
+                upper: Path::new(&upper),
+                work: Path::new(&work),
+                whole_files: false,
+                volatile: true,
+                source: "x",
+                flags: MsFlags::empty(),
+            };
+            let read = as_the_kernel_reads(&overlay.options("xino=on,volatile"));
+            let value = |name: &str| read.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+            prop_assert_eq!(value("lowerdir"), Some(lower.as_str()));
+            prop_assert_eq!(value("upperdir"), Some(upper.as_str()));
+            prop_assert_eq!(value("workdir"), Some(work.as_str()));
+            prop_assert_eq!(read.len(), 9, "{:?}", read);
+        }
+    }
+
+    /// Splits at commas that have no backslash before them, then undoes the backslashes, as `ovl_next_opt` and `ovl_unescape` do.
+    fn as_the_kernel_reads(options: &[u8]) -> Vec<(String, String)> {
+        let mut read = vec![String::new()];
+        let mut bytes = options.iter();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b',' => read.push(String::new()),
+                b'\\' => read.last_mut().unwrap().push(char::from(*bytes.next().unwrap())),
+                byte => read.last_mut().unwrap().push(char::from(*byte)),
+            }
+        }
+        read.into_iter()
+            .map(|option| match option.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => (option, String::new()),
+            })
+            .collect()
     }
 
     #[test]
@@ -234,10 +291,11 @@ mod tests {
             upper: Path::new("/u"),
             work: Path::new("/w"),
             whole_files: true,
+            volatile: false,
             source: "x",
             flags: MsFlags::empty(),
         };
-        let text = |overlay: Overlay<'_>| String::from_utf8(overlay.options("on")).unwrap();
+        let text = |overlay: Overlay<'_>| String::from_utf8(overlay.options("xino=on")).unwrap();
         assert_eq!(
             text(overlay),
             "lowerdir=/l\\,,upperdir=/u,workdir=/w,metacopy=off,redirect_dir=off,index=off,nfs_export=off,xino=on"
@@ -253,6 +311,7 @@ mod tests {
             upper: &dir.path().join("u".repeat(200)).join("x".repeat(4000)),
             work: dir.path(),
             whole_files: false,
+            volatile: true,
             source: "x",
             flags: MsFlags::empty(),
         };

@@ -242,7 +242,7 @@ mod tests {
     fn a_request_arrives_as_it_was_sent() {
         let request = MountRequest {
             target: "/mnt/x".into(),
-            entries: vec![MountEntry { at: "a".into(), location: "oss://b/odd \n\"key//../".parse().unwrap() }],
+            entries: vec![MountEntry::new("a", "oss://b/odd \n\"key//../".parse().unwrap())],
             options: MountOptions { uid: Some(7), ..MountOptions::default() },
             stores: Settings {
                 oss: StoreSettings {

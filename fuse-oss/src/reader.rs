@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::blocks::object::Object;
-use crate::blocks::{Blocks, Parts, SMALL};
+use crate::blocks::{Blocks, LONGEST, Parts, SMALL};
 use crate::fault::Fault;
 use streams::{Advice, Limits, Streams};
 
@@ -20,12 +20,20 @@ pub struct Reader {
     streams: Mutex<Streams>,
     /// When it fetched ahead last, in seconds.
     streaming: AtomicU64,
+    /// The least that a random read brings along, in bytes.
+    least: u64,
 }
 
 impl Reader {
     /// A reader of an object.
     pub fn new(object: Arc<Object>, blocks: Arc<Blocks>) -> Self {
-        Self { object, blocks, streams: Mutex::default(), streaming: AtomicU64::new(0) }
+        Self { object, blocks, streams: Mutex::default(), streaming: AtomicU64::new(0), least: 0 }
+    }
+
+    /// The same, but a random read of a large object brings at least so many bytes along: a power of two, up to [`LONGEST`].
+    #[must_use]
+    pub fn at_least(self, bytes: u64) -> Self {
+        Self { least: bytes.min(LONGEST).checked_next_power_of_two().unwrap_or(LONGEST), ..self }
     }
 
     /// The object.
@@ -75,7 +83,7 @@ impl Reader {
         }
         let peers = &self.object.origin.peers;
         let ahead = self.blocks.max_ahead(&self.streaming);
-        let limits = Limits { size, ahead, unit: peers.unit(), latency: peers.latency() };
+        let limits = Limits { size, ahead, unit: peers.unit().max(self.least), latency: peers.latency() };
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).on_read(range, stalled, Instant::now(), &limits)
     }
 

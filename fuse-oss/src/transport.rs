@@ -76,8 +76,9 @@ impl Transport {
             flags |= MsFlags::MS_NOEXEC;
         }
         let mut data = format!(
-            "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+            "fd={},rootmode={},user_id={},group_id={},default_permissions,max_read={MAX_READ}",
             device.as_raw_fd(),
+            target.root_mode(),
             nix::unistd::geteuid(),
             nix::unistd::getegid()
         );

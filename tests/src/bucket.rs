@@ -147,6 +147,26 @@ impl Bucket {
         if let Err(error) = fs::create_dir(directory) {
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
         }
+        self.try_mount_with(directory, arguments).succeeded();
+    }
+
+    /// Mounts it on a directory that is there, or an object on a file.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_on(&self, target: &Path) {
+        self.try_mount(target).succeeded();
+    }
+
+    /// What the program says when it is to mount it there.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn try_mount(&self, target: &Path) -> Ran {
+        self.try_mount_with(target, &self.arguments)
+    }
+
+    fn try_mount_with(&self, target: &Path, arguments: &[String]) -> Ran {
         let mut command = self.sandbox.command();
         for (name, value) in [
             ("OSS_ACCESS_KEY_ID", "test-key"),
@@ -159,9 +179,9 @@ impl Bucket {
         for (name, value) in &self.environment {
             command.env(name, value);
         }
-        command.arg("mount").arg(&self.location).arg(directory);
+        command.arg("mount").arg(&self.location).arg(target);
         command.args(["--endpoint", &self.double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
-        Ran::from(command.args(arguments).output().expect("the program was built")).succeeded();
+        Ran::from(command.args(arguments).output().expect("the program was built"))
     }
 
     /// Unmounts it and mounts it again; the server lives on.

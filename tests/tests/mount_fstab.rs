@@ -90,6 +90,25 @@ fn libfuses_helper_finds_us_on_the_path() {
 }
 
 #[test]
+fn a_view_that_can_be_written_to_is_mounted_once() {
+    let sandbox = sandbox();
+    symlink(sandbox.command().get_program(), sandbox.path("upper/mount.fuse.fuse-oss")).unwrap();
+    let script = "mount $MNT\n\
+        echo changed > $MNT/file\n\
+        mount -a\n\
+        cat $MNT/file\n\
+        grep -c \" $MNT \" /proc/mounts\n\
+        grep -c \"^$LOCATION $MNT overlay rw,\" /proc/mounts\n\
+        umount $MNT\n\
+        mount $MNT\n\
+        cat $MNT/file; echo\n\
+        umount $MNT\n\
+        echo done\n";
+    let ran = with_helpers(&sandbox, "writable,upper-size=1GiB,allow_other,nofail,_netdev", script);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "changed\n1\n1\nthrough fstab\ndone\n"), "{ran:?}");
+}
+
+#[test]
 fn a_bad_line_fails_with_our_message() {
     let sandbox = sandbox();
     symlink(sandbox.command().get_program(), sandbox.path("upper/mount.fuse.fuse-oss")).unwrap();

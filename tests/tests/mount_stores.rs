@@ -347,7 +347,7 @@ fn one_mount_shows_several_places_through_the_library() {
         memory_limit: Some("64MiB".parse().unwrap()),
         ..ServeSettings::new(sandbox.command().get_program())
     };
-    let entry = |at: &str, location: String| MountEntry { at: at.to_owned(), location: location.parse().unwrap() };
+    let entry = |at: &str, location: String| MountEntry::new(at, location.parse().unwrap());
     let mut request = MountRequest {
         target: sandbox.mnt(),
         entries: vec![

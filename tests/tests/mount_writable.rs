@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
+use nix::sys::statvfs::FsFlags;
 use tests::bucket::{Bucket, passthrough_expected, sample};
 use tests::disk::LoopDisk;
 use tests::double::Operation;
@@ -230,6 +231,28 @@ fn links_and_attributes_are_those_of_a_disk() {
 }
 
 #[test]
+fn programs_run_unless_that_is_forbidden() {
+    let bucket = bucket();
+    let script = "#!/bin/sh\necho $1";
+    bucket.put("d/script", script.as_bytes().to_vec().into());
+    bucket.mount();
+    let local = bucket.path("d/local");
+    fs::write(&local, script).unwrap();
+    fs::set_permissions(&local, Permissions::from_mode(0o4755)).unwrap();
+    for program in [bucket.path("d/script"), local] {
+        let ran = Ran::from(Command::new(program).arg("it runs").output().unwrap());
+        assert_eq!(ran.stdout, "it runs\n", "{ran:?}");
+    }
+    let flags = |mnt: &Path| nix::sys::statvfs::statvfs(mnt).unwrap().flags();
+    assert!(flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOSUID | FsFlags::ST_NODEV));
+    assert!(!flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOEXEC));
+    let bucket = bucket.argument("-o").argument("noexec");
+    bucket.remount();
+    assert!(flags(&bucket.sandbox.mnt()).contains(FsFlags::ST_NOEXEC));
+    assert_errno(Command::new(bucket.path("d/script")).output(), libc::EACCES);
+}
+
+#[test]
 fn nothing_but_the_target_is_to_be_seen() {
     let bucket = bucket();
     let (sandbox, mnt) = (&bucket.sandbox, bucket.sandbox.mnt());
@@ -426,6 +449,8 @@ fn directories_that_cannot_hold_what_is_written_are_refused_by_name() {
             upper.as_os_str(),
         ])
     };
+    mount(&sandbox.mnt()).failed(64, &["would hide", "outside"]);
+    assert_eq!(fs::read_dir(sandbox.mnt()).unwrap().count(), 0);
     mount(&sandbox.path("none")).failed(78, &["there is no directory", "none", "make it"]);
     let open = sandbox.path("open");
     fs::create_dir(&open).unwrap();
@@ -436,6 +461,11 @@ fn directories_that_cannot_hold_what_is_written_are_refused_by_name() {
     bucket.mount_at(&sandbox.path("view"));
     fs::create_dir(sandbox.path("view/upper")).unwrap();
     mount(&sandbox.path("view/upper")).failed(78, &["it is on overlayfs", "ext4"]);
+    let shows = sandbox.path("shows");
+    fs::create_dir(&shows).unwrap();
+    sandbox.run(["mount".as_ref(), sandbox.location().as_ref(), shows.as_os_str()]).succeeded();
+    mount(&shows).failed(78, &["it is on a FUSE mount", "ext4"]);
+    sandbox.run(["umount".as_ref(), shows.as_os_str()]).succeeded();
     // Names that the kernel's parser might trip over.
     let odd = sandbox.path("odd,upperdir=x:y\\z");
     fs::create_dir(&odd).unwrap();

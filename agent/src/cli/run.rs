@@ -184,6 +184,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         mounter: Mounter::new(serve),
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
+        of_the_node: false,
         grace: Duration::from_secs(arguments.grace),
         node,
     })

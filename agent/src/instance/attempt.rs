@@ -8,23 +8,26 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fuse_oss::Charset;
 use jiff::Timestamp;
 use oss::transfer::DownloadOptions;
 use oss::{Location, PutMode};
 use serde::Serialize;
 
-use super::follow::{Follower, create_log};
+use super::follow::{Follower, open_log};
 use super::outputs::{self, Arrived, Delivery, Source};
+use super::record::{Record, Sources};
 use super::stop::{StopSignal, Urgency};
 use super::view::{self, InputView, Kind, ThisHost};
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
 use crate::disk::DiskWatch;
+use crate::durable::FileError;
 use crate::exit;
 use crate::job::names::Attempt;
 use crate::job::{Output, Task, environment};
 use crate::outcome::{Cause, Failure, InstanceOutcome, State, Uploaded, exit_status};
-use crate::shim::{ExitRecord, Shim, Spec, Stopped};
+use crate::shim::{ExitRecord, ProcessId, Shim, Spec, Stopped};
 
 /// The working directory, as every task knows it.
 const WORKDIR: &str = "/batchcompute/workdir";
@@ -42,15 +45,19 @@ struct Course {
 
 /// Runs one attempt. `may_retry` says that a failure will be followed by another attempt, whose outputs are then the ones
 /// that count.
+///
+/// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
+/// which may have ended meanwhile, is gone on with.
 pub(super) async fn run(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
     may_retry: bool,
+    begun: Option<Record>,
     stop: StopSignal,
 ) -> InstanceOutcome {
     let mut course = Course::default();
-    match Workspace::create(&attempt.to_string(), &context.node) {
+    match open(context, attempt, begun).await {
         Err(error) => course.failures.push(Failure::platform(error)),
         Ok(mut workspace) => {
             live(context, task, attempt, may_retry, stop.clone(), &mut workspace, &mut course).await;
@@ -65,6 +72,19 @@ pub(super) async fn run(
         }
     }
     outcome(attempt, course, stop.is_asked())
+}
+
+/// The workspace of the attempt: a new one, or that of an agent before this one.
+async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) -> Result<Workspace, String> {
+    let text = |error: FileError| error.to_string();
+    if let Some(record) = begun {
+        match Workspace::resume(record, &context.node).map_err(text)? {
+            Ok(workspace) => return Ok(workspace),
+            // Its program had not been started.
+            Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
+        }
+    }
+    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {
@@ -138,19 +158,37 @@ struct Ran {
     sources: Sources,
 }
 
-/// Outputs and log files, as the host finds them.
-struct Sources {
-    outputs: Vec<Source>,
-    logs: Vec<Source>,
-}
-
 async fn prepare_and_run(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    mut stop: StopSignal,
+    stop: StopSignal,
     workspace: &mut Workspace,
 ) -> Result<Ran, Failure> {
+    let (shim, sources) = match workspace.record.sources.clone() {
+        Some(sources) => (find(context, attempt, workspace)?, sources),
+        None => start(context, task, attempt, stop.clone(), workspace).await?,
+    };
+    let exit = wait(shim, attempt, stop).await?;
+    Ok(Ran { exit, sources })
+}
+
+/// The shim that another agent has started.
+fn find(context: &Context, attempt: Attempt<'_>, workspace: &Workspace) -> Result<Shim, Failure> {
+    tracing::info!(task = name(attempt), "going on with what an agent before this one has started");
+    let nobody = ProcessId { pid: 0, start_ticks: 0, boot_id: String::new() };
+    let id = workspace.record.shim.clone().unwrap_or(nobody);
+    Shim::find(id, workspace.record.exit_record(&context.node)).map_err(Failure::platform)
+}
+
+/// Makes everything ready and starts the program.
+async fn start(
+    context: &Context,
+    task: &Task,
+    attempt: Attempt<'_>,
+    stop: StopSignal,
+    workspace: &mut Workspace,
+) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
     let ready = async {
         if let Some(package) = &task.package {
@@ -162,7 +200,7 @@ async fn prepare_and_run(
         }
         context.mounter.mount(task, &workspace.record.inputs(), input_stores(context, task)).await
     };
-    let mut asked = stop.clone();
+    let mut asked = stop;
     let inputs = tokio::select! {
         biased;
         _ = asked.beyond(Urgency::None) => {
@@ -175,14 +213,22 @@ async fn prepare_and_run(
         let plan = |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
+    // Whoever comes after us finds a program that may have been started, and what it leaves.
+    workspace.record.sources = Some(sources.clone());
+    workspace.record.save(&context.node).map_err(Failure::platform)?;
 
     tracing::info!(task = label, "starting {}", shown(&task.command));
-    let mut shim = Shim::start(&workspace.shim_spec(), &spec)
+    let shim = Shim::start(&workspace.shim_spec(), &spec)
         .await
         .map_err(|error| Failure::new(Cause::Mount, exit::OS, format!("the task's view cannot be built: {error}")))?;
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
+    Ok((shim, sources))
+}
 
+/// Waits for the end of the program, or asks for it.
+async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Result<ExitRecord, Failure> {
+    let label = name(attempt);
     let mut urgency = Urgency::None;
     let exit = loop {
         tokio::select! {
@@ -198,7 +244,7 @@ async fn prepare_and_run(
     if exit.left_behind > 0 {
         tracing::warn!(task = label, "{} processes it had left running were killed", exit.left_behind);
     }
-    Ok(Ran { exit, sources })
+    Ok(exit)
 }
 
 async fn fetch_package(context: &Context, location: &Location, workspace: &Workspace) -> Result<(), Failure> {
@@ -252,8 +298,16 @@ fn plan(
     host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
-    let logs: Vec<Output> =
-        task.logs.iter().map(|log| Output { source: log.source.clone(), target: attempt.log(log) }).collect();
+    let logs: Vec<Output> = task
+        .logs
+        .iter()
+        .map(|log| Output {
+            source: log.source.clone(),
+            target: attempt.log(log),
+            // Of one file whose name is given.
+            locale: Charset::UTF_8,
+        })
+        .collect();
     let mut wanted: Vec<_> = task.outputs.iter().map(|output| (output.source.clone(), kind(output))).collect();
     wanted.extend(logs.iter().map(|log| (log.source.clone(), Kind::File)));
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
@@ -300,6 +354,7 @@ fn plan(
         workdir: PathBuf::from(WORKDIR),
         stdout: workspace.logs().join("stdout"),
         stderr: workspace.logs().join("stderr"),
+        place: crate::shim::Place::Own,
         steps: view.steps,
         hold: workspace.hold(),
         exit_record: workspace.record.exit_record(&context.node),
@@ -342,7 +397,7 @@ impl Logs {
                 .open(&target)
                 .map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
             let path = workspace.logs().join(file);
-            let opened = create_log(&path)
+            let opened = open_log(&path)
                 .map_err(|error| Failure::platform(format!("cannot make {}: {error}", path.display())))?;
             Ok::<_, Failure>((Follower::start(path, store, target), opened))
         };

@@ -183,11 +183,12 @@ impl Patience {
     }
 }
 
-/// Makes an empty log file that only root can read.
+/// Makes an empty log file that only root can read, or opens the one that is there already.
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn create_log(path: &Path) -> io::Result<File> {
+pub fn open_log(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+    // The directory is root's alone, so there is nothing that this could follow.
+    std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }

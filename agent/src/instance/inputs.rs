@@ -41,11 +41,9 @@ impl Mounter {
         let entries = task.inputs.iter().enumerate();
         let request = MountRequest {
             target: target.to_owned(),
-            entries: entries
-                .map(|(n, input)| MountEntry { at: place(n, input), location: input.source.clone() })
-                .collect(),
+            entries: entries.map(|(n, input)| entry(n, input)).collect(),
             // The task may run as somebody else.
-            options: MountOptions { allow_other: true, ..MountOptions::default() },
+            options: MountOptions { allow_other: true, cache: task.input_cache, ..MountOptions::default() },
             stores,
         };
         let settings = self.settings.clone();
@@ -155,6 +153,12 @@ fn place(number: usize, input: &Input) -> String {
         Kind::Directory => number.to_string(),
         Kind::File => format!("{number}/{OBJECT}"),
     }
+}
+
+fn entry(number: usize, input: &Input) -> MountEntry {
+    let mut entry = MountEntry::new(place(number, input), input.source.clone());
+    entry.locale = input.locale;
+    entry
 }
 
 fn view_of(number: usize, input: &Input, mount: &Path) -> InputView {

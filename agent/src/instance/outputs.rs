@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use oss::transfer::{TransferBudget, UploadOptions, upload};
 use oss::{Key, Location, PutMode, Store, Stores};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::console::{Bar, Console};
 use crate::exit;
@@ -42,7 +42,7 @@ pub struct Arrived {
 }
 
 /// An output, and where the host finds it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// What goes where.
     pub output: Output,
@@ -166,7 +166,7 @@ fn could_not_open(what: &Path, error: &std::io::Error) -> Failure {
 fn walk(source: &Source) -> Result<(OwnedFd, found::Found), Failure> {
     let seen_as = &source.output.source;
     let directory = found::open_directory(&source.path).map_err(|error| could_not_open(seen_as, &error))?;
-    Ok((directory, found::walk(&source.path, seen_as, &source.without)))
+    Ok((directory, found::walk(&source.path, seen_as, &source.without, source.output.locale)))
 }
 
 fn plan_directory(

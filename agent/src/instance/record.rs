@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::outputs::Source;
 use crate::durable::{self, FileError};
 use crate::node::Node;
 use crate::shim::ProcessId;
@@ -19,12 +20,27 @@ pub struct Record {
     pub id: String,
     /// The agent that looks after it.
     pub agent: ProcessId,
+    /// Whether the node's own daemon runs it, which goes on with it after it was started anew.
+    #[serde(default)]
+    pub of_the_node: bool,
+    /// Where its outputs will be found, once that is known: right before its shim is started.
+    #[serde(default)]
+    pub sources: Option<Sources>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
     /// Its directory on the scratch disk.
     pub scratch: PathBuf,
     /// Its runtime directory, with its mounts.
     pub runtime: PathBuf,
+}
+
+/// Outputs and log files, as the host finds them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// What goes home.
+    pub outputs: Vec<Source>,
+    /// Log files of the program's own.
+    pub logs: Vec<Source>,
 }
 
 /// The version of [`Record`].
@@ -51,20 +67,27 @@ impl Record {
     /// # Errors
     /// When the agent cannot read its own identity from /proc.
     pub fn new(id: &str, node: &Node) -> Result<Self, FileError> {
-        let agent = i32::try_from(std::process::id()).ok().and_then(ProcessId::of).ok_or_else(|| FileError {
-            action: "read",
-            path: "/proc/self/stat".into(),
-            source: io::Error::other("no start time there; is /proc mounted?"),
-        })?;
+        let agent = this_agent()?;
         let name = file_name(id);
         Ok(Self {
             version: VERSION,
             id: id.to_owned(),
             agent,
+            of_the_node: false,
+            sources: None,
             shim: None,
             scratch: node.tasks_scratch().join(&name),
             runtime: node.tasks_runtime().join(&name),
         })
+    }
+
+    /// Makes it this agent's.
+    ///
+    /// # Errors
+    /// When the agent cannot read its own identity from /proc.
+    pub fn adopt(&mut self) -> Result<(), FileError> {
+        self.agent = this_agent()?;
+        Ok(())
     }
 
     /// Where the attempt's inputs are mounted.
@@ -116,6 +139,14 @@ impl Record {
         records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
     }
+}
+
+fn this_agent() -> Result<ProcessId, FileError> {
+    i32::try_from(std::process::id()).ok().and_then(ProcessId::of).ok_or_else(|| FileError {
+        action: "read",
+        path: "/proc/self/stat".into(),
+        source: io::Error::other("no start time there; is /proc mounted?"),
+    })
 }
 
 fn is_hidden(path: &Path) -> bool {

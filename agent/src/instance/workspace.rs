@@ -25,8 +25,8 @@ pub(super) struct Workspace {
 
 impl Workspace {
     /// Makes the directories of a new attempt.
-    pub(super) fn create(id: &str, node: &Node) -> Result<Self, FileError> {
-        let record = Record::new(id, node)?;
+    pub(super) fn create(id: &str, node: &Node, of_the_node: bool) -> Result<Self, FileError> {
+        let record = Record { of_the_node, ..Record::new(id, node)? };
         if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == id && other.agent.is_alive()) {
             return Err(FileError {
                 action: "begin",
@@ -46,6 +46,23 @@ impl Workspace {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(workspace.workdir(), open).map_err(FileError::on("open up", &workspace.workdir()))?;
         Ok(workspace)
+    }
+
+    /// Goes on with what another agent has begun, if its program had been started. What had not come that far, and what a start of the
+    /// machine has ended, is to be cleaned up.
+    pub(super) fn resume(mut record: Record, node: &Node) -> Result<Result<Self, Record>, FileError> {
+        let found = shims(record.shim.clone(), &shim_spec(&record)).into_iter().next();
+        let has_ended = record.exit_record(node).exists() && record.scratch.exists();
+        let this_boot = ProcessId::of(1).map(|init| init.boot_id);
+        let is_lost =
+            found.is_none() && !has_ended && record.shim.as_ref().map(|shim| &shim.boot_id) != this_boot.as_ref();
+        if record.sources.is_none() || is_lost {
+            return Ok(Err(record));
+        }
+        record.shim = found.or(record.shim);
+        record.adopt()?;
+        record.save(node)?;
+        Ok(Ok(Self { record }))
     }
 
     /// The working directory.

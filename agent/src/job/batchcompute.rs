@@ -172,10 +172,12 @@ fn read_task(name: &str, task: &Object<'_>, findings: &mut Findings) -> DraftTas
                 mappings.push(DraftOutput {
                     source: At::new(target.place.clone(), source.to_owned()),
                     target: At::new(target.place, target_text),
+                    locale: None,
                 });
             }
         }
     }
+    draft.output_locale = mapping_locale.clone();
 
     if let Some(mounts) = task.object("Mounts", keys::MOUNTS, findings) {
         read_mounts(&mounts, mapping_locale.as_deref(), &mut draft, findings);
@@ -259,6 +261,14 @@ fn read_mounts(mounts: &Object<'_>, mapping_locale: Option<&str>, draft: &mut Dr
     mounts.object("NAS", keys::NAS, findings);
     // `bcs sub --locale` sets the mapping's locale, but `-r` makes entries: so theirs falls back to it.
     let locale = mounts.text("Locale").map(|locale| locale.value).or_else(|| mapping_locale.map(str::to_owned));
+    if draft.output_locale.is_none() {
+        draft.output_locale = locale.clone();
+    }
+    let cache = &mut draft.input_cache;
+    // What the task says itself comes before what the cluster made for it says. `Lock` needs nothing: locks always work.
+    cache.disk = cache.disk.or(mounts.flag("CacheSupport"));
+    cache.limit = cache.limit.take().or_else(|| mounts.whole("CacheTotalSize"));
+    cache.fetch = cache.fetch.take().or_else(|| mounts.whole("CacheBlockSize"));
     for entry in mounts.list("Entries") {
         if !expect(&entry.place, entry.value, Kind::Object, findings) {
             continue;

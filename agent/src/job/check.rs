@@ -7,6 +7,7 @@
 use std::fmt::{self, Display};
 use std::time::Duration;
 
+use fuse_oss::ByteSize;
 use oss::Location;
 use serde::Serialize;
 
@@ -24,8 +25,6 @@ pub struct Abilities {
     pub network_mounts: bool,
     /// Tasks can run in containers.
     pub containers: bool,
-    /// Names can be shown in other character sets than UTF-8.
-    pub locales: bool,
 }
 
 /// What would happen.
@@ -70,6 +69,12 @@ pub struct TaskReport {
     pub environment: Vec<String>,
     /// Whether the job brings its own credentials for its inputs.
     pub own_credentials: bool,
+    /// The most of its inputs that the node's cache on disk may hold, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_limit: Option<u64>,
+    /// The least of its inputs that a random read fetches, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub least_fetch: Option<u64>,
     /// What the task needs and this node does not have; the task will not run here.
     pub missing: Vec<Missing>,
 }
@@ -117,7 +122,7 @@ impl Report {
             name: job.name.clone(),
             stop_on_failure: job.stop_on_failure,
             tasks: job.tasks.iter().map(|task| TaskReport::new(task, abilities)).collect(),
-            warnings: warnings.iter().cloned().chain(locale_warnings(job, abilities)).collect(),
+            warnings: warnings.to_vec(),
         }
     }
 
@@ -136,7 +141,7 @@ impl TaskReport {
             directory: input.source.is_directory(),
             writable: input.writable,
             network: false,
-            locale: input.locale.clone(),
+            locale: (!input.locale.is_utf8()).then(|| input.locale.name().to_owned()),
         });
         let network = task.network_mounts.iter().map(|mount| InputReport {
             source: mount.source.clone(),
@@ -164,6 +169,8 @@ impl TaskReport {
             logs: logs(task),
             environment: task.environment.keys().cloned().collect(),
             own_credentials: task.input_store.is_some(),
+            cache_limit: task.input_cache.limit.map(ByteSize::bytes),
+            least_fetch: task.input_cache.fetch.map(ByteSize::bytes),
             missing: missing(task, abilities),
         }
     }
@@ -206,19 +213,6 @@ fn missing(task: &Task, abilities: Abilities) -> Vec<Missing> {
         });
     }
     missing
-}
-
-/// Tasks that ask for names in a character set we cannot show. The Python SDK asks for GBK in every job, so this cannot keep
-/// a job from running; and ASCII names are the same in all of them.
-fn locale_warnings(job: &Job, abilities: Abilities) -> impl Iterator<Item = Warning> {
-    job.tasks.iter().filter(move |_| !abilities.locales).filter_map(|task| {
-        let locale = task.inputs.iter().find_map(|input| input.locale.as_deref())?;
-        Some(Warning {
-            path: format!("task {}", visible(&task.name)),
-            cause: format!("names of its inputs are shown in UTF-8 and not in {}", visible(locale)),
-            remedy: Some("this makes no difference to names in ASCII".to_owned()),
-        })
-    })
 }
 
 impl Display for Report {
@@ -268,6 +262,14 @@ impl Display for TaskReport {
         }
         if self.own_credentials {
             line(f, "", "inputs are read with the job's own credentials")?;
+        }
+        match self.cache_limit {
+            Some(0) => line(f, "", "inputs are not kept in the cache on disk")?,
+            Some(limit) => line(f, "", &format!("inputs take at most {} of the cache on disk", ByteSize::new(limit)))?,
+            None => {}
+        }
+        if let Some(least) = self.least_fetch {
+            line(f, "", &format!("random reads of inputs fetch at least {}", ByteSize::new(least)))?;
         }
         for output in &self.outputs {
             line(f, "output", &format!("{} → {}", output.source, output.target))?;
@@ -343,6 +345,7 @@ mod tests {
             "OutputMapping":{"/home/out/":"oss://b/out/"},
             "LogMapping":{"/home/a.log":"oss://b/logs/"},
             "Mounts":{"Entries":[{"Source":"nas://n.example:/d/","Destination":"/nas/","WriteSupport":true}],
+                "CacheSupport":true,"CacheTotalSize":104857600,"CacheBlockSize":1048576,
                 "OSS":{"AccessKeyId":"LTAI5t","AccessKeySecret":"very-secret"}},
             "Parameters":{"StdoutRedirectPath":"oss://b/logs/","Command":{"CommandLine":"python count.py 'a b' > x",
                 "PackagePath":"oss://b/worker.tar.gz","EnvVars":{"TOKEN":"hidden-value","n":"5"},
@@ -371,6 +374,8 @@ task count
   input       oss://b/ref.fa → /home/ref.fa (one file, changes stay local and are dropped, names in GBK)
   input       nas://n.example:/d/ → /nas (directory, changes are written to it)
               inputs are read with the job's own credentials
+              inputs take at most 100MiB of the cache on disk
+              random reads of inputs fetch at least 1MiB
   output      /home/out → oss://b/out/
   stdout      oss://b/logs/stdout.<job>.count.<0-2>
   log         /home/a.log → oss://b/logs/a.log.<job>.count.<0-2>
@@ -383,7 +388,6 @@ job; this version runs no containers
 warnings
   DAG.Tasks.count.Parameters.Command.CommandLine: > is passed to the program as it is, because this is not a shell line; \
 for a shell, write /bin/bash -c '...'
-  task count: names of its inputs are shown in UTF-8 and not in GBK; this makes no difference to names in ASCII
 ";
         assert_eq!(report.to_string(), expected);
         assert!(!report.is_runnable());
@@ -391,7 +395,7 @@ for a shell, write /bin/bash -c '...'
         for secret in ["hidden-value", "very-secret", "LTAI5t"] {
             assert!(!json.contains(secret) && !report.to_string().contains(secret), "{secret}");
         }
-        let able = Abilities { network_mounts: true, containers: true, locales: true };
+        let able = Abilities { network_mounts: true, containers: true };
         let report = Report::new(&job, &warnings, able);
         assert!(report.is_runnable() && report.warnings == warnings);
     }

@@ -9,7 +9,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
+use serde::{Deserialize, Serialize};
 
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Task {
     pub timeout: Option<Duration>,
     /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
     pub input_store: Option<StoreSettings>,
+    /// How much of its inputs the node's cache on disk may hold, and how they are fetched.
+    pub input_cache: CacheUse,
 }
 
 impl fmt::Debug for Task {
@@ -88,6 +92,7 @@ impl fmt::Debug for Task {
             .field("max_retries", &self.max_retries)
             .field("timeout", &self.timeout)
             .field("input_store", &self.input_store)
+            .field("input_cache", &self.input_cache)
             .finish()
     }
 }
@@ -110,17 +115,19 @@ pub struct Input {
     pub target: PathBuf,
     /// Whether the task may change it locally. Such changes are never uploaded.
     pub writable: bool,
-    /// The character set the task sees names in; UTF-8 when absent.
-    pub locale: Option<String>,
+    /// The character set the task sees names in.
+    pub locale: Charset,
 }
 
 /// A local path whose content goes to object storage when the task has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// The local directory or file: absolute and normalised, without a trailing slash.
     pub source: PathBuf,
     /// Where it goes. A directory exactly when the source is meant as one.
     pub target: Location,
+    /// What the names of its files are read as that are not UTF-8, as nearly all are.
+    pub locale: Charset,
 }
 
 impl Output {

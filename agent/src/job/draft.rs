@@ -55,6 +55,20 @@ pub(crate) struct DraftTask {
     /// In seconds.
     pub timeout: Option<At<i64>>,
     pub input_store: Option<StoreSettings>,
+    pub input_cache: DraftCache,
+    /// The character set of names in outputs that do not say their own.
+    pub output_locale: Option<String>,
+}
+
+/// How inputs use the node's cache.
+#[derive(Debug, Default)]
+pub(crate) struct DraftCache {
+    /// Whether they use it at all.
+    pub disk: Option<bool>,
+    /// The most of them that it may hold, in bytes.
+    pub limit: Option<At<i64>>,
+    /// The least that is fetched at once, in bytes.
+    pub fetch: Option<At<i64>>,
 }
 
 /// A program and its arguments.
@@ -88,4 +102,5 @@ pub(crate) struct DraftInput {
 pub(crate) struct DraftOutput {
     pub source: At<String>,
     pub target: At<String>,
+    pub locale: Option<String>,
 }

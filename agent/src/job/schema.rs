@@ -27,6 +27,7 @@ mod tests {
             "environment",
             "container",
             "inputs",
+            "input-cache",
             "outputs",
             "logs",
             "stdout",

@@ -11,11 +11,12 @@ mod order;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use fuse_oss::{ByteSize, CacheUse};
 use oss::Location;
 
 use super::command_line;
 use super::description::{Container, Job, Task};
-use super::draft::{Draft, DraftCommand, DraftContainer, DraftTask};
+use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftTask};
 use super::environment;
 use super::finding::{At, Findings, Place, nearest, quoted};
 use super::names::{MAX_NAME, check_name};
@@ -122,7 +123,31 @@ fn check_task(draft: &DraftTask, slashes_agree: bool, findings: &mut Findings) -
         timeout: number(draft.timeout.as_ref(), "seconds", 1..=MAX_TIMEOUT, findings)
             .map(|seconds| Duration::from_secs(seconds.into())),
         input_store: draft.input_store.clone(),
+        input_cache: check_cache(&draft.input_cache, findings),
     }
+}
+
+/// How inputs use the cache. The format's reference has no units for these numbers; they are bytes here.
+fn check_cache(written: &DraftCache, findings: &mut Findings) -> CacheUse {
+    let mut size = |written: &Option<At<i64>>, little: u64, what: &str| {
+        let At { place, value } = written.as_ref()?;
+        let Ok(bytes) = u64::try_from(*value) else {
+            findings.error(place, format!("expected bytes, got {value}"));
+            return None;
+        };
+        if bytes > 0 && bytes < little {
+            findings.warn(
+                place,
+                format!("{what} is {bytes} bytes, which is very little"),
+                "the number is one of bytes",
+            );
+        }
+        Some(ByteSize::new(bytes))
+    };
+    let limit = size(&written.limit, 64 << 20, "the most that the cache may hold of the inputs");
+    let fetch = size(&written.fetch, 4096, "the least that is fetched at once").filter(|fetch| fetch.bytes() > 0);
+    let limit = if written.disk == Some(false) { Some(ByteSize::new(0)) } else { limit };
+    CacheUse { limit, fetch }
 }
 
 /// A number within its range.

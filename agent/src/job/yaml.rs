@@ -32,7 +32,7 @@ use serde::Deserialize;
 
 use self::values::{CommandDocument, Ordered, TimeoutDocument};
 use super::document;
-use super::draft::{Draft, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
+use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
 use super::finding::{At, Place, Problems};
 
 /// A job for batch-agent.
@@ -83,6 +83,9 @@ struct TaskDocument {
     /// What the task sees at local paths.
     #[serde(default)]
     inputs: Vec<InputDocument>,
+    /// How inputs from object storage use the node's cache on disk.
+    #[serde(default)]
+    input_cache: InputCacheDocument,
     /// What is uploaded when the task has ended, also when it failed.
     #[serde(default)]
     outputs: Vec<OutputDocument>,
@@ -140,6 +143,21 @@ struct InputDocument {
     locale: Option<String>,
 }
 
+/// How inputs from object storage use the node's cache on disk.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct InputCacheDocument {
+    /// Whether they use it. True when absent.
+    #[serde(default)]
+    disk: Option<bool>,
+    /// The most of them that it may hold, in bytes. As much as of any other mount when absent.
+    #[serde(default)]
+    limit: Option<i64>,
+    /// The least that a random read fetches, in bytes, at most 8 MiB. What pays with the store when absent.
+    #[serde(default)]
+    fetch: Option<i64>,
+}
+
 /// A local path whose content is uploaded.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -148,6 +166,9 @@ struct OutputDocument {
     source: String,
     /// Where it goes: a directory with a trailing slash, or one object.
     target: String,
+    /// The character set that names are in which are not UTF-8, such as `Shift_JIS`; GBK when absent.
+    #[serde(default)]
+    locale: Option<String>,
 }
 
 /// Reads a document into a draft. Only the first error of form is found; errors of substance are found together later.
@@ -189,6 +210,7 @@ fn draft(job: JobDocument) -> Draft {
             let output = |(index, output): (usize, OutputDocument)| DraftOutput {
                 source: At::new(place.index(index).key("source"), output.source),
                 target: At::new(place.index(index).key("target"), output.target),
+                locale: output.locale,
             };
             list.into_iter().enumerate().map(output).collect()
         };
@@ -224,6 +246,12 @@ fn draft(job: JobDocument) -> Draft {
             retries: number("retries", task.retries),
             timeout: number("timeout", task.timeout.map(|timeout| timeout.0)),
             input_store: None,
+            input_cache: DraftCache {
+                disk: task.input_cache.disk,
+                limit: task.input_cache.limit.map(|limit| At::new(at("input-cache").key("limit"), limit)),
+                fetch: task.input_cache.fetch.map(|fetch| At::new(at("input-cache").key("fetch"), fetch)),
+            },
+            output_locale: None,
             place,
             name,
         });
@@ -236,6 +264,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use fuse_oss::{ByteSize, CacheUse, Charset};
+
     use crate::job::description::{Container, Input, Job, LogFile, NetworkMount, Output, Task};
     use crate::job::{Format, read as read_job};
 
@@ -274,6 +304,7 @@ mod tests {
             max_retries: 0,
             timeout: None,
             input_store: None,
+            input_cache: CacheUse::default(),
         }
     }
 
@@ -293,7 +324,8 @@ tasks:
       - {source: oss://b/in/, target: /home/in, writable: true, locale: gbk}
       - {source: s3://c/one, target: /home/one}
       - {source: 'nas://h.example:/d/', target: /nas/, writable: true}
-    outputs: [{source: /home/out, target: oss://b/out/}]
+    input-cache: {disk: true, limit: 500000000, fetch: 65536}
+    outputs: [{source: /home/out, target: oss://b/out/}, {source: /home/more, target: oss://b/more/, locale: sjis}]
     logs: [{source: /home/a.log, target: gs://b/logs/}]
     stdout: oss://b/logs/
     stderr: file:///tmp/logs/
@@ -317,13 +349,25 @@ tasks:
                 source: location("oss://b/in/"),
                 target: "/home/in".into(),
                 writable: true,
-                locale: Some("GBK".to_owned()),
+                locale: "GBK".parse().unwrap(),
             },
-            Input { source: location("s3://c/one"), target: "/home/one".into(), writable: false, locale: None },
+            Input {
+                source: location("s3://c/one"),
+                target: "/home/one".into(),
+                writable: false,
+                locale: Charset::UTF_8,
+            },
         ];
         let source = "nas://h.example:/d/".to_owned();
         second.network_mounts = vec![NetworkMount { source, target: "/nas".into(), writable: true }];
-        second.outputs = vec![Output { source: "/home/out".into(), target: location("oss://b/out/") }];
+        let output = |source: &str, target, locale: &str| Output {
+            source: source.into(),
+            target: location(target),
+            locale: locale.parse().unwrap(),
+        };
+        second.outputs =
+            vec![output("/home/out", "oss://b/out/", "GBK"), output("/home/more", "oss://b/more/", "Shift_JIS")];
+        second.input_cache = CacheUse { limit: Some(ByteSize::new(500_000_000)), fetch: Some(ByteSize::new(65_536)) };
         second.logs = vec![LogFile { source: "/home/a.log".into(), target: location("gs://b/logs/") }];
         second.stdout = Some(location("oss://b/logs/"));
         second.stderr = Some(location("file:///tmp/logs/"));

@@ -149,6 +149,9 @@ pub(super) struct OutputDocument {
     pub source: String,
     /// Where it goes: a directory with a trailing slash, or one object.
     pub target: String,
+    /// The character set of names that are not UTF-8, such as GBK.
+    #[serde(default)]
+    pub locale: Option<String>,
 }
 
 /// The object cache.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use fuse_oss::ByteSize;
+use fuse_oss::{ByteSize, Charset};
 use oss::{Addressing, CredentialSource};
 use proptest::prelude::*;
 
@@ -117,7 +117,7 @@ fn every_key_is_read() {
     ];
     assert_eq!(node.mounts, expected);
     let target = "oss://bucket/prefix/".parse().unwrap();
-    assert_eq!(node.outputs, [Output { source: "/home/output".into(), target }]);
+    assert_eq!(node.outputs, [Output { source: "/home/output".into(), target, locale: Charset::UTF_8 }]);
     let cache = CacheSettings {
         directory: Some("/data/cache".into()),
         size: Some(ByteSize::new(200_000_000_000)),

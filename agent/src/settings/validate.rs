@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fuse_oss::{ByteSize, MIN_MEMORY};
+use fuse_oss::{ByteSize, Charset, CharsetError, MIN_MEMORY};
 use oss::{CredentialSource, Settings, StoreSettings};
 use serde_json::{Map, Value as Json};
 
@@ -199,7 +199,8 @@ fn outputs(
         }
         let kind = Kind::Output { target: location.clone() };
         places.claim(Claim { path: path.path.clone(), place: source.place, kind }, findings);
-        outputs.push(Output { source: path.path, target: location });
+        let locale = charset(document.locale.as_deref(), &place.key("locale"), findings);
+        outputs.push(Output { source: path.path, target: location, locale });
     }
     outputs
 }
@@ -304,6 +305,16 @@ fn bootstrap(document: BootstrapDocument, place: &Place, findings: &mut Findings
 fn directory(written: Option<String>, place: &Place, findings: &mut Findings) -> Option<oss::Location> {
     let written = written.filter(|text| !text.is_empty())?;
     job::check_directory(&At::new(place.clone(), written), findings)
+}
+
+/// A character set by its name.
+fn charset(name: Option<&str>, place: &Place, findings: &mut Findings) -> Charset {
+    name.filter(|name| !name.is_empty()).map_or(Charset::UTF_8, |name| {
+        name.parse().unwrap_or_else(|error: CharsetError| {
+            findings.error(place, error.to_string());
+            Charset::UTF_8
+        })
+    })
 }
 
 /// A local path that something is put at.

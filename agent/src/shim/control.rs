@@ -1,5 +1,6 @@
 //! The agent's end of a shim: start it, stop it, read what it wrote.
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::process::{Child, Command};
 
 use super::{ExitRecord, Hello, ProcessId, Spec, supervise};
@@ -38,7 +40,7 @@ pub enum ShimError {
     #[error("the task's shim could not be started: {0}")]
     Start(String),
     /// It ended without a record: it was killed.
-    #[error("the task's shim ended without a record ({0}); was it killed, or the machine out of memory?")]
+    #[error("the task's shim ended without a record ({0}); was it killed, the machine out of memory or started anew?")]
     Lost(String),
     /// A file of it could not be written or read.
     #[error(transparent)]
@@ -48,9 +50,20 @@ pub enum ShimError {
 /// A running shim.
 #[derive(Debug)]
 pub struct Shim {
-    child: Child,
     id: ProcessId,
     exit_record: PathBuf,
+    process: Process,
+}
+
+/// The shim's process, as far as it can be waited for.
+#[derive(Debug)]
+enum Process {
+    /// Started by this agent.
+    Child(Child),
+    /// Started by an agent before this one.
+    Found(AsyncFd<OwnedFd>),
+    /// Gone before anybody looked.
+    Ended,
 }
 
 impl Shim {
@@ -81,7 +94,7 @@ impl Shim {
                     let id = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(ProcessId::of);
                     // A task of no duration may be over already; its record is what counts then.
                     let id = id.unwrap_or(ProcessId { pid: 0, start_ticks: 0, boot_id: String::new() });
-                    return Ok(Self { child, id, exit_record: spec.exit_record.clone() });
+                    return Ok(Self { id, exit_record: spec.exit_record.clone(), process: Process::Child(child) });
                 }
                 Ok(Hello::Failed(message)) => ShimError::View(message),
                 Err(_) => ShimError::Start("it died".to_owned()),
@@ -90,6 +103,27 @@ impl Shim {
         let _ = child.start_kill();
         let _ = child.wait().await;
         Err(problem)
+    }
+
+    /// Finds a shim again that another agent has started. One that is not there any more has left a record, or was lost; waiting
+    /// for it says which.
+    ///
+    /// # Errors
+    /// When the kernel cannot watch processes (before Linux 5.3).
+    pub fn find(id: ProcessId, exit_record: PathBuf) -> Result<Self, ShimError> {
+        let process = match open_process(id.pid) {
+            // Looked at after it was opened: from here on the number cannot become another's.
+            Ok(process) if id.is_alive() => {
+                // SAFETY: the descriptor is owned by what is registered, gives the same number each time it is asked, and stays open
+                // until it is dropped.
+                let watched = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
+                Process::Found(watched.map_err(|error| ShimError::Start(error.to_string()))?)
+            }
+            Ok(_) => Process::Ended,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Process::Ended,
+            Err(error) => return Err(ShimError::Start(format!("process {} cannot be watched: {error}", id.pid))),
+        };
+        Ok(Self { id, exit_record, process })
     }
 
     /// Which process it is, for another agent to find it again.
@@ -103,9 +137,14 @@ impl Shim {
             StopMode::Gracefully => supervise::STOP,
             StopMode::AtOnce => supervise::KILL,
         };
-        // The child is ours and not yet waited for, so the number is still its own.
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            let _ = kill(Pid::from_raw(pid), signal);
+        // A child that has not been waited for keeps its number; one that was found is looked at again.
+        let is_there = match &self.process {
+            Process::Child(child) => child.id().is_some(),
+            Process::Found(_) => self.id.is_alive(),
+            Process::Ended => false,
+        };
+        if is_there {
+            let _ = kill(Pid::from_raw(self.id.pid), signal);
         }
     }
 
@@ -114,11 +153,55 @@ impl Shim {
     /// # Errors
     /// When the shim ended without leaving a record.
     pub async fn ended(&mut self) -> Result<ExitRecord, ShimError> {
-        let status = self.child.wait().await.map_err(|error| ShimError::Lost(error.to_string()))?;
-        let how = match status.signal() {
-            Some(signal) => format!("signal {signal}"),
-            None => format!("{status}"),
+        let lost = |error: std::io::Error| ShimError::Lost(error.to_string());
+        let how = match &mut self.process {
+            Process::Child(child) => {
+                let status = child.wait().await.map_err(lost)?;
+                status.signal().map_or_else(|| format!("{status}"), |signal| format!("signal {signal}"))
+            }
+            Process::Found(process) => {
+                // Readable when the process has ended.
+                let _ended = process.readable().await.map_err(lost)?;
+                "while no agent was there".to_owned()
+            }
+            Process::Ended => "while no agent was there".to_owned(),
         };
         durable::read_json(&self.exit_record)?.ok_or(ShimError::Lost(how))
+    }
+}
+
+/// A descriptor that becomes readable when the process ends.
+fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: takes two plain numbers and makes a new descriptor, which is ours.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(descriptor) {
+        // SAFETY: it was just made for us.
+        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_is_gone_is_lost_and_one_that_ends_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = directory.path().join("exit");
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut found = Shim::find(id.clone(), record.clone()).unwrap();
+        let waited = tokio::time::timeout(Duration::from_millis(50), found.ended()).await;
+        assert!(waited.is_err(), "it is still there");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(found.ended().await, Err(ShimError::Lost(_))));
+        // Another process under the same number is not it.
+        let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let other = ProcessId { start_ticks: me.start_ticks + 1, ..me };
+        let mut none = Shim::find(other, record).unwrap();
+        none.stop(StopMode::AtOnce);
+        assert!(matches!(none.ended().await, Err(ShimError::Lost(_))));
     }
 }

@@ -36,14 +36,15 @@ fn take(step: &Step, hold: &Path) -> Result<(), String> {
         Step::MakeFile { path } => make_file(path),
         Step::Bind { source, target, read_only } => bind(source, target, *read_only),
         Step::Overlay { lower, upper, work, target, whole_files } => {
-            let (source, whole_files) = ("overlay", *whole_files);
+            // Outputs are read from it.
+            let (source, whole_files, volatile) = ("overlay", *whole_files, false);
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             match lower {
-                Some(lower) => overlay(&Overlay { lower, upper, work, whole_files, source, flags }, target),
+                Some(lower) => overlay(&Overlay { lower, upper, work, whole_files, volatile, source, flags }, target),
                 None => {
                     // The host's own programs keep what they may do.
                     let flags = MsFlags::empty();
-                    overlay_host(&Overlay { lower: hold, upper, work, whole_files, source, flags }, target)
+                    overlay_host(&Overlay { lower: hold, upper, work, whole_files, volatile, source, flags }, target)
                 }
             }
         }

@@ -22,7 +22,10 @@ pub struct Spec {
     pub stdout: PathBuf,
     /// Receives its standard error; appended to.
     pub stderr: PathBuf,
-    /// How its view is built.
+    /// Whose view it has.
+    #[serde(default)]
+    pub place: Place,
+    /// How its view is built, if it has one of its own.
     pub steps: Vec<Step>,
     /// A directory for mounts that are needed only while the view is built.
     pub hold: PathBuf,
@@ -32,6 +35,18 @@ pub struct Spec {
     pub timeout_ms: Option<u64>,
     /// How long it may take to end after SIGTERM, in milliseconds.
     pub grace_ms: u64,
+}
+
+/// Where a program runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In a mount namespace of its own; nothing that it has started outlives it. What tasks get.
+    #[default]
+    Own,
+    /// On the machine itself; what it has started goes on after it. What a start-up script gets, which is there to mount things and
+    /// to start daemons.
+    Machine,
 }
 
 /// The version of [`Spec`].

@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::record::Clock;
-use super::{ExitRecord, Spec, Stopped, Usage, descendants};
+use super::{ExitRecord, Place, Spec, Stopped, Usage, descendants};
 
 /// How long killed processes may take to disappear. Only one that hangs in the kernel takes longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -110,6 +110,9 @@ pub(super) fn supervise(child: Child, spec: &Spec, signals: &Signals, started: C
     (record.exit_code, record.signal) = status;
     record.stopped = stopped;
     record.usage = usage;
+    if spec.place == Place::Machine && stopped.is_none() {
+        return record;
+    }
     // Both outcomes say how many: the ones that did not go are in the kernel's hands.
     let left = descendants::kill_descendants(me, KILL_DEADLINE, || while reap(0).is_some() {});
     record.left_behind = u32::try_from(left.unwrap_or_else(|stuck| stuck)).unwrap_or(u32::MAX);

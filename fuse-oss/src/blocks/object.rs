@@ -27,6 +27,8 @@ pub struct Object {
     pub etag: Option<ETag>,
     /// When it was written.
     pub modified: Option<SystemTime>,
+    /// It is read without the disk cache.
+    pub(super) passing: bool,
     /// What the disk has of it, where there is a disk cache.
     pub(super) entry: Option<Arc<Entry>>,
     replaced: AtomicBool,
@@ -45,7 +47,16 @@ impl Object {
     ) -> Self {
         let id = identify(&origin.identity, &key, size, etag.as_ref(), modified, salt);
         let (replaced, complained) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { id, origin, key, size, etag, modified, entry: None, replaced, complained }
+        Self { id, origin, key, size, etag, modified, passing: false, entry: None, replaced, complained }
+    }
+
+    /// The same object, read without the disk cache, and so another one than that which others may have there.
+    #[must_use]
+    pub fn passing(self) -> Self {
+        let digest: [u8; 32] = Sha256::new().chain_update(b"passing").chain_update(self.id.0).finalize().into();
+        let mut id = self.id;
+        id.0.copy_from_slice(&digest[..16]);
+        Self { id, passing: true, ..self }
     }
 
     /// The same object with what the disk has of it.

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use fuse_oss::{ByteSize, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, Prefetch, RUNTIME_DIR_VARIABLE};
+use fuse_oss::{ByteSize, Charset, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, Prefetch, RUNTIME_DIR_VARIABLE};
 
-/// Mount object storage (oss://, s3://, gs://, az://, file://) as a read-only file system.
+/// Mount object storage (oss://, s3://, gs://, az://, file://) as a file system: read-only, or with changes that stay local.
 #[derive(Debug, Parser)]
 #[command(
     name = "fuse-oss",
@@ -15,7 +15,9 @@ use fuse_oss::{ByteSize, DEFAULT_CACHE_DIR, DEFAULT_RUNTIME_DIR, Prefetch, RUNTI
     after_long_help = "\
 EXAMPLES
   fuse-oss mount oss://genomes/hg38/ /mnt/hg38 --region cn-hangzhou
+  fuse-oss mount oss://genomes/hg38/genome.fa /data/genome.fa
   fuse-oss mount s3://bucket/ /mnt/bucket --endpoint http://10.0.0.5:9000 --region us-east-1
+  fuse-oss mount oss://genomes/hg38/ /mnt/hg38 --writable --upper /scratch --upper-size 100GiB
   fuse-oss umount /mnt/hg38
   /etc/fstab:  oss://genomes/hg38/  /mnt/hg38  fuse.fuse-oss  ro,allow_other,region=cn-hangzhou,_netdev  0 0
 
@@ -25,10 +27,12 @@ WHEN SOMETHING IS WRONG
   'Transport endpoint is not connected'   server and keeper died: fuse-oss umount DIR, then mount again
   A worker was killed       its keeper starts another, and readers only wait (Linux 6.9 and later; before, it is mounted anew)
   Cannot unmount, in use    the message names the processes; --lazy detaches the mount all the same
+  Disk quota exceeded, no space left   in a --writable mount: status shows how much was written; mount with more --upper-size, or with
+                            --upper on a larger disk. Writing one byte to an object copies all of it there first
   An old file is shown      a mount shows objects as they were when first looked at: mount again
   Stale file handle (ESTALE)   the object was replaced while mounted: mount again
   Something is missing      keys that are no file names ('a//b', '..', over 255 bytes) are not shown, nor is an object 'x'
-                            beside a directory 'x/': fuse-oss status counts them
+                            beside a directory 'x/' or where another entry is: fuse-oss status counts them
 
 EXIT STATUS
   0 done   64 usage   66 bucket, directory or object missing   69 storage unavailable   70 internal error
@@ -119,16 +123,38 @@ pub struct CacheArguments {
 
 /// `fuse-oss mount`.
 #[derive(Debug, Clone, Args)]
+#[command(allow_missing_positional = true)]
 #[command(after_help = "\
+SEVERAL LOCATIONS IN ONE TREE
+  fuse-oss mount oss://genomes/hg38/ /mnt --entry extra=oss://mine/extra/ --entry known/dbsnp.vcf=s3://other/db.vcf
+  Each --entry puts a directory (trailing slash) or one object at a place of the tree, also inside what another one shows there:
+  it wins at its place, and what is beside it stays visible. Without LOCATION the tree has the entries and nothing else.
+ONE OBJECT AT ONE PATH
+  fuse-oss mount oss://genomes/hg38/genome.fa /home/data/genome.fa
+  Nothing else in /home/data is hidden. The file is made when it is missing, and removed again after unmounting. While it is mounted it
+  can be neither renamed nor removed (EBUSY).
+NAMES IN OTHER CHARACTER SETS
+  fuse-oss mount oss://renders/ /mnt --locale GBK
+  Keys are UTF-8; programs see and use names in GBK. What GBK does not have is shown as #U and four digits, or #L and six: the
+  character's number in Unicode. Tables are those of the WHATWG standard (euro sign in GBK: 0x80).
+LOCKS
+  flock and fcntl locks work among the processes of this machine, and do not reach others.
 CREDENTIALS
   From the environment of this command: OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET (OSS_SESSION_TOKEN) for oss://,
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN) for s3://; without them the instance's RAM or IAM role. They are
   handed to the server over its socket and appear in no process list and no log.")]
 pub struct MountArguments {
-    /// What to mount: oss://BUCKET/PREFIX/, s3://BUCKET/PREFIX/, gs://..., az://..., file:///DIRECTORY/ (trailing slash).
-    pub location: String,
-    /// Where: an existing, empty directory.
+    /// What to mount: oss://BUCKET/PREFIX/, s3://BUCKET/PREFIX/, gs://..., az://..., file:///DIRECTORY/ (trailing slash), or one
+    /// object (none).
+    pub location: Option<String>,
+    /// Where: an existing, empty directory; for one object a file.
     pub directory: PathBuf,
+    /// Put another location at a place of the tree, such as data/known.vcf=oss://BUCKET/KEY; as often as wanted.
+    #[arg(long = "entry", value_name = "AT=LOCATION", value_parser = entry, action = ArgAction::Append)]
+    pub entries: Vec<(String, oss::Location)>,
+    /// Character set in which names are shown: GBK, GB18030, Big5, Shift_JIS, EUC-KR, ..., or a locale such as zh_CN.GBK.
+    #[arg(long, value_name = "CHARSET", default_value = "UTF-8")]
+    pub locale: Charset,
     /// Options as mount(8) and fstab have them, separated by commas; every long option below without its dashes, such as
     /// region=cn-hangzhou,allow_other,file_mode=0444, and nonempty, noexec.
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
@@ -169,6 +195,13 @@ pub struct MountArguments {
     /// fuse-oss status shows how far it is.
     #[arg(long, value_name = "WHAT", value_parser = prefetch, default_value = "none")]
     pub prefetch: Prefetch,
+    /// The most that the cache on disk may hold of this mount; 0 for nothing. An object that is longer is not kept at all [default: the same
+    /// as of others].
+    #[arg(long, value_name = "SIZE")]
+    pub mount_cache_size: Option<ByteSize>,
+    /// The least that a random read fetches, up to 8MiB [default: what pays with the store].
+    #[arg(long, value_name = "SIZE")]
+    pub fetch_size: Option<ByteSize>,
     /// Where the store is asked: https://oss-cn-hangzhou-internal.aliyuncs.com, http://127.0.0.1:9000 [default: the region's].
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -351,6 +384,15 @@ pub struct WorkerArguments {
 /// Reads what is to be brought in ahead of time.
 pub fn prefetch(text: &str) -> Result<Prefetch, String> {
     text.parse()
+}
+
+/// Reads a place and the location that is to be there. A place may have equals signs in it, a scheme has none.
+pub fn entry(text: &str) -> Result<(String, oss::Location), String> {
+    let bad = || format!("{text:?} does not say what is to be where: write AT=LOCATION, such as data/x=oss://BUCKET/x");
+    let scheme = text.find("://").ok_or_else(bad)?;
+    let equals = text[..scheme].rfind('=').ok_or_else(bad)?;
+    let location = text[equals + 1..].parse().map_err(|error: oss::LocationError| error.to_string())?;
+    Ok((text[..equals].to_owned(), location))
 }
 
 /// Reads permission bits.

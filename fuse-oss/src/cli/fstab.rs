@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fuse_oss::keeper::ServerSettings;
-use fuse_oss::{ErrorKind, MountError, MountOptions, ServeSettings, Writable};
+use fuse_oss::{CacheUse, ErrorKind, MountEntry, MountError, MountOptions, ServeSettings, Writable};
 use oss::{CredentialSource, Scheme, Settings, StoreSettings};
 
 use super::arguments::{MountArguments, addressing, octal};
@@ -107,8 +107,8 @@ fn is_flags(text: &str) -> bool {
 /// The command line of a mount with its `-o` options worked in.
 #[derive(Debug)]
 pub struct Wanted {
-    /// What to mount.
-    pub location: String,
+    /// What to mount at the top; with nothing there, the entries are all there is.
+    pub location: Option<String>,
     /// Where.
     pub directory: PathBuf,
     /// Only check.
@@ -173,9 +173,12 @@ impl Wanted {
             "gid" => arguments.gid = Some(id()?),
             "file_mode" => arguments.file_mode = octal(needed()?).map_err(|error| bad(&error))?,
             "dir_mode" => arguments.dir_mode = octal(needed()?).map_err(|error| bad(&error))?,
+            "locale" => arguments.locale = needed()?.parse().map_err(|error: fuse_oss::CharsetError| bad(&error))?,
             "writable" => arguments.writable = true,
             "upper" => arguments.upper = Some(needed()?.into()),
             "upper_size" => arguments.upper_size = Some(size()?),
+            "mount_cache_size" => arguments.mount_cache_size = Some(size()?),
+            "fetch_size" => arguments.fetch_size = Some(size()?),
             "prefetch" => arguments.prefetch = needed()?.parse().map_err(|error: String| bad(&error))?,
             "connect_timeout" => arguments.connect_timeout = Some(number()?),
             "read_timeout" => arguments.read_timeout = Some(number()?),
@@ -225,22 +228,61 @@ impl Wanted {
             exec: self.exec,
             nonempty: self.arguments.nonempty,
             prefetch: self.arguments.prefetch,
+            cache: CacheUse { limit: self.arguments.mount_cache_size, fetch: self.arguments.fetch_size },
             writable: self.arguments.writable.then(writable),
         }
+    }
+
+    /// What is to be where.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when there is nothing, or the location is none.
+    pub fn entries(&self) -> Result<Vec<MountEntry>, MountError> {
+        let usage = |text: &dyn std::fmt::Display| MountError::new(ErrorKind::Usage, text);
+        let directory = self.directory.to_string_lossy();
+        let is_nowhere = self.location.is_none() && (self.arguments.entries.is_empty() || directory.contains("://"));
+        if is_nowhere {
+            return Err(usage(&format_args!(
+                "{directory:?} alone does not say what is to be mounted where: write fuse-oss mount LOCATION DIRECTORY"
+            )));
+        }
+        let mut entries = Vec::new();
+        if let Some(location) = &self.location {
+            let location = location.parse().map_err(|error: oss::LocationError| usage(&error))?;
+            entries.push(MountEntry::new("", location));
+        }
+        entries
+            .extend(self.arguments.entries.iter().map(|(at, location)| MountEntry::new(at.as_str(), location.clone())));
+        for entry in &mut entries {
+            entry.locale = self.arguments.locale;
+        }
+        Ok(entries)
     }
 
     /// How the stores are reached: the environment, and what was written for the scheme that is mounted.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when the environment makes no sense.
-    pub fn stores(&self, scheme: Scheme) -> Result<Settings, MountError> {
+    /// [`ErrorKind::Invalid`] when the environment makes no sense; [`ErrorKind::Usage`] when an option would be meant for several schemes.
+    pub fn stores(&self, entries: &[MountEntry]) -> Result<Settings, MountError> {
         // Looked up here because the server's environment has nothing of this.
         let mut settings = Settings::from_env()
             .map_err(|error| MountError::new(ErrorKind::Invalid, format_args!("in the environment: {error}")))?;
-        match scheme {
-            Scheme::Oss => self.override_store(&mut settings.oss),
-            Scheme::S3 => self.override_store(&mut settings.s3),
-            Scheme::Gs | Scheme::Az | Scheme::File => {}
+        let has = |scheme| entries.iter().any(|entry| entry.location.scheme() == scheme);
+        let (oss, s3) = (has(Scheme::Oss), has(Scheme::S3));
+        let arguments = &self.arguments;
+        let is_of_one = arguments.endpoint.is_some() || arguments.region.is_some() || arguments.addressing.is_some();
+        if oss && s3 && is_of_one {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                "--endpoint, --region and --addressing cannot be meant for oss:// and s3:// at once; give them in the environment \
+                 (OSS_ENDPOINT, OSS_REGION, AWS_ENDPOINT_URL, AWS_REGION)",
+            ));
+        }
+        if oss {
+            self.override_store(&mut settings.oss);
+        }
+        if s3 {
+            self.override_store(&mut settings.s3);
         }
         Ok(settings)
     }
@@ -306,7 +348,7 @@ mod tests {
     use super::super::arguments::{Arguments, Command};
     use super::*;
     use clap::Parser;
-    use fuse_oss::Prefetch;
+    use fuse_oss::{ByteSize, Prefetch};
 
     fn parse(line: &[&str]) -> Result<Wanted, MountError> {
         let arguments = rewrite(line.iter().map(OsString::from).collect())?;
@@ -325,8 +367,14 @@ mod tests {
             &["/sbin/mount.fuse.fuse-oss", "oss://b/p/", "/mnt", "-nsv", "-o", options, "-t", "fuse.fuse-oss"],
         ] {
             let wanted = parse(line).unwrap();
-            assert_eq!((wanted.location.as_str(), wanted.directory.as_path()), ("oss://b/p/", Path::new("/mnt")));
-            assert_eq!(wanted.stores(Scheme::Oss).unwrap().oss.endpoint.as_deref(), Some("http://127.0.0.1:1"));
+            assert_eq!(
+                (wanted.location.as_deref(), wanted.directory.as_path()),
+                (Some("oss://b/p/"), Path::new("/mnt"))
+            );
+            assert_eq!(
+                wanted.stores(&wanted.entries().unwrap()).unwrap().oss.endpoint.as_deref(),
+                Some("http://127.0.0.1:1")
+            );
             let looks = wanted.options();
             assert!(looks.allow_other && looks.exec && looks.file_mode == 0o444 && !wanted.fake);
             assert_eq!(wanted.serve_settings().unwrap().cache_size.unwrap().bytes(), 10_000_000_000);
@@ -343,6 +391,13 @@ mod tests {
             ("file_mode=999", "no octal mode"),
             ("allow_other=yes", "takes no value"),
             ("prefetch=everything", "write none, metadata or all"),
+            ("upper=/scratch", "-o writable"),
+            ("upper_size=1GiB", "-o writable"),
+            ("ro,writable", "contradict"),
+            ("writable=yes", "takes no value"),
+            ("writable,upper-size=big", "is not a size"),
+            ("locale=UTF-16", "common character sets are UTF-8, GBK"),
+            ("entry=a=oss://b/", "unknown mount option \"entry\""),
         ] {
             let error = parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", options]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage);
@@ -353,6 +408,53 @@ mod tests {
         assert_eq!(ahead(&["fuse-oss", "mount", "oss://b/p/", "/mnt", "--prefetch=metadata"]), Prefetch::Metadata);
         assert_eq!(ahead(&["fuse-oss", "oss://b/p/", "/mnt"]), Prefetch::None);
         assert!(!parse(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "noexec"]).unwrap().options().exec);
+    }
+
+    #[test]
+    fn what_is_written_goes_where_it_is_told() {
+        let writable = |line: &[&str]| parse(line).unwrap().options().writable;
+        let upper = |upper: Option<&str>, size: Option<u64>| {
+            Some(Writable { upper: upper.map(Into::into), size: size.map(ByteSize::new), whole_files: false })
+        };
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw"]), None);
+        assert_eq!(writable(&["fuse-oss", "oss://b/p/", "/mnt", "-o", "rw,writable"]), upper(None, None));
+        let line = ["fuse-oss", "oss://b/p/", "/mnt", "-o", "writable,upper=/scratch,upper-size=1GiB"];
+        assert_eq!(writable(&line), upper(Some("/scratch"), Some(1 << 30)));
+        let line = ["fuse-oss", "mount", "oss://b/p/", "/mnt", "--writable", "--upper", "here", "--upper-size=1GiB"];
+        let here = std::env::current_dir().unwrap().join("here");
+        assert_eq!(writable(&line), upper(here.to_str(), Some(1 << 30)), "the server works elsewhere");
+    }
+
+    #[test]
+    fn several_locations_have_their_places() {
+        let line = [
+            "fuse-oss",
+            "mount",
+            "oss://b/p/",
+            "/mnt",
+            "--entry",
+            "a=b/c=oss://b/x",
+            "--entry=d=s3://c/y/",
+            "--locale=gbk",
+        ];
+        let wanted = parse(&line).unwrap();
+        let entries = wanted.entries().unwrap();
+        let shown: Vec<_> = entries.iter().map(|entry| (entry.at.as_str(), entry.location.to_string())).collect();
+        let expected = [("", "oss://b/p/"), ("a=b/c", "oss://b/x"), ("d", "s3://c/y/")];
+        assert_eq!(shown, expected.map(|(at, location)| (at, location.to_owned())));
+        assert!(entries.iter().all(|entry| entry.locale.name() == "GBK"));
+        wanted.stores(&entries).unwrap();
+        let wanted = parse(&[&line[..], &["--region", "cn-x"]].concat()).unwrap();
+        assert!(wanted.stores(&entries).unwrap_err().message.contains("oss:// and s3:// at once"));
+        let wanted = parse(&["fuse-oss", "mount", "/mnt", "--entry=a=oss://b/x"]).unwrap();
+        assert_eq!((wanted.entries().unwrap().len(), wanted.directory.as_path()), (1, Path::new("/mnt")));
+        for line in [&["fuse-oss", "mount", "oss://b/x"][..], &["fuse-oss", "mount", "oss://b/", "--entry=a=oss://b/x"]]
+        {
+            assert!(parse(line).unwrap().entries().unwrap_err().message.contains("LOCATION DIRECTORY"));
+        }
+        for entry in ["oss://b/x", "a:oss://b/x", "a=b", "a=oss://"] {
+            assert!(Arguments::try_parse_from(["fuse-oss", "mount", "/mnt", "--entry", entry]).is_err(), "{entry}");
+        }
     }
 
     #[test]

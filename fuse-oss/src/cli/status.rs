@@ -270,6 +270,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_is_told_as_far_as_it_is_known() {
+        let size = |mib: u64| ByteSize::new(mib << 20);
+        let mut written = WritableStatus { upper: "/u".into(), used: None, limit: None, available: size(7) };
+        assert_eq!(Written(&written).to_string(), "writable, into /u: 7 MiB can be written yet");
+        (written.used, written.limit) = (Some(size(3)), Some(size(10)));
+        assert_eq!(
+            Written(&written).to_string(),
+            "writable, into /u: 3 MiB written, 10 MiB at most, 7 MiB can be written yet"
+        );
+    }
+
+    #[test]
     fn the_block_says_whether_the_cache_helps_and_what_went_wrong() {
         let metrics = Metrics::default();
         metrics.opened_passthrough.one();

@@ -5,11 +5,14 @@
 //! beginning lies in the page, or one that has been listed as far as where the page begins. Names that were seen before are passed
 //! over; a directory is complete when a page has gone past its last key.
 //!
+//! Where another location has its place inside this one, or a directory on the way to one is, that name is taken: what pages
+//! bring of it is counted as hidden, and no key below another location's place goes any further.
+//!
 //! All of a page is taken in under one lock: between "the listing is complete" and "these are its names" nobody may look.
 
 use oss::{ListPage, ObjectMeta};
 
-use super::listing::{Listing, Partial, is_visible_name};
+use super::listing::{Listing, Partial};
 use super::table::{Dir, Table};
 use crate::fault::Fault;
 
@@ -214,14 +217,14 @@ impl Table {
             let above = stack.last().and_then(|level| Some((level.dir?, level.feeding)));
             let dir = match above {
                 // On the way to where the page begins, nothing is new.
-                Some((above, _)) if key == from => self.find(above, name).and_then(|ino| self.dir(ino)),
+                Some((above, _)) if key == from => self.find(above, name).and_then(|ino| self.child(above, ino)),
                 Some((above, true)) if !self.has_seen(above, full) => self.feed_directory(above, name, full, true)?,
                 Some((above, _)) => match self.find(above, name) {
-                    Some(ino) => self.dir(ino),
+                    Some(ino) => self.child(above, ino),
                     // Something is below it, so that much is certain even where a gap is left. What was passed before and not
                     // seen may have been shown as missing.
-                    None if !self.has_seen(above, full) && is_visible_name(name) => {
-                        self.settle_directory(above, name)?.and_then(|ino| self.dir(ino))
+                    None if !self.has_seen(above, full) && self.charset(above).shows(name) => {
+                        self.settle_directory(above, name)?.and_then(|ino| self.child(above, ino))
                     }
                     None => None,
                 },
@@ -285,11 +288,15 @@ impl Table {
         if let Some(meta) = self.directory_mut(dir).listing.partial().and_then(|partial| partial.shadowed_by(full)) {
             self.hide(meta.key.as_str());
         }
-        if !is_visible_name(name) {
+        if !self.charset(dir).shows(name) {
             self.hide(full);
             return Ok(None);
         }
-        Ok(self.settle_directory(dir, name)?.and_then(|ino| self.dir(ino)))
+        let child = self.settle_directory(dir, name)?.and_then(|ino| self.child(dir, ino));
+        if child.is_none() && self.is_placed(dir, name) {
+            self.hide(full);
+        }
+        Ok(child)
     }
 
     fn feed_object(&mut self, dir: Dir, prefix: usize, meta: ObjectMeta, ordered: bool) -> Result<(), Fault> {
@@ -302,7 +309,7 @@ impl Table {
             if meta.size > 0 {
                 self.hide(meta.key.as_str());
             }
-        } else if !is_visible_name(name) {
+        } else if !self.charset(dir).shows(name) || self.is_placed(dir, name) {
             self.hide(meta.key.as_str());
         } else if let Some(partial) = self.directory_mut(dir).listing.partial() {
             partial.hold(meta);

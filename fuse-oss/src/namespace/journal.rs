@@ -33,7 +33,8 @@ use oss::{ListPage, ObjectMeta};
 use tracing::warn;
 
 use super::table::{Dir, Seed, Table, nanos, time};
-use super::{Origin, Source};
+use super::{Origin, Placed, Source};
+use crate::charset::Charset;
 use crate::fault::Fault;
 use crate::options::MountOptions;
 use wire::{Bytes, put_number, put_optional_text, put_text};
@@ -42,7 +43,7 @@ use wire::{Bytes, put_number, put_optional_text, put_text};
 const MAGIC: &str = "fuse-oss names";
 
 /// To be raised with every change of what a record looks like. That the table makes something else of it is found by [`Sums`].
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What is in front of each record, in bytes: checksum (CRC-32C of all that follows), length, number.
 const FRAME: usize = 12;
@@ -100,6 +101,8 @@ pub enum Input {
         entry: u64,
         /// Where it is put.
         at: String,
+        /// The character set its names are shown in.
+        charset: Charset,
         /// Its keys' prefix.
         prefix: String,
     },
@@ -109,6 +112,8 @@ pub enum Input {
         entry: u64,
         /// Where it is put.
         at: String,
+        /// The character set of made-up directories around it.
+        charset: Charset,
         /// What HEAD said.
         meta: ObjectMeta,
     },
@@ -197,7 +202,8 @@ impl Record {
     }
 
     /// An entry of the mount.
-    pub fn entry(entry: u64, at: &str, source: &Source) -> Self {
+    pub fn entry(entry: u64, placed: &Placed) -> Self {
+        let Placed { at, charset, source } = placed;
         let kind = match source {
             Source::Directory { .. } => DIRECTORY,
             Source::Object { .. } => OBJECT,
@@ -205,6 +211,7 @@ impl Record {
         let mut record = Self::new(kind, 0);
         put_number(&mut record.0, entry);
         put_text(&mut record.0, at);
+        put_text(&mut record.0, charset.name());
         match source {
             Source::Directory { prefix, .. } => put_text(&mut record.0, prefix),
             Source::Object { meta, .. } => wire::put_object(&mut record.0, meta),
@@ -429,12 +436,12 @@ fn input(bytes: &mut Bytes<'_>) -> Option<(Input, Sums)> {
     let text = |text: &str| text.to_owned();
     let input = match bytes.byte()? {
         DIRECTORY => {
-            let (entry, at) = (bytes.number()?, text(bytes.text()?));
-            Input::Directory { entry, at, prefix: text(bytes.text()?) }
+            let (entry, at, charset) = (bytes.number()?, text(bytes.text()?), bytes.text()?.parse().ok()?);
+            Input::Directory { entry, at, charset, prefix: text(bytes.text()?) }
         }
         OBJECT => {
-            let (entry, at) = (bytes.number()?, text(bytes.text()?));
-            Input::Object { entry, at, meta: bytes.object()? }
+            let (entry, at, charset) = (bytes.number()?, text(bytes.text()?), bytes.text()?.parse().ok()?);
+            Input::Object { entry, at, charset, meta: bytes.object()? }
         }
         OWN => {
             let (dir, from) = (bytes.number()?, bytes.optional_text()?.map(text));

@@ -20,9 +20,9 @@ use oss::ObjectMeta;
 /// The longest name Linux shows, in bytes (`NAME_MAX`).
 pub const MAX_NAME: usize = 255;
 
-/// Whether a segment of a key can be a file's name.
-pub fn is_visible_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= MAX_NAME && name != "." && name != ".." && !name.contains(['/', '\0'])
+/// Whether a segment of a key can be a file's name if it is not too long; [`Charset::shows`](crate::charset::Charset::shows) says that.
+pub fn is_name(segment: &str) -> bool {
+    !segment.is_empty() && segment != "." && segment != ".." && !segment.contains(['/', '\0'])
 }
 
 /// How far a directory has been listed.
@@ -73,7 +73,9 @@ impl Listing {
             Self::Fresh => from <= prefix,
             Self::Partial(partial) => {
                 let reached = partial.reached.as_str();
-                from <= prefix || from <= reached || (reached.ends_with('/') && from.starts_with(reached))
+                // The directory's own marker is a key and stands for nothing below it.
+                let is_below = reached.ends_with('/') && reached != prefix && from.starts_with(reached);
+                from <= prefix || from <= reached || is_below
             }
         }
     }
@@ -161,6 +163,8 @@ mod tests {
         for (from, joins) in [("c", true), ("d/a", true), ("d/m/", true), ("d/m/zz", true), ("d/m0", false)] {
             assert_eq!(partial.continues("d/", Some(from)), joins, "{from}");
         }
+        partial.partial().unwrap().reached = "d/".to_owned();
+        assert!(partial.continues("d/", Some("d/")) && !partial.continues("d/", Some("d/b/")));
         assert!(!Listing::Complete.continues("d/", None));
     }
 }

@@ -95,6 +95,8 @@ pub struct Arrived {
 #[derive(Debug)]
 struct Sweep {
     id: u32,
+    /// The mounted location it goes through.
+    root: Option<u32>,
     base: Dir,
     base_prefix: String,
     /// Behind which key it began, or one that it has taken over.
@@ -125,6 +127,8 @@ struct Own {
     probes: u32,
     credits: u32,
     idle: u32,
+    /// The store does not begin behind a key but at the front, so the only way on is its token.
+    from_front: bool,
     failures: u64,
     fault: Option<Fault>,
 }
@@ -141,6 +145,8 @@ pub struct Plan {
     misses: u32,
     last_hit: u64,
     failures: u32,
+    /// A sweep has failed, and no page has come since.
+    broken_off: bool,
 }
 
 impl Default for Plan {
@@ -154,14 +160,16 @@ impl Default for Plan {
             misses: 0,
             last_hit: 0,
             failures: 0,
+            broken_off: false,
         }
     }
 }
 
 impl Sweep {
-    fn new(id: u32, base: Dir, base_prefix: String, begin: Option<String>) -> Self {
+    fn new(id: u32, root: Option<u32>, base: Dir, base_prefix: String, begin: Option<String>) -> Self {
         Self {
             id,
+            root,
             base,
             base_prefix,
             own_begin: begin.clone(),
@@ -193,7 +201,8 @@ impl Sweep {
     /// Whether a question will be answered by it soon.
     fn is_near(&self, question: &Question, gap: &dyn Fn(Dir, &str, Dir) -> Option<Gap>) -> bool {
         let prefix = question.prefix.as_str();
-        if self.ended || !prefix.starts_with(&self.base_prefix) {
+        // Locations of one mount can have the same keys, and places inside one another.
+        if self.ended || self.root != question.root || !prefix.starts_with(&self.base_prefix) {
             return false;
         }
         let Some(cursor) = self.cursor.as_deref() else {
@@ -238,7 +247,7 @@ impl Plan {
         let mut fetches = Vec::new();
         if let Some((base, base_prefix)) = self.base_to_sweep(question) {
             let begin = question.from_inside.then(|| question.prefix.clone());
-            let sweep = self.begin(base, base_prefix, begin);
+            let sweep = self.begin(question.root, base, base_prefix, begin);
             sweep.wanted = question.from_inside;
             fetches.push(sweep.fetch());
             if question.from_inside {
@@ -247,9 +256,7 @@ impl Plan {
         }
         let own = self.own.entry(question.dir).or_default();
         if !own.running {
-            if question.reached > own.cursor {
-                (own.cursor, own.token) = (question.reached.clone(), None);
-            }
+            own.jump(question.reached.as_ref());
             fetches.push(own.fetch(question.dir));
         }
         fetches
@@ -274,7 +281,9 @@ impl Plan {
 
     fn may_begin(&mut self, question: &Question) -> bool {
         self.misses += 1;
-        if self.is_small(question) {
+        // While nothing comes, a question is answered by its directory's own listing, which hears what is wrong; sweep after sweep would
+        // begin and fail, and nobody would be told.
+        if self.is_small(question) && !self.broken_off {
             self.earn();
         } else {
             self.gain = (self.gain / 2).max(1);
@@ -296,7 +305,7 @@ impl Plan {
         passed > 0 && (question.base_names as u64).saturating_mul(pages) <= passed * u64::from(MOST_AHEAD)
     }
 
-    fn begin(&mut self, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
+    fn begin(&mut self, root: Option<u32>, base: Dir, base_prefix: String, begin: Option<String>) -> &mut Sweep {
         if self.sweeps.len() >= MOST_SWEEPS
             && let Some(at) = self.sweeps.iter().position(|sweep| !sweep.running && !sweep.whole)
         {
@@ -304,27 +313,29 @@ impl Plan {
         }
         let id = self.next;
         self.next = self.next.wrapping_add(1).max(1);
-        self.sweeps.push(Sweep::new(id, base, base_prefix, begin));
+        self.sweeps.push(Sweep::new(id, root, base, base_prefix, begin));
         let last = self.sweeps.len() - 1;
         &mut self.sweeps[last]
     }
 
-    /// Whether a sweep that is under way has just come into a directory, so that its next page is likely to hold the rest of it.
-    pub fn is_passing(&self, prefix: &str) -> bool {
-        self.sweeps.iter().any(|sweep| {
+    /// Whether a sweep that is under way has just come into a directory of a location, so that its next page is likely to hold the
+    /// rest of it.
+    pub fn is_passing(&self, root: Option<u32>, prefix: &str) -> bool {
+        self.sweeps.iter().filter(|sweep| sweep.root == root).any(|sweep| {
             let inside = sweep.cursor.as_deref().and_then(|cursor| cursor.strip_prefix(prefix));
             sweep.running && sweep.stuck == 0 && inside.is_some_and(|rest| !rest.contains('/'))
         })
     }
 
-    /// Lists everything below a directory to the end, whoever asks, by a sweep from the beginning and one from each of `begins`.
-    pub fn whole(&mut self, base: Dir, base_prefix: &str, begins: Vec<String>) -> Vec<Fetch> {
+    /// Lists everything below the directory in question to the end, whoever asks, by a sweep from the beginning and one from each of
+    /// `begins`.
+    pub fn whole(&mut self, question: &Question, begins: Vec<String>) -> Vec<Fetch> {
         if self.failures >= MOST_FAILURES {
             return Vec::new();
         }
         let begins = std::iter::once(None).chain(begins.into_iter().map(Some));
         let begun = begins.map(|begin| {
-            let sweep = self.begin(base, base_prefix.to_owned(), begin);
+            let sweep = self.begin(question.root, question.dir, question.prefix.clone(), begin);
             sweep.whole = true;
             sweep.fetch()
         });
@@ -357,9 +368,7 @@ impl Plan {
             own.credits = (own.credits + 1).min(MOST_AHEAD);
             return None;
         }
-        if reached > own.cursor {
-            (own.cursor, own.token) = (reached, None);
-        }
+        own.jump(reached.as_ref());
         Some(own.fetch(dir))
     }
 
@@ -398,6 +407,7 @@ impl Plan {
 
     /// A page has come. Returns the request to make next.
     pub fn arrived(&mut self, fetch: &Fetch, arrived: Arrived) -> Option<Fetch> {
+        self.broken_off = false;
         match fetch.job {
             Job::Own(dir) => self.own_arrived(dir, arrived),
             Job::Sweep(id) => self.sweep_arrived(id, fetch.swept, arrived),
@@ -492,6 +502,7 @@ impl Plan {
         self.sweeps.retain(|sweep| sweep.id != id);
         self.credits = 0;
         self.gain = 1;
+        self.broken_off = true;
         // An outage passes; rules and habits of a store do not.
         let passes = match fault {
             Fault::Store(error) => match error.kind() {
@@ -516,7 +527,15 @@ impl Own {
         Fetch { job: Job::Own(dir), base: dir, from: self.cursor.clone(), token: self.token.clone(), swept: 0 }
     }
 
+    /// Goes on from where a sweep has come to, if that is further on.
+    fn jump(&mut self, reached: Option<&String>) {
+        if reached > self.cursor.as_ref() && !(self.from_front && self.token.is_some()) {
+            (self.cursor, self.token) = (reached.cloned(), None);
+        }
+    }
+
     fn advance(&mut self, last: Option<String>, token: Option<String>) {
+        self.from_front |= self.token.is_none() && last.is_some() && last < self.cursor;
         if last.is_some() && last != self.cursor {
             self.cursor = last;
             self.idle = 0;

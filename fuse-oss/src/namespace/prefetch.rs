@@ -68,10 +68,10 @@ impl Namespace {
         let roots: Vec<_> = {
             let table = self.shared.read();
             let roots = table.roots().iter().filter(|root| root.ordered);
-            roots.map(|root| (root.dir, root.prefix.clone(), division(&table, root.dir))).collect()
+            roots.map(|root| (root.dir, table.question(root.dir), division(&table, root.dir))).collect()
         };
-        for (dir, prefix, begins) in roots {
-            let fetches = self.shared.plan().whole(dir, &prefix, begins);
+        for (dir, question, begins) in roots {
+            let fetches = self.shared.plan().whole(&question, begins);
             self.launch(fetches);
             loop {
                 let changed = self.shared.changed.notified();
@@ -104,7 +104,7 @@ impl Namespace {
 /// Where sweeps over a directory can begin beside the one from its beginning.
 fn division(table: &Table, dir: Dir) -> Vec<String> {
     let from_inside = table.root_of(dir).is_some_and(|root| root.origin.store.capabilities().list_from_inside);
-    let below: Vec<Dir> = table.entries(dir, 0).filter_map(|(node, _)| table.dir(node.ino)).collect();
+    let below: Vec<Dir> = table.entries(dir, 0).filter_map(|(node, _)| table.child(dir, node.ino)).collect();
     if !from_inside || below.len() < WORTH_DIVIDING {
         return Vec::new();
     }

@@ -10,6 +10,8 @@ use super::table::{Dir, Table};
 pub struct Question {
     /// The directory.
     pub dir: Dir,
+    /// Which of the mounted locations it is in.
+    pub root: Option<u32>,
     /// The prefix of its keys.
     pub prefix: String,
     /// The key up to which it has been listed.
@@ -63,6 +65,7 @@ impl Table {
         let root = self.root_of(dir);
         Question {
             dir,
+            root: self.directory(dir).root,
             prefix: self.prefix(dir),
             reached: self.directory(dir).listing.reached().map(str::to_owned),
             base_names: base.map_or(0, |base| self.count(base)),
@@ -84,6 +87,10 @@ impl Table {
                 here = self.dir(self.find(here, next)?)?;
                 (way, target, depth) = (on, rest, depth + 1);
                 continue;
+            }
+            // What has its place in the tree stands before all that was listed, whatever its name.
+            if self.is_placed(here, next) || self.is_placed(here, at) {
+                return None;
             }
             let to = self.position(self.find(here, next)?)?;
             let from = self.position(self.find(here, at)?)?;

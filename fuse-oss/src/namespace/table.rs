@@ -16,9 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use oss::{ETag, Key, ObjectMeta};
 
-use super::listing::{Listing, is_visible_name};
+use super::listing::Listing;
 use super::tag::Packed;
 use super::{File, Known, Node, Origin, ROOT};
+use crate::charset::Charset;
 use crate::fault::Fault;
 
 /// The most names one mount remembers, at some 100 bytes each.
@@ -38,6 +39,8 @@ const TAG_PACKED: u8 = 8;
 const TAG_UPPER: u8 = 16;
 const TAG_ASIDE: u8 = 32;
 const KEY_ASIDE: u8 = 64;
+/// Its name is 256 bytes longer than its record says; see [`MAX_SEGMENT`](crate::charset::MAX_SEGMENT).
+const LONG: u8 = 128;
 
 /// No time is known.
 pub const TIMELESS: i64 = i64::MIN;
@@ -123,6 +126,8 @@ pub struct Root {
     pub prefix: String,
     /// The directory that shows it.
     pub dir: Dir,
+    /// The character set its names are shown in.
+    pub charset: Charset,
     /// Pages were in the order of the keys' bytes so far.
     pub ordered: bool,
 }
@@ -139,6 +144,12 @@ pub struct Table {
     tags: HashMap<u32, Box<str>>,
     /// Single objects that were put at a place of the tree, by inode number.
     objects: HashMap<u32, (Arc<Origin>, Box<str>)>,
+    /// What was put at a place of the tree and what was made up on the way there, by inode number: no listing changes it.
+    placed: HashSet<u32>,
+    /// The directories that such names are in.
+    with_placed: HashSet<Dir>,
+    /// The character sets of directories that are in no mounted location.
+    made_up: HashMap<Dir, Charset>,
     /// How often a file's content had been found wrong when it was opened last, where it ever was.
     wrong: HashMap<u32, AtomicU64>,
     /// Objects that are shown.
@@ -186,6 +197,9 @@ impl Table {
             seed,
             tags: HashMap::new(),
             objects: HashMap::new(),
+            placed: HashSet::new(),
+            with_placed: HashSet::new(),
+            made_up: HashMap::new(),
             wrong: HashMap::new(),
             files: 0,
             bytes: 0,
@@ -240,7 +254,8 @@ impl Table {
 
     fn name_of(&self, record: &Record) -> &str {
         let from = record.name as usize;
-        let bytes = self.names.get(from..from + usize::from(record.name_len)).unwrap_or_default();
+        let more = if record.flags.load(Ordering::Relaxed) & LONG == 0 { 0 } else { 256 };
+        let bytes = self.names.get(from..from + usize::from(record.name_len) + more).unwrap_or_default();
         // Only whole strings were put in.
         std::str::from_utf8(bytes).unwrap_or_default()
     }
@@ -308,6 +323,32 @@ impl Table {
     /// The mounted location that a directory is in.
     pub fn root_of(&self, dir: Dir) -> Option<&Root> {
         self.roots.get(self.directory(dir).root? as usize)
+    }
+
+    /// The character set that the names of a directory are shown in.
+    pub fn charset(&self, dir: Dir) -> Charset {
+        match self.root_of(dir) {
+            Some(root) => root.charset,
+            None => self.made_up.get(&dir).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Whether all names are shown as keys are written.
+    pub fn is_plain(&self) -> bool {
+        let roots = self.roots.iter().map(|root| root.charset);
+        roots.chain(self.made_up.values().copied()).all(|charset| charset.is_utf8())
+    }
+
+    /// The directory at an inode number, if it is one of the same location as the directory `above` it, and not the top of another
+    /// location that has its place there.
+    pub fn child(&self, above: Dir, ino: u64) -> Option<Dir> {
+        self.dir(ino).filter(|dir| self.directory(*dir).root == self.directory(above).root)
+    }
+
+    /// Whether a name was put there by the mount itself, so that whatever the location around it has of that name is not shown.
+    pub fn is_placed(&self, dir: Dir, name: &str) -> bool {
+        let placed = |ino| self.placed.contains(&narrow(ino));
+        self.with_placed.contains(&dir) && self.find(dir, name).is_some_and(placed)
     }
 
     /// Remembers that a location's pages come in another order than that of the keys.
@@ -432,7 +473,7 @@ impl Table {
             return self.node(u64::from(ino)).map_or(Known::Missing, Known::Node);
         }
         let is_missing = directory.missing.as_ref().is_some_and(|missing| missing.contains(&hash));
-        if directory.listing.is_complete() || is_missing || !is_visible_name(name) {
+        if directory.listing.is_complete() || is_missing || !self.charset(dir).shows(name) {
             return Known::Missing;
         }
         if let Some(reached) = directory.listing.reached()
@@ -466,21 +507,28 @@ impl Table {
         })
     }
 
-    /// Begins a mounted location at a directory that nothing is mounted at.
-    pub fn mount(&mut self, dir: Dir, origin: Arc<Origin>, prefix: String) {
+    /// Begins a mounted location at a directory that nothing is mounted at or below.
+    pub fn mount(&mut self, dir: Dir, origin: Arc<Origin>, prefix: String, charset: Charset) {
         let root = u32::try_from(self.roots.len()).unwrap_or(u32::MAX);
-        self.roots.push(Root { origin, prefix, dir, ordered: true });
+        self.roots.push(Root { origin, prefix, dir, charset, ordered: true });
         let directory = self.directory_mut(dir);
         directory.root = Some(root);
         directory.listing = Listing::Fresh;
     }
 
-    fn push(&mut self, dir: Dir, name: &str, flags: u8, payload: u64) -> Result<u32, Fault> {
+    fn push(&mut self, dir: Dir, name: &str, mut flags: u8, payload: u64) -> Result<u32, Fault> {
         let too_many = Fault::TooManyNames(self.records.len());
         if self.records.len() >= MAX_NODES {
             return Err(too_many);
         }
-        let (Ok(at), Ok(name_len)) = (u32::try_from(self.names.len()), u8::try_from(name.len())) else {
+        let short = match name.len().checked_sub(256) {
+            Some(over) => {
+                flags |= LONG;
+                over
+            }
+            None => name.len(),
+        };
+        let (Ok(at), Ok(name_len)) = (u32::try_from(self.names.len()), u8::try_from(short)) else {
             return Err(too_many);
         };
         self.names.extend_from_slice(name.as_bytes());
@@ -557,33 +605,73 @@ impl Table {
         self.push_file(dir, name, meta, 0).map(Some)
     }
 
-    /// Puts a single object at a place whose parents were made up.
+    /// Puts a single object at a place, before any page of the location around it is taken in.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn place_object(&mut self, dir: Dir, name: &str, origin: Arc<Origin>, meta: &ObjectMeta) -> Result<(), Fault> {
-        let ino = self.push_file(dir, name, meta, KEY_ASIDE)?;
-        self.objects.insert(narrow(ino), (origin, meta.key.as_str().into()));
+    pub fn place_object(
+        &mut self,
+        dir: Dir,
+        name: &str,
+        charset: Charset,
+        origin: Arc<Origin>,
+        meta: &ObjectMeta,
+    ) -> Result<(), Fault> {
+        self.make_up(dir, charset);
+        let ino = narrow(self.push_file(dir, name, meta, KEY_ASIDE)?);
+        self.objects.insert(ino, (origin, meta.key.as_str().into()));
+        self.placed.insert(ino);
+        self.with_placed.insert(dir);
         Ok(())
     }
 
-    /// A made-up directory at a place; the one that is there, if one is.
+    /// Notes in which character set a directory outside of all locations shows its names: that of the first entry below it.
+    fn make_up(&mut self, dir: Dir, charset: Charset) {
+        if self.directory(dir).root.is_none() {
+            self.made_up.entry(dir).or_insert(charset);
+        }
+    }
+
+    /// Makes a single object all there is: the root is a file then. Before anything else is put anywhere.
+    pub fn place_alone(&mut self, origin: Arc<Origin>, meta: &ObjectMeta) {
+        let ino = narrow(ROOT);
+        if let Some(record) = self.records.first_mut() {
+            *record.flags.get_mut() = KEY_ASIDE;
+            record.payload = meta.size;
+        }
+        self.describe(ino, meta);
+        self.objects.insert(ino, (origin, meta.key.as_str().into()));
+    }
+
+    /// A directory on the way to a place; the one that is there, if one is. In a mounted location it is one of that
+    /// location, whether there are keys below it or not; elsewhere it is made up, and its names are shown in `charset`.
     ///
     /// # Errors
     /// [`Fault::TooManyNames`].
-    pub fn place_directory(&mut self, dir: Dir, name: &str) -> Result<Option<Dir>, Fault> {
+    pub fn place_directory(&mut self, dir: Dir, name: &str, charset: Charset) -> Result<Option<Dir>, Fault> {
+        self.make_up(dir, charset);
         if let Some(ino) = self.find(dir, name) {
             return Ok(self.dir(ino));
         }
         let place = self.directories.len() as u64;
         let ino = self.push(dir, name, DIRECTORY, place)?;
-        self.directories.push(Directory::new(ino, None));
+        let root = self.directory(dir).root;
+        self.directories.push(Directory::new(ino, root));
+        self.placed.insert(ino);
+        self.with_placed.insert(dir);
         Ok(self.dir(u64::from(ino)))
     }
 
-    fn push_file(&mut self, dir: Dir, name: &str, meta: &ObjectMeta, mut flags: u8) -> Result<u64, Fault> {
+    fn push_file(&mut self, dir: Dir, name: &str, meta: &ObjectMeta, flags: u8) -> Result<u64, Fault> {
+        let ino = self.push(dir, name, flags, meta.size)?;
+        self.describe(ino, meta);
+        Ok(u64::from(ino))
+    }
+
+    /// Notes what is known of an object in its record, and beside it what does not fit.
+    fn describe(&mut self, ino: u32, meta: &ObjectMeta) {
         let tag = meta.etag.as_ref().map(|tag| (tag, Packed::new(&tag.0)));
-        flags |= match &tag {
+        let mut flags = match &tag {
             Some((_, Some(packed))) if packed.upper => TAG_PACKED | TAG_UPPER,
             Some((_, Some(_))) => TAG_PACKED,
             Some((_, None)) => TAG_ASIDE,
@@ -592,8 +680,8 @@ impl Table {
         if meta.archived {
             flags |= ARCHIVED;
         }
-        let ino = self.push(dir, name, flags, meta.size)?;
-        if let Some(record) = self.records.last_mut() {
+        if let Some(record) = self.records.get_mut(ino as usize - 1) {
+            *record.flags.get_mut() |= flags;
             record.modified = nanos(meta.modified);
             if let Some((_, Some(packed))) = &tag {
                 record.tag = packed.bytes;
@@ -605,7 +693,6 @@ impl Table {
         if let Some((tag, None)) = tag {
             self.tags.insert(ino, tag.0.as_str().into());
         }
-        Ok(u64::from(ino))
     }
 
     /// Freezes a name as missing, unless it was frozen before. Returns what stands.

@@ -4,6 +4,8 @@ use super::*;
 use crate::double::{Content, DoubleStore};
 use std::collections::BTreeSet;
 
+mod stitched;
+
 pub fn identity() -> Identity {
     Identity { created: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789), salt: 7, uid: 1, gid: 2 }
 }
@@ -486,4 +488,50 @@ async fn sweeps_come_back_after_an_outage() {
     assert_eq!(walk(&namespace).await, 3060);
     let made = lists(&store) - before;
     assert!(made < 30, "{made} listings");
+}
+
+#[tokio::test]
+async fn an_outage_is_told_in_a_tree_that_seemed_small() {
+    let store = DoubleStore::new(10);
+    for d in 0..100 {
+        for f in 0..5 {
+            store.put(&format!("d{d:03}/f{f}"), Content::MadeUp(1));
+        }
+    }
+    let namespace = tree(&store, "").await;
+    assert_eq!(names(&namespace, ROOT).await.len(), 100);
+    // Two children asked about: a sweep, which passes some of them and makes the tree look small.
+    for d in [0, 1] {
+        find(&namespace, &format!("d{d:03}/f0")).await.unwrap();
+    }
+    // Let it come to where its credits end.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    store.knobs.outage.store(true, Ordering::Relaxed);
+    let directory = find(&namespace, "d090").await.unwrap();
+    assert!(!namespace.can_tell(directory.ino, 0), "it was listed before");
+    let outcome = tokio::time::timeout(Duration::from_secs(5), namespace.list_to(directory.ino, 0)).await;
+    assert!(outcome.expect("nobody is told").is_err());
+}
+
+#[tokio::test]
+async fn a_server_that_begins_at_the_front_again_comes_to_the_end() {
+    let keys: Vec<String> = (0..40).map(|i| format!("d/k{i:02}")).chain(["e/x".to_owned(), "f/x".to_owned()]).collect();
+    let store = DoubleStore::with_keys(4, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let namespace = tree(&store, "").await;
+    let directory = find(&namespace, "d").await.unwrap();
+    // A sweep has come as far as here, and its token is of no use to the directory's own listing.
+    let dir = namespace.shared.read().dir(directory.ino).unwrap();
+    let (mut from, mut continuation) = (None, None);
+    for number in 1..4 {
+        let request = ListRequest { prefix: "d/".into(), continuation, ..ListRequest::default() };
+        let page = store.list(request).await.unwrap();
+        continuation = page.continuation.clone();
+        from = namespace.shared.write().absorb_sweep(dir, from.as_deref(), number, page).unwrap().last;
+    }
+    store.knobs.ignore_start_after.store(true, Ordering::Relaxed);
+    let outcome = tokio::time::timeout(Duration::from_secs(5), namespace.list_to(directory.ino, 39)).await;
+    outcome.expect("it lists for ever").unwrap();
+    assert_eq!(names(&namespace, directory.ino).await.len(), 40);
 }

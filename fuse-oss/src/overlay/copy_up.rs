@@ -5,6 +5,9 @@
 //! for a reader: the flags are the same (measured on Linux 6.18: both carry `O_NOATIME`). What tells them apart is what the process
 //! is doing at that moment, waiting for our answer: a reader is inside an open(2) for reading or an execve(2), everything else that
 //! overlayfs opens the content of a file for is a copy. So for large objects, and only those, `/proc/<thread>/syscall` is asked.
+//!
+//! Overlays that others have put over a mount of ours are seen in the same way. Who reads without an overlay is never taken for a
+//! copier: a file of a mount that only shows cannot be opened for writing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -86,6 +89,7 @@ fn is_for_writing(flags: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn copies(number: i64, arguments: &[u64]) -> Option<bool> {
         Call { number, arguments: arguments.to_vec() }.copies()
@@ -101,6 +105,14 @@ mod tests {
         assert_eq!(copies(libc::SYS_execve, &[1, 2, 3]), Some(false));
         assert_eq!(copies(libc::SYS_truncate, &[1, 100]), Some(true));
         assert_eq!(copies(libc::SYS_openat, &[0]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_system_says_is_survived(text in "\\PC*", call in "[0-9]{1,3}( 0x[0-9a-f]{0,17}){0,9}") {
+            let _ = Call::parse(&text).and_then(|call| call.copies());
+            let _ = Call::parse(&call).and_then(|call| call.copies());
+        }
     }
 
     #[test]

@@ -95,6 +95,12 @@ pub enum NoQuota {
         "its file system keeps no project quotas (xfs: mount with pquota; ext4: made with mkfs.ext4 -O quota,project and mounted with prjquota)"
     )]
     NotKept,
+    /// Somebody has put a limit on the directory around it, which holds for this one as well.
+    #[error("the directory it is in belongs to project {project} already, whose limit holds")]
+    Taken {
+        /// Its number.
+        project: u32,
+    },
     /// The system refused.
     #[error("cannot {action}: {}", errno.desc())]
     Refused {
@@ -140,6 +146,10 @@ impl ProjectQuota {
         // The structure below is theirs; others might understand something else by it.
         if !matches!(stat.filesystem_type(), EXT4_SUPER_MAGIC | XFS_SUPER_MAGIC) || !is_kept(&anchor) {
             return Err(NoQuota::NotKept);
+        }
+        match attributes(directory).map_err(refused("read its project number"))?.projid {
+            0 => {}
+            project => return Err(NoQuota::Taken { project }),
         }
         let block = u64::try_from(stat.block_size()).unwrap_or(4096);
         let reserve = (stat.blocks() * block / 20).min(MAX_RESERVE);

@@ -216,6 +216,17 @@ mod tests {
     }
 
     #[test]
+    fn more_names_than_are_held_in_memory_go() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("tree/sub")).unwrap();
+        for number in 0..BATCH + 5 {
+            fs::write(dir.path().join("tree/sub").join(number.to_string()), "").unwrap();
+        }
+        remove(dir.path(), "tree").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_tree_deeper_than_files_can_be_open_goes() {
         let dir = tempfile::tempdir().unwrap();
         let mut at = open(nix::fcntl::AT_FDCWD, dir.path()).unwrap();

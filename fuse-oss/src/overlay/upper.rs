@@ -88,7 +88,8 @@ impl Upper {
 
         let name = format!("{PREFIX}{:016x}", random());
         let root = directory.join(&name);
-        let registered = parent.is_some().then(|| registry.join(&name));
+        let is_registry = registry.canonicalize().is_ok_and(|registry| registry == directory);
+        let registered = (!is_registry).then(|| registry.join(&name));
         let unfinished = Unfinished { parent: &opened, name: Path::new(&name), registered: registered.as_deref() };
         if let Some(link) = &registered {
             // First, so that there is no moment at which the directory is there and nobody knows.
@@ -226,25 +227,36 @@ fn remove(root: &Path, parent: &File, quota: Option<&ProjectQuota>, registered: 
     }
 }
 
-/// Removes what servers that have died left in a registry and in the directories it leads to.
-pub fn sweep(registry: &Path) {
-    for entry in fs::read_dir(registry).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if !is_named_so(&path) {
-            continue;
-        }
-        let Ok(kind) = entry.file_type() else { continue };
-        let (root, link) = if kind.is_symlink() {
-            let Ok(root) = fs::read_link(&path) else { continue };
-            // The name says what it is, whatever the link says.
-            if root.file_name() != path.file_name() {
-                continue;
+/// What servers have made that had a registry before this one.
+#[derive(Debug)]
+pub struct Leftovers {
+    /// Each with the link that leads to it from the registry.
+    roots: Vec<(PathBuf, Option<PathBuf>)>,
+}
+
+impl Leftovers {
+    /// Looks through a registry that nobody else may use. What is made in it from now on is no leftover.
+    pub fn find(registry: &Path) -> Self {
+        let found = fs::read_dir(registry).into_iter().flatten().flatten().filter_map(|entry| {
+            let path = entry.path();
+            if !is_named_so(&path) {
+                return None;
             }
-            (root, Some(path))
-        } else {
-            (path, None)
-        };
-        remove_dead(&root, link.as_deref(), true);
+            if !entry.file_type().ok()?.is_symlink() {
+                return Some((path, None));
+            }
+            // The name says what it is, whatever the link says.
+            let root = fs::read_link(&path).ok().filter(|root| root.file_name() == path.file_name())?;
+            Some((root, Some(path)))
+        });
+        Self { roots: found.collect() }
+    }
+
+    /// Removes those whose server has died.
+    pub fn remove(self) {
+        for (root, link) in self.roots {
+            remove_dead(&root, link.as_deref(), true);
+        }
     }
 }
 
@@ -464,7 +476,7 @@ mod tests {
         let held = Upper::create(&registry, Some(&elsewhere), None).unwrap();
         let left = [leave(&registry, None), leave(&registry, Some(&elsewhere))];
         assert_eq!((names(&registry).len(), names(&elsewhere).len()), (3, 2));
-        sweep(&registry);
+        Leftovers::find(&registry).remove();
         assert!(left.iter().all(|root| !root.exists()) && held.root().exists());
         assert_eq!(names(&elsewhere), [held.root()]);
         held.remove().unwrap();
@@ -473,7 +485,7 @@ mod tests {
         leave(&registry, Some(&elsewhere));
         sweep_directory(&elsewhere);
         assert!(names(&elsewhere).is_empty());
-        sweep(&registry);
+        Leftovers::find(&registry).remove();
         assert!(names(&registry).is_empty(), "links that lead nowhere go");
     }
 
@@ -484,7 +496,7 @@ mod tests {
         let named = registry.join(format!("{PREFIX}0123456789abcdef"));
         fs::create_dir(&named).unwrap();
         fs::write(named.join("file"), "x").unwrap();
-        sweep(registry);
+        Leftovers::find(registry).remove();
         sweep_directory(registry);
         // Another's proof, a world-readable one, a link.
         let other = leave(registry, None);
@@ -498,7 +510,7 @@ mod tests {
         fs::rename(linked.join(OWNER), registry.join("aside")).unwrap();
         symlink(registry.join("aside"), linked.join(OWNER)).unwrap();
         symlink(&named, registry.join(format!("{PREFIX}00000000000000aa"))).unwrap();
-        sweep(registry);
+        Leftovers::find(registry).remove();
         sweep_directory(registry);
         assert!(open.exists() && linked.exists() && named.exists());
     }
@@ -507,11 +519,14 @@ mod tests {
     fn a_server_that_died_while_making_one_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join(format!("{PREFIX}0123456789abcdef"));
+        let before = Leftovers::find(dir.path());
         fs::DirBuilder::new().mode(0o700).create(&root).unwrap();
         fs::write(root.join("owner.new"), "{").unwrap();
         sweep_directory(dir.path());
         assert!(root.exists(), "another server may be making it at this moment");
-        sweep(dir.path());
+        before.remove();
+        assert!(root.exists(), "this one may be");
+        Leftovers::find(dir.path()).remove();
         assert!(!root.exists());
     }
 
@@ -529,5 +544,7 @@ mod tests {
         assert!(names(&registry).is_empty());
         fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
         Upper::create(&registry, Some(&open), None).unwrap().remove().unwrap();
+        Upper::create(&registry, Some(&registry), None).unwrap().remove().unwrap();
+        assert!(names(&registry).is_empty());
     }
 }

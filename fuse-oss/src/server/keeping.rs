@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_request_is_read_back_as_often_as_needed() {
-        let entry = MountEntry { at: String::new(), location: "oss://b/d/".parse().unwrap() };
+        let entry = MountEntry::new("", "oss://b/d/".parse().unwrap());
         let request = MountRequest {
             target: "/mnt/x".into(),
             entries: vec![entry],

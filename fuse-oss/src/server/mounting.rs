@@ -12,7 +12,7 @@ use oss::{ListRequest, Location, Scheme, StoreSettings, Stores};
 use tracing::{info, warn};
 
 use super::keeping::{self, Keeping, Kept};
-use super::writable::View;
+use super::writable::{Discarding, View};
 use super::{Active, Prefetching, Server};
 use crate::blocks::peers::Peers;
 use crate::error::{ErrorKind, MountError};
@@ -22,8 +22,8 @@ use crate::filesystem::ledger::Ledger;
 use crate::keeper::Files;
 use crate::keeper::message::ToKeeper;
 use crate::metrics::Metrics;
-use crate::mountpoint::{self, Target};
-use crate::namespace::{Identity, Namespace, Origin, Source};
+use crate::mountpoint::{self, Target, Top};
+use crate::namespace::{Identity, Namespace, Origin, Placed, Source};
 use crate::observed::Observed;
 use crate::options::{MountEntry, MountReply, MountRequest, UnmountMode, check_entries};
 use crate::overlay::upper::Upper;
@@ -45,6 +45,15 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.server.table().reserved.retain(|target| *target != self.target);
         self.server.changed.notify_waiters();
+    }
+}
+
+/// Removes the file that was made to be mounted on when nothing was.
+struct Made(PathBuf);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        mountpoint::remove_made(&self.0);
     }
 }
 
@@ -78,7 +87,17 @@ impl Server {
     pub async fn mount(self: &Arc<Self>, request: MountRequest) -> Result<MountReply, MountError> {
         check_entries(&request.entries)?;
         let (path, nonempty) = (request.target.clone(), request.options.nonempty);
-        let checked = self.runtime.spawn_blocking(move || Target::check(&path, nonempty));
+        let top = top(&request.entries);
+        if top == Top::File && request.options.writable.is_some() {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!(
+                    "{} is one object, and only a directory can be made writable: mount it inside one (--entry NAME=LOCATION)",
+                    label(&request.entries)
+                ),
+            ));
+        }
+        let checked = self.runtime.spawn_blocking(move || Target::check(&path, top, nonempty));
         let target = match tokio::time::timeout(Duration::from_secs(30), checked).await {
             Ok(Ok(target)) => target?,
             Ok(Err(error)) => return Err(internal(&error)),
@@ -99,6 +118,7 @@ impl Server {
                 format_args!("cannot mount on {}: the path is not UTF-8; choose another", target.path().display()),
             ));
         }
+        let _made = Made(target.path().to_owned());
         let reservation = self.reserve(target.path())?;
         // Better said now than after a minute of asking a store.
         let device = crate::transport::open_device()?;
@@ -109,7 +129,7 @@ impl Server {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let identity = Identity::new(id ^ u64::from(std::process::id()) << 32, &request.options);
         let view = match request.options.writable.clone() {
-            Some(writable) => Some(self.prepare_view(writable, id).await?),
+            Some(writable) => Some(self.prepare_view(writable, target.path(), id).await?),
             None => None,
         };
         let upper = view.as_ref().and_then(View::upper);
@@ -210,10 +230,13 @@ impl Server {
     }
 
     /// Finds out that every location is there and may be read.
-    async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<(String, Source)>, MountError> {
+    async fn resolve(&self, stores: &Arc<Stores>, request: &MountRequest) -> Result<Vec<Placed>, MountError> {
         let probe = |entry: MountEntry| {
             let (stores, metrics) = (Arc::clone(stores), &self.metrics);
-            async move { Ok((entry.at, find(&stores, metrics, &entry.location).await?)) }
+            async move {
+                let source = find(&stores, metrics, &entry.location).await?;
+                Ok(Placed { at: entry.at, charset: entry.locale, source })
+            }
         };
         stream::iter(request.entries.clone()).map(probe).buffered(PROBES).try_collect().await
     }
@@ -234,13 +257,18 @@ impl Server {
     }
 
     fn session_ended(self: &Arc<Self>, id: u64) {
-        let ended = self.table().sessions.remove(&id);
+        let (ended, discarding) = {
+            let mut table = self.table();
+            // Counted before anybody can see that the mount is gone: who waits for the end of everything waits for this as well.
+            (table.sessions.remove(&id), Discarding::new(self))
+        };
         self.keeping.say(&ToKeeper::Gone { id });
         if let Some(active) = ended {
             info!(target = %active.target.display(), "unmounted");
+            mountpoint::remove_made(&active.target);
             self.save_record();
             if let Some(upper) = active.upper {
-                self.discard(upper);
+                discarding.discard(upper);
             }
         }
         self.changed.notify_waiters();
@@ -310,6 +338,12 @@ fn kind_of(fault: &Fault) -> ErrorKind {
         Fault::TooManyNames(_) => ErrorKind::Invalid,
         _ => ErrorKind::Internal,
     }
+}
+
+/// What is at the top of a mount: one object alone is a file.
+fn top(entries: &[MountEntry]) -> Top {
+    let is_alone = |entry: &MountEntry| entry.at.is_empty() && !entry.location.is_directory();
+    if entries.iter().any(is_alone) { Top::File } else { Top::Directory }
 }
 
 /// How a mount calls itself in the log.

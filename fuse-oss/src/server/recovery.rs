@@ -112,7 +112,8 @@ impl Server {
             .map_err(|error| text(&error))?;
         let ledger = Ledger::from_fd(found.ledger).map_err(|error| text(&error))?;
         let (runtime, blocks) = (self.runtime.clone(), Arc::clone(&self.blocks));
-        let filesystem = Mounted::new(runtime, namespace, blocks, request.options.clone(), ledger);
+        let device = found.connection.try_clone().map_err(|error| text(&error))?;
+        let filesystem = Mounted::adopt(runtime, namespace, blocks, request.options.clone(), ledger, device);
         let inner = filesystem.inner();
         let transport = Transport::take_over(filesystem, found.connection, &request.options)
             .map_err(|error| format!("the session cannot be taken up: {error}"))?;

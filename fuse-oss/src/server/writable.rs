@@ -22,11 +22,14 @@ use tracing::{info, warn};
 
 use super::Server;
 use crate::error::{ErrorKind, MountError};
-use crate::mountpoint::Target;
+use crate::mountpoint::{Target, Top};
 use crate::options::{MountOptions, Writable, WritableStatus};
-use crate::overlay::upper::{self, Upper};
+use crate::overlay::upper::{self, Leftovers, Upper};
 use crate::overlay::{Overlay, dress};
 use crate::size::ByteSize;
+
+/// How long making what a view needs may take.
+const PREPARATION: Duration = Duration::from_secs(60);
 
 /// How long the end of a server waits for what was written in views to be removed. What is left then, the next one removes.
 const LAST_REMOVALS: Duration = Duration::from_secs(20);
@@ -50,7 +53,7 @@ impl Lower {
         made.map_err(|error| {
             MountError::new(ErrorKind::System, format_args!("cannot make {}: {error}", path.display()))
         })?;
-        let target = Target::check(&path, false)?;
+        let target = Target::check(&path, Top::Directory, false)?;
         Ok(Self { path, target })
     }
 
@@ -136,8 +139,41 @@ fn cover(
         flags |= MsFlags::MS_NOEXEC;
     }
     let whole_files = options.writable.as_ref().is_some_and(|writable| writable.whole_files);
-    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, source, flags };
+    // Whoever reads the upper directory by itself may want it to survive us.
+    let volatile = !whole_files;
+    let overlay = Overlay { lower: &lower.path, upper, work, whole_files, volatile, source, flags };
     Ok(overlay.mount(&target.held(), target.path())?)
+}
+
+/// Something that is being removed, or may be: the server does not end while there is one.
+#[derive(Debug)]
+pub struct Discarding(Arc<Server>);
+
+impl Discarding {
+    /// Counts one more.
+    pub fn new(server: &Arc<Server>) -> Self {
+        server.removing.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(server))
+    }
+
+    /// Removes, in a thread of its own, what was written in a view that has ended.
+    pub fn discard(self, upper: Upper) {
+        let discard = move || {
+            remove(upper);
+            drop(self);
+        };
+        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
+            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
+        }
+    }
+}
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.0.removing.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
+    }
 }
 
 impl Server {
@@ -147,16 +183,50 @@ impl Server {
     }
 
     /// Makes what a view needs before anything is mounted.
-    pub(super) async fn prepare_view(&self, writable: Writable, number: u64) -> Result<View, MountError> {
+    pub(super) async fn prepare_view(
+        &self,
+        writable: Writable,
+        target: &Path,
+        number: u64,
+    ) -> Result<View, MountError> {
+        if let Some(directory) = writable.upper.as_deref().filter(|directory| directory.starts_with(target)) {
+            return Err(MountError::new(
+                ErrorKind::Usage,
+                format_args!(
+                    "what is written cannot go to {}, which the mount on {} would hide; choose a directory outside of it",
+                    directory.display(),
+                    target.display()
+                ),
+            ));
+        }
         let (registry, lower) = (self.upper_registry(), self.paths.lower.clone());
+        if let Some(directory) = writable.upper.clone() {
+            // Of servers with another cache directory; those of this one are known from the start.
+            self.runtime.spawn_blocking(move || upper::sweep_directory(&directory));
+        }
         let prepare = move || {
             let upper = Upper::create(&registry, writable.upper.as_deref(), writable.size.map(ByteSize::bytes))?;
+            let is_text = upper.root().to_str().is_some();
             let mut view = View { lower: None, upper: Some(upper) };
+            if !is_text {
+                // Everybody's status could not say where it is.
+                return Err(MountError::new(
+                    ErrorKind::Usage,
+                    "the path of the directory for what is written is not UTF-8; choose another",
+                ));
+            }
             view.lower = Some(Lower::new(&lower, number)?);
             Ok(view)
         };
-        let view = self.runtime.spawn_blocking(prepare).await;
-        view.map_err(|error| MountError::new(ErrorKind::Internal, error))?
+        let preparing = self.runtime.spawn_blocking(prepare);
+        match tokio::time::timeout(PREPARATION, preparing).await {
+            Ok(view) => view.map_err(|error| MountError::new(ErrorKind::Internal, error))?,
+            // Should it be made after all, it is dropped and so removed.
+            Err(_) => Err(MountError::new(
+                ErrorKind::System,
+                "making a directory for what is written takes too long: its disk hangs, or is a dead network mount",
+            )),
+        }
     }
 
     /// Covers a mount that answers with a view of it, and takes it out of the tree; the session `id` becomes that view's.
@@ -193,24 +263,14 @@ impl Server {
 
     /// Removes, in a thread of its own, what was written in a view that has ended.
     pub(super) fn discard(self: &Arc<Self>, upper: Upper) {
-        self.removing.fetch_add(1, Ordering::AcqRel);
-        let server = Arc::clone(self);
-        let discard = move || {
-            remove(upper);
-            server.removing.fetch_sub(1, Ordering::AcqRel);
-            server.changed.notify_waiters();
-            server.changed.notify_one();
-        };
-        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(discard) {
-            warn!(%error, "cannot start a thread; what was written in a view is removed by the next server");
-            self.removing.fetch_sub(1, Ordering::AcqRel);
-        }
+        Discarding::new(self).discard(upper);
     }
 
     /// Removes, in the background, what servers that died left of views: those of this cache directory, whose lock we hold.
     pub(super) fn sweep_uppers(&self) {
-        let registry = self.upper_registry();
-        self.runtime.spawn_blocking(move || upper::sweep(&registry));
+        // Found now: what is being made when they are removed is none of them.
+        let left = Leftovers::find(&self.upper_registry());
+        self.runtime.spawn_blocking(move || left.remove());
     }
 
     /// Waits until the sessions of these targets have ended and what was written in them is gone, but not for ever.

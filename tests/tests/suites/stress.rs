@@ -9,11 +9,10 @@ use tests::tools;
 use tests::view::View;
 
 /// Those of the class that say nothing about the view, with the reason.
-const NOT_FOR_A_VIEW: [(&str, &str); 7] = [
+const NOT_FOR_A_VIEW: [(&str, &str); 6] = [
     ("bind-mount", "fills the machine's mount table; stress-ng itself leaves it out"),
     ("binderfs", "mounts a file system of its own"),
     ("eventfd", "uses no file"),
-    ("handle", "opens by handle, which overlayfs has only with nfs_export, and that cannot go with metacopy"),
     ("ioprio", "sets priorities of processes"),
     ("procfs", "reads /proc"),
     ("verity", "fs-verity is not switched on in the file systems below"),

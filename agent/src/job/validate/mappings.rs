@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use fuse_oss::{Charset, CharsetError};
 use oss::Location;
 
 use super::local_path::{self, LocalPath};
@@ -22,21 +23,12 @@ const MAX_MAPPINGS: usize = 10_000;
 /// What the longest job id, instance and attempt take of a log object's name, in bytes.
 const LOG_SUFFIX: usize = MAX_JOB_ID + "...1000000.1000".len();
 
-/// The character sets in which a task may see names, as `bcs` lists them.
-const LOCALES: &[&str] = &[
-    "GBK",
-    "GB2312",
-    "GB2312-80",
-    "GB18030",
-    "BIG5",
-    "UTF-8",
-    "ANSI",
-    "EUC-JP",
-    "EUC-TW",
-    "EUC-KR",
-    "SHIFT-JIS",
-    "KSC5601",
-];
+/// Character sets to suggest where one is written that nobody knows. `bcs` also lists ANSI, which is another one on every machine, and EUC-TW,
+/// which the standard tables do not have: names are then as they are without any.
+const LOCALES: &[&str] = &["GBK", "GB2312", "GB18030", "BIG5", "UTF-8", "EUC-JP", "EUC-KR", "SHIFT-JIS", "KSC5601"];
+
+/// What names in outputs are in which are not UTF-8 when a job does not say, because that is what the Python SDK says in every job.
+const OUTPUT_LOCALE: &str = "GBK";
 
 /// A task's mappings, checked.
 #[derive(Debug, Default)]
@@ -81,8 +73,10 @@ pub(super) fn check(task: &DraftTask, slashes_agree: bool, findings: &mut Findin
         input(written, slashes_agree, &mut mappings, &mut claims, findings);
     }
     let many = task.instances.as_ref().is_some_and(|count| count.value > 1);
+    // One that nobody knows was objected to where inputs have it.
+    let locale = task.output_locale.as_deref().unwrap_or(OUTPUT_LOCALE).parse().or_else(|_| OUTPUT_LOCALE.parse());
     for written in &task.outputs {
-        output(written, slashes_agree, &mut mappings, &mut claims, findings);
+        output(written, locale.clone().unwrap_or_default(), slashes_agree, &mut mappings, &mut claims, findings);
     }
     nesting(&claims, findings);
     for written in &task.logs {
@@ -109,7 +103,8 @@ fn input(
     if !agree(&source, &target, &written.source, &written.target, slashes_agree, findings) {
         return;
     }
-    let locale = written.locale.as_deref().and_then(|locale| locale_name(locale, &written.source.place, findings));
+    let locale = written.locale.as_deref().and_then(|locale| charset(locale, &written.source.place, findings));
+    let locale = locale.unwrap_or_default();
     let claim = Claim {
         place: written.target.place.clone(),
         kind: ClaimKind::Input,
@@ -187,6 +182,7 @@ pub(crate) fn network_source(text: &str) -> Result<(), (&'static str, &'static s
 
 fn output(
     written: &DraftOutput,
+    locale: Charset,
     slashes_agree: bool,
     mappings: &mut Mappings,
     claims: &mut BTreeMap<PathBuf, Claim>,
@@ -204,8 +200,9 @@ fn output(
         directory: target.is_directory(),
         remote: written.target.value.clone(),
     };
+    let own = written.locale.as_deref().and_then(|locale| charset(locale, &written.source.place, findings));
     if claim_path(&source.path, claim, claims, findings) {
-        mappings.outputs.push(Output { source: source.path, target });
+        mappings.outputs.push(Output { source: source.path, target, locale: own.unwrap_or(locale) });
     }
 }
 
@@ -287,20 +284,22 @@ pub(crate) fn agree(
     }
 }
 
-/// The name of a character set in one spelling; nothing for UTF-8, in which names are anyway.
-pub(crate) fn locale_name(text: &str, place: &Place, findings: &mut Findings) -> Option<String> {
+/// A character set by its name; none, with a warning, when names cannot be shown in it.
+fn charset(text: &str, place: &Place, findings: &mut Findings) -> Option<Charset> {
+    let error = match text.parse() {
+        Ok(charset) => return Some(charset),
+        Err(error) => error,
+    };
     let upper = text.to_ascii_uppercase().replace('_', "-");
-    if matches!(upper.as_str(), "UTF-8" | "UTF8") {
-        return None;
-    }
-    if LOCALES.contains(&upper.as_str()) {
-        return Some(upper);
-    }
     let remedy = match nearest(&upper, LOCALES.iter().copied()) {
         Some(near) => format!("did you mean {near}?"),
         None => "leave it out for UTF-8".to_owned(),
     };
-    findings.warn(place, format!("the locale {} is not known, and names are shown in UTF-8", quoted(text)), remedy);
+    let cause = match error {
+        CharsetError::Unknown(_) => "is not known",
+        CharsetError::Unsuitable { .. } => "cannot be a file system's",
+    };
+    findings.warn(place, format!("the locale {} {cause}, and names are shown in UTF-8", quoted(text)), remedy);
     None
 }
 

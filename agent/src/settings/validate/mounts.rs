@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fuse_oss::Charset;
+
 use super::places::{Claim, Kind, Places};
 use super::{MAX_TIME, time};
 use crate::job::finding::{At, Findings, Place, is_deceptive, quoted};
@@ -64,8 +66,8 @@ fn one(document: MountDocument, place: &Place, places: &mut Places, findings: &m
         Source::Object(MountSource::Object { location, .. }) => {
             misplaced("version", document.version.is_some(), "object storage");
             misplaced("options", !options.is_empty(), "object storage");
-            let locale = document.locale.as_deref();
-            let locale = locale.and_then(|name| mappings::locale_name(name, &place.key("locale"), findings));
+            let locale = super::charset(document.locale.as_deref(), &place.key("locale"), findings);
+            let locale = Some(locale).filter(|locale| *locale != Charset::UTF_8).map(|locale| locale.to_string());
             if !mappings::agree(&location, path.as_ref()?, &written, &target, false, findings) {
                 return None;
             }

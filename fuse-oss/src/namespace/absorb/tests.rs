@@ -21,7 +21,7 @@ impl Bucket {
     fn new(keys: &BTreeSet<String>, prefix: &str, page: usize) -> Self {
         let store = DoubleStore::with_keys(page, &keys.iter().map(String::as_str).collect::<Vec<_>>());
         let mut table = Table::new();
-        table.mount(Table::root(), store.origin(), prefix.to_owned());
+        table.mount(Table::root(), store.origin(), prefix.to_owned(), crate::charset::Charset::UTF_8);
         Self { store, table }
     }
 
@@ -98,7 +98,7 @@ fn expected(keys: &BTreeSet<String>, prefix: &str) -> (Shown, u64) {
                 hidden.insert(format!("marker of {at}"));
                 break;
             }
-            if !is_visible_name(segment) {
+            if !crate::charset::Charset::UTF_8.shows(segment) {
                 hidden.insert(format!("{at}{segment}{}", if below { "/" } else { "" }));
                 break;
             }

@@ -93,10 +93,13 @@ fn keys() -> impl Strategy<Value = Vec<String>> {
     proptest::collection::vec(key, 1..40)
 }
 
+/// Inode number, whether it is a directory, length; none where there is nothing.
+type Answer = Option<(u64, bool, u64)>;
+
 /// What a mount has told.
 #[derive(Default)]
 struct Told {
-    names: HashMap<(u64, String), Option<(u64, bool, u64)>>,
+    names: HashMap<(u64, String), Answer>,
     entries: HashMap<u64, Vec<(u64, String)>>,
 }
 
@@ -173,8 +176,8 @@ async fn happen(namespace: &Namespace, store: &DoubleStore, keys: &[String], eve
     }
 }
 
-fn within<T>(limit: Duration, what: impl Future<Output = T>) -> impl Future<Output = T> {
-    async move { tokio::time::timeout(limit, what).await.expect("it goes on for ever") }
+async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(limit, what).await.expect("it goes on for ever")
 }
 
 /// The first `len` bytes of a file hold whole records; the end of the next one, where there is one.

@@ -22,7 +22,7 @@ impl World {
     fn new(keys: &BTreeSet<String>, page: usize) -> Self {
         let store = DoubleStore::with_keys(page, &keys.iter().map(String::as_str).collect::<Vec<_>>());
         let mut table = Table::new();
-        table.mount(Table::root(), store.origin(), String::new());
+        table.mount(Table::root(), store.origin(), String::new(), crate::charset::Charset::UTF_8);
         let mut world = Self { store, table, plan: Plan::default(), under_way: Vec::new(), made: 0 };
         world.wait_for(Table::root());
         world
@@ -178,7 +178,7 @@ fn a_store_that_cannot_begin_inside_is_swept_from_the_front() {
     let mut plan = Plan::default();
     let table = {
         let mut table = Table::new();
-        table.mount(Table::root(), DoubleStore::new(10).origin(), String::new());
+        table.mount(Table::root(), DoubleStore::new(10).origin(), String::new(), crate::charset::Charset::UTF_8);
         for name in ["a", "b", "c"] {
             table.settle_directory(Table::root(), name).unwrap();
         }
@@ -187,6 +187,7 @@ fn a_store_that_cannot_begin_inside_is_swept_from_the_front() {
     let dir = table.dir(table.find(Table::root(), "c").unwrap()).unwrap();
     let question = Question {
         dir,
+        root: Some(0),
         prefix: "c/".into(),
         reached: None,
         base: Some((Table::root(), String::new())),
