@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use oss::Stores;
 
 use crate::console::Console;
+use crate::identity::{self, Sources};
 use crate::instance::StopSignal;
 use crate::node::Node;
 use crate::outcome::{Failure, InstanceOutcome, State};
@@ -152,7 +153,14 @@ impl Boot {
     }
 
     async fn identify(&self, settings: &NodeSettings) -> Result<Came<Identity>, Failure> {
-        let identity = crate::identity::complete(&settings.identity).await;
+        let (identity, notes) = identity::discover(&settings.identity, &Sources::with_storage(&settings.storage)).await;
+        for note in notes {
+            if note.is_warning {
+                tracing::warn!("{}", note.text);
+            } else {
+                tracing::info!("{}", note.text);
+            }
+        }
         self.teller.note(|story| story.identity = Some(identity.clone()));
         let known = [&identity.instance_id, &identity.instance_type, &identity.zone];
         let words: Vec<&str> = known.into_iter().flatten().map(String::as_str).collect();
@@ -168,13 +176,9 @@ impl Boot {
         } else if let Some(volume) = volumes.first().filter(|_| self.scratch_is_free) {
             node.scratch = volume.join("batch-agent");
         }
-        let mut storage = settings.storage.clone();
-        for store in [&mut storage.oss, &mut storage.s3] {
-            if store.region.is_none() {
-                store.region.clone_from(&identity.region);
-            }
-        }
-        Known { stores: Arc::new(Stores::new(storage)), settings, identity, node }
+        let mut settings = settings;
+        identity::complete_storage(&identity, &mut settings.storage);
+        Known { stores: Arc::new(Stores::new(settings.storage.clone())), settings, identity, node }
     }
 }
 

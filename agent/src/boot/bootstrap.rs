@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::phase::Came;
-use super::story::{BootstrapRun, State};
+use super::story::BootstrapRun;
 use super::{Boot, Known};
 use crate::durable;
 use crate::exit;
@@ -165,9 +165,4 @@ fn last_lines(files: &Files) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     if last.is_empty() { String::new() } else { format!(" and ends with: {}", last.escape_debug()) }
-}
-
-/// Whether it is over in this boot.
-pub fn is_over(state: State) -> bool {
-    matches!(state, State::Done | State::Skipped)
 }

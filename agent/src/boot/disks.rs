@@ -54,8 +54,9 @@ pub async fn prepare(
     for note in &report.notes {
         tracing::warn!("{note}");
     }
-    let volumes: Vec<PathBuf> = report.settled.iter().map(|settled| settled.mount.clone()).collect();
-    let words: Vec<String> = report.settled.iter().map(ToString::to_string).collect();
+    let volumes: Vec<PathBuf> = report.settled.iter().map(|settled| settled.volume.clone()).collect();
+    let words: Vec<String> = 
+        report.settled.iter().map(|settled| format!("{} on {}", settled.volume.display(), settled.device)).collect();
     Ok(Came::To(volumes, Some(words.join("; "))))
 }
 

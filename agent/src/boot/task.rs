@@ -11,7 +11,7 @@ use super::phase::{Came, Phase};
 use super::story::Story;
 use super::{Boot, Known, mounts};
 use crate::exit;
-use crate::instance::{self, Context, MountPoints, Mounter, Place};
+use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, Place};
 use crate::job::names::JobId;
 use crate::job::{self, Format, JobDescription};
 use crate::outcome::{Cause, Failure, InstanceOutcome};
@@ -20,6 +20,9 @@ use crate::settings::{NodeTask, TaskSource};
 
 /// How long a program may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long mounting a network file system of the task's own may take.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(180);
 
 /// What has to be free on the scratch disk before a task is started, in bytes: logs and state have to fit even if the task uses the rest.
 const LEAST_SPACE: u64 = 256 << 20;
@@ -173,6 +176,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, program_started: Arc<OnceLock
         stores: Arc::clone(&known.stores),
         budget: TransferBudget::default(),
         mounter: Mounter::new(mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss)),
+        network: NetworkMounter::new(boot.programs.clone(), NETWORK_DEADLINE),
         mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
         console: boot.console.clone(),
         of_the_node: true,

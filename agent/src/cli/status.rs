@@ -154,7 +154,7 @@ fn health(state: State, target: &std::path::Path) -> String {
     if state != State::Done {
         return String::new();
     }
-    match network::probe(target, Duration::from_secs(1)) {
+    match network::probe_here(target, Duration::from_secs(1)) {
         network::Health::Answers => String::new(),
         network::Health::Fails(errno) => format!("  BUT NOW: {}", errno.desc()),
         network::Health::Stuck => "  BUT NOW: it does not answer".to_owned(),

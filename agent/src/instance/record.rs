@@ -1,7 +1,6 @@
 //! What the agent writes down about an attempt before it makes anything, so that whoever comes after a crash can undo it.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
