@@ -26,7 +26,7 @@ mod wire;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::SystemTime;
 
 use oss::{ListPage, ObjectMeta};
@@ -47,6 +47,9 @@ const FORMAT: u64 = 2;
 
 /// What is in front of each record, in bytes: checksum (CRC-32C of all that follows), length, number.
 const FRAME: usize = 12;
+
+/// How many records are read ahead of being taken in; a page of names takes some 200 KB.
+const READ_AHEAD: usize = 4;
 
 const HEADER: u8 = 0;
 const DIRECTORY: u8 = 1;
@@ -407,10 +410,35 @@ impl Replay {
     ///
     /// # Errors
     /// [`Fault::Unrecoverable`].
-    pub fn next(&mut self) -> Result<Option<(Input, Sums)>, Fault> {
+    fn next(&mut self) -> Result<Option<(Input, Sums)>, Fault> {
         let at = self.end;
         let Some(payload) = self.payload()? else { return Ok(None) };
         input(&mut Bytes(payload)).map(Some).ok_or_else(|| damaged(at))
+    }
+
+    /// Hands `take` one thing after the other that was taken in, and the table's sums after it. They are read on a thread of its own,
+    /// a little ahead: a mount that waits for its names waits for all of this.
+    ///
+    /// # Errors
+    /// [`Fault::Unrecoverable`], and whatever `take` fails with.
+    pub fn each(mut self, mut take: impl FnMut(Input, Sums) -> Result<(), Fault>) -> Result<Self, Fault> {
+        std::thread::scope(|scope| {
+            let (send, inputs) = mpsc::sync_channel(READ_AHEAD);
+            let read = move || {
+                while let Some(input) = self.next()? {
+                    if send.send(input).is_err() {
+                        break;
+                    }
+                }
+                Ok(self)
+            };
+            let reading = std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, read);
+            let reading = reading.map_err(|error| Fault::Internal(format!("no thread to read names with: {error}")))?;
+            for (input, sums) in inputs {
+                take(input, sums)?;
+            }
+            reading.join().map_err(|_| Fault::Internal("reading names has panicked".to_owned()))?
+        })
     }
 
     /// Goes on writing behind the last whole record.

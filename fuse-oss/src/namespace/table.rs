@@ -782,9 +782,12 @@ impl Table {
             missing.sort_unstable();
             all.push(format!("{ino} {root:?} {listing:?} {order:?} {missing:?}"));
         }
-        for Root { prefix, dir, ordered, .. } in &self.roots {
-            all.push(format!("{prefix:?} {dir:?} {ordered}"));
+        for Root { prefix, dir, ordered, charset, .. } in &self.roots {
+            all.push(format!("{prefix:?} {dir:?} {ordered} {charset:?}"));
         }
+        let mut placed: Vec<_> = self.placed.iter().collect();
+        placed.sort_unstable();
+        all.push(format!("{placed:?}"));
         all.push(format!("{} {} {} {:?}", self.files, self.bytes, self.hidden, self.first_hidden));
         all
     }
