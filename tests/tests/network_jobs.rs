@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::agent::{Node, command, eventually, job_on, merge};
-use tests::network::{FileServers, LUSTRE, NFS3, Play, mounted_below};
+use tests::network::{Dead, FileServers, LUSTRE, NFS3, Play, mounted_below};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -156,6 +156,24 @@ fn parallel_instances_share_a_server_and_not_a_mount() {
         assert_eq!(fs::read_to_string(nas.join(instance.to_string())).unwrap(), format!("{instance}\n"));
     }
     assert_eq!(servers.calls().len(), 4);
+    assert_clean(&node, &servers);
+}
+
+/// A mount of the machine's own that is dead, where a task wants something.
+#[test]
+fn a_stuck_mount_of_the_host_fails_the_task_and_holds_nobody_up() {
+    let servers = FileServers::new();
+    let (node, store) = node(&servers);
+    servers.server("nas", NFS3, Play::Serve);
+    let at = node.path().join("stuck");
+    let dead = Dead::mount(&at);
+    let run = node.run(&job(&store, "true", &[("nas://nas:/", &at.join("inside").to_string_lossy(), true)]));
+    assert_eq!(run.status, 71, "{run:#?}");
+    assert!(
+        run.message().contains(&format!("what this machine has mounted at {} does not answer", at.display())),
+        "{run:#?}"
+    );
+    drop(dead);
     assert_clean(&node, &servers);
 }
 
