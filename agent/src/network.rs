@@ -414,6 +414,22 @@ pub async fn is_mounted(what: &NetworkFileSystem, target: &Path, writable: bool)
     tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
 }
 
+/// Finds, among the mounts that these paths lead through, one that does not answer: whoever looks at such a path without asking
+/// this first may never come back. Local file systems are not asked.
+pub async fn find_stuck(paths: &[&Path]) -> Option<PathBuf> {
+    // A table that cannot be read is found by whoever needs it.
+    let remote: Vec<PathBuf> = fuse_oss::mountpoint::mounts()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|mount| table::is_remote(&mount.fs_type))
+        .map(|mount| mount.path)
+        .filter(|mount| paths.iter().any(|path| path.starts_with(mount)))
+        .collect();
+    let asked = remote.iter().map(|path| async move { (path, probe(path, PROBE_LIMIT).await) });
+    let answers = futures_util::future::join_all(asked).await;
+    answers.into_iter().find(|(_, health)| *health == Health::Stuck).map(|(path, _)| path.clone())
+}
+
 /// Takes a mount away at once, whoever uses it and whether or not its server answers, and then the directories that were made for
 /// it. What somebody still has open there works on until it is closed. Something that is not mounted is a success.
 ///

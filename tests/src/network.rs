@@ -5,8 +5,10 @@
 //! the kernel's clients and the real programs' words; those words are kept beside the code that reads them.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -208,6 +210,36 @@ pub fn mounted_below(path: &Path) -> Vec<String> {
     table.lines().filter(at).map(str::to_owned).collect()
 }
 
+/// A FUSE file system whose server never says anything: what every dead file server looks like to whoever asks.
+#[derive(Debug)]
+pub struct Dead {
+    connection: Option<fs::File>,
+    at: PathBuf,
+}
+
+impl Dead {
+    /// Mounts one at a directory, which is made.
+    ///
+    /// # Panics
+    /// When FUSE mounts cannot work here.
+    pub fn mount(at: &Path) -> Self {
+        fs::create_dir_all(at).expect("a directory");
+        let connection =
+            fs::File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse (modprobe fuse)");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", connection.as_raw_fd());
+        mount(Some("dead"), at, Some("fuse"), MsFlags::empty(), Some(options.as_str())).expect("a FUSE mount");
+        Self { connection: Some(connection), at: at.to_owned() }
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        // Whoever waits for it gets an error then.
+        self.connection = None;
+        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
 /// A directory for targets; what is still mounted in it is taken away when it is dropped.
 #[derive(Debug)]
 pub struct Targets {
@@ -247,7 +279,7 @@ impl Drop for Targets {
         let mounted = mounted_below(self.directory.path());
         for line in mounted.iter().rev() {
             if let Some(at) = line.split(' ').nth(4) {
-                let _ = nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH);
+                let _ = umount2(at, MntFlags::MNT_DETACH);
             }
         }
     }

@@ -4,16 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
 use batch_agent::network::{self, Cause, Health, Mounted, Mounting, NetworkError, There};
 use batch_agent::programs::Programs;
 use batch_agent::settings::{NetworkFileSystem, NfsVersion};
-use nix::mount::{MntFlags, MsFlags, umount2};
 use tests::agent::eventually;
-use tests::network::{FileServers, LUSTRE, NFS3, Play, Targets, mounted_below};
+use tests::network::{Dead, FileServers, LUSTRE, NFS3, Play, Targets, mounted_below};
 
 /// Enough for whatever is to happen.
 const LONG: Duration = Duration::from_secs(60);
@@ -308,30 +306,6 @@ async fn without_programs_it_is_said_what_to_install() {
     assert!(!targets.path("t").exists());
 }
 
-/// A FUSE file system whose server never says anything: what every dead file server looks like to whoever asks.
-struct Dead {
-    connection: Option<fs::File>,
-    at: std::path::PathBuf,
-}
-
-impl Dead {
-    fn mount(at: &Path) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let connection = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", connection.as_raw_fd());
-        nix::mount::mount(Some("dead"), at, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
-        Self { connection: Some(connection), at: at.to_owned() }
-    }
-}
-
-impl Drop for Dead {
-    fn drop(&mut self) {
-        // Whoever waits for it gets an error then.
-        self.connection = None;
-        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
-    }
-}
-
 /// The threads of this process that wait for mounts.
 fn probing() -> usize {
     let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -360,6 +334,9 @@ async fn a_stuck_mount_is_known_as_one_and_holds_nobody_up() {
     assert!(matches!(&*error.cause, Cause::TargetStuck { .. }), "{error}");
     assert!(error.to_string().contains("dead (fuse), which it lies in, does not answer; unmount that"), "{error}");
     assert!(servers.calls().is_empty());
+
+    assert_eq!(network::find_stuck(&[Path::new("/etc"), &at.join("x")]).await, Some(at.clone()));
+    assert_eq!(network::find_stuck(&[Path::new("/etc"), targets.root()]).await, None);
 
     network::unmount_below(&at).await.unwrap();
     assert!(mounted_below(&at).is_empty());

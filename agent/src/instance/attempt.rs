@@ -26,6 +26,7 @@ use crate::durable::FileError;
 use crate::exit;
 use crate::job::names::Attempt;
 use crate::job::{Output, Task, environment};
+use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State, Uploaded, exit_status};
 use crate::shim::{ExitRecord, ProcessId, Shim, Spec, Stopped};
 
@@ -217,6 +218,7 @@ async fn start(
             return Err(failure);
         }
     };
+    check_targets(task).await?;
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
         let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
@@ -234,6 +236,27 @@ async fn start(
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
+async fn check_targets(task: &Task) -> Result<(), Failure> {
+    let targets: Vec<&Path> = std::iter::once(Path::new(WORKDIR))
+        .chain(task.inputs.iter().map(|input| &*input.target))
+        .chain(task.network_mounts.iter().map(|mount| &*mount.target))
+        .chain(task.outputs.iter().map(|output| &*output.source))
+        .chain(task.logs.iter().map(|log| &*log.source))
+        .collect();
+    let Some(stuck) = network::find_stuck(&targets).await else { return Ok(()) };
+    let mapped = targets.into_iter().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
+    let (mapped, stuck) = (mapped.display(), stuck.display());
+    Err(Failure::new(
+        Cause::Mount,
+        exit::OS,
+        format!(
+            "{mapped} cannot be mapped: what this machine has mounted at {stuck} does not answer; unmount that (umount -l {stuck}), or \
+             map to another path"
+        ),
+    ))
 }
 
 /// Waits for the end of the program, or asks for it.

@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::view::NetworkView;
 use crate::exit;
-use crate::job::Task;
+use crate::job::{NetworkMount, Task};
 use crate::network::Mounting;
 use crate::outcome::{Cause, Failure};
 use crate::programs::Programs;
@@ -35,16 +35,18 @@ impl NetworkMounter {
 
     /// Begins to mount the network file systems of `task` below `directory`.
     pub(super) fn start(&self, task: &Task, directory: &Path) -> Result<Pending, Failure> {
-        let mut pending = Pending { mounts: Vec::new() };
-        for (number, mount) in task.network_mounts.iter().enumerate() {
-            let what = NetworkFileSystem::parse(&mount.source)
-                .map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.of(&mount.source)))?;
+        let parse = |mount: &NetworkMount| {
+            NetworkFileSystem::parse(&mount.source)
+                .map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.of(&mount.source)))
+        };
+        let parsed: Vec<_> = task.network_mounts.iter().map(parse).collect::<Result<_, _>>()?;
+        let begin = |(number, (what, mount)): (usize, (NetworkFileSystem, &NetworkMount))| {
             let source = directory.join(number.to_string());
             let mounting = Mounting::start(&what, &source, mount.writable, self.deadline, &self.programs);
-            let view = NetworkView { source, target: mount.target.clone(), writable: mount.writable };
-            pending.mounts.push((view, mounting));
-        }
-        Ok(pending)
+            (NetworkView { source, target: mount.target.clone(), writable: mount.writable }, mounting)
+        };
+        let mounts = parsed.into_iter().zip(&task.network_mounts).enumerate().map(begin).collect();
+        Ok(Pending { mounts })
     }
 }
 

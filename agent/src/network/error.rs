@@ -296,3 +296,53 @@ pub(super) fn state(answer: Option<Errno>) -> String {
         Some(errno) => format!("it answers with an error: {}", errno.desc()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(cause: Cause, attempts: u32) -> NetworkError {
+        let elapsed = Duration::from_millis(61_400);
+        NetworkError {
+            device: "h:/d\n".to_owned(),
+            target: "/mnt/nas".into(),
+            cause: Box::new(cause),
+            attempts,
+            elapsed,
+        }
+    }
+
+    #[test]
+    fn messages_name_the_thing_the_cause_and_the_remedy_in_one_line() {
+        let hung = |gone| Cause::Hung { limit: Duration::from_secs(60), gone, port: 2049 };
+        assert_eq!(
+            error(hung(true), 1).to_string(),
+            "cannot mount h:/d\\n at /mnt/nas: the server did not answer within 60s, and the mount command was killed; check that \
+             the server runs, and that routes, security groups and firewalls let this node reach its TCP port 2049"
+        );
+        let left_behind = error(hung(false), 1).to_string();
+        assert!(
+            left_behind.contains("killed without effect and is left behind, and may still mount it"),
+            "{left_behind}"
+        );
+        let refused = error(Cause::Refused { said: "mount.nfs: Connection refused".to_owned() }, 12).to_string();
+        assert!(refused.ends_with("leads to the right machine (tried 12 times in 61s)"), "{refused}");
+        for message in [left_behind, refused] {
+            assert!(!message.contains(char::is_control) && !message.contains("  "), "{message}");
+        }
+    }
+
+    #[test]
+    fn whose_doing_it_is_follows_from_the_cause() {
+        let said = String::new();
+        for (cause, expected) in [
+            (Cause::Denied { said: said.clone() }, (outcome::Cause::Mount, exit::DENIED)),
+            (Cause::NoSuchExport { said: said.clone(), lustre: false }, (outcome::Cause::User, exit::INPUT_MISSING)),
+            (Cause::BadOption { said: said.clone(), options: said }, (outcome::Cause::User, exit::BAD_SETTINGS)),
+            (Cause::Vanished, (outcome::Cause::Mount, exit::OS)),
+        ] {
+            let failure = error(cause, 1).failure();
+            assert_eq!((failure.cause, failure.exit_status), expected);
+        }
+    }
+}

@@ -50,6 +50,15 @@ pub(super) fn holder(path: &Path) -> Option<MountInfo> {
     mounts.filter(|mount| path.starts_with(&mount.path)).max_by_key(|mount| mount.path.components().count())
 }
 
+/// Whether somebody other than this kernel has to answer for a file system of that type.
+pub(super) fn is_remote(fs_type: &str) -> bool {
+    let family = fs_type.split_once('.').map_or(fs_type, |(family, _)| family);
+    matches!(
+        family,
+        "nfs" | "nfs4" | "lustre" | "fuse" | "fuseblk" | "cifs" | "smb3" | "9p" | "ceph" | "afs" | "gpfs" | "beegfs"
+    )
+}
+
 /// What a mount is, in words.
 pub(super) fn shown(mount: &MountInfo) -> String {
     format!("{} ({})", printable(&mount.source.to_string_lossy()), printable(&mount.fs_type))
@@ -194,6 +203,16 @@ mod tests {
         assert_eq!(differ("10.0.0.7@tcp:/name", true, &found), None);
         for other in ["fs@tcp1:/name", "fs@o2ib:/name", "fs@tcp:/other", "unknown@tcp:/name", "fs@tcp:fs@tcp:/name"] {
             assert!(differ(other, true, &found).is_some(), "{other}");
+        }
+    }
+
+    #[test]
+    fn who_answers_is_known_by_the_type() {
+        for remote in ["nfs", "nfs4", "lustre", "fuse", "fuse.fuse-oss", "fuse.sshfs", "cifs"] {
+            assert!(is_remote(remote), "{remote}");
+        }
+        for local in ["ext4", "xfs", "tmpfs", "overlay", "proc", "fusectl", "nfsd"] {
+            assert!(!is_remote(local), "{local}");
         }
     }
 

@@ -194,6 +194,17 @@ fn log(
     let (Some(source), Some(target)) = (local(&written.source, findings), location(&written.target, findings)) else {
         return;
     };
+    let network =
+        source.path.ancestors().find(|above| claims.get(*above).is_some_and(|c| c.kind == ClaimKind::Network));
+    if let Some(network) = network {
+        let (log, network) = (quoted(&written.source.value), quoted(&network.to_string_lossy()));
+        findings.error_with(
+            &written.source.place,
+            format!("the log {log} lies inside the network file system {network}, and is not uploaded from there"),
+            "let the program write it to another directory, such as /home/log/",
+        );
+        return;
+    }
     let name_length = source.path.file_name().map_or(0, |name| name.len());
     if source.slash || claims.get(&source.path).is_some_and(|claim| claim.directory) {
         findings.error_with(
