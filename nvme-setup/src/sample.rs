@@ -68,6 +68,12 @@ fn ranges(size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
+/// Whether there are only zeros. Compared piece by piece with zeros: that is as fast as memory is, in any build.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
+}
+
 /// Looks at the samples of a device, or a file, of `size` bytes until one is not zero.
 pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
     let mut buffer = vec![0; 1 << 20];
@@ -80,7 +86,9 @@ pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
             file.read_exact_at(part, at)
                 .map_err(|error| io::Error::new(error.kind(), format!("reading at byte {at} failed: {error}")))?;
             let length = u64::try_from(part.len()).map_err(io::Error::other)?;
-            if let Some(index) = part.iter().position(|&byte| byte != 0) {
+            if !is_zero(part)
+                && let Some(index) = part.iter().position(|&byte| byte != 0)
+            {
                 return Ok(Sampled::Nonzero { at: at + u64::try_from(index).map_err(io::Error::other)? });
             }
             at += length;
@@ -102,7 +110,7 @@ pub(crate) fn nonzero_blocks(file: &File, size: u64, mut visit: impl FnMut(u64, 
             let block = &mut buffer[..length];
             file.read_exact_at(block, at)
                 .map_err(|error| io::Error::new(error.kind(), format!("reading at byte {at} failed: {error}")))?;
-            if block.iter().any(|&byte| byte != 0) && !visit(at, block) {
+            if !is_zero(block) && !visit(at, block) {
                 return Ok(());
             }
             at += ALIGNMENT;

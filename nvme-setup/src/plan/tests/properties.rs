@@ -129,10 +129,10 @@ fn model(devices: Vec<(Device, Option<Truth>)>, uses: &Use) -> Model {
     // Arrays of members that say the same.
     let mut groups: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for (device, truth) in &model.devices {
-        if let Some(Truth::Member { array, used, .. }) = truth {
-            if *used && device.holders.is_empty() {
-                groups.entry(*array).or_default().push(device.name.clone());
-            }
+        if let Some(Truth::Member { array, used: true, .. }) = truth
+            && device.holders.is_empty()
+        {
+            groups.entry(*array).or_default().push(device.name.clone());
         }
     }
     for (index, (uuid, members)) in groups.into_iter().enumerate() {
