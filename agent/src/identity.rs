@@ -286,17 +286,23 @@ async fn guess(sources: &Sources, endpoint: Option<&str>, end: Instant, notes: &
     }
 }
 
-/// Fills in what follows for object storage from who the node is: the region and the metadata service's address, for the
-/// storage of the node's own cloud, where the settings do not say them.
+/// Fills in what follows for object storage from who the node is, for the storage of its own cloud and where the settings
+/// say nothing: the region with its endpoint, and the metadata service's address.
+///
+/// On Alibaba Cloud the endpoint is the internal one, as if the storage client had asked for the region by itself: it costs no
+/// traffic, and a node without a way to the internet has no other.
 pub fn complete_storage(identity: &Identity, storage: &mut Settings) {
     let store = match identity.cloud {
         Some(Cloud::Alibaba) => &mut storage.oss,
         Some(Cloud::Aws) => &mut storage.s3,
         Some(Cloud::None) | None => return,
     };
-    // A region beside an endpoint of the author's own could contradict it.
-    if store.endpoint.is_none() {
-        store.region = store.region.take().or_else(|| identity.region.clone());
+    // A region beside an endpoint of the author's own could contradict it, and the other way round.
+    if let (None, None, Some(region)) = (&store.endpoint, &store.region, &identity.region) {
+        store.region = Some(region.clone());
+        if identity.cloud == Some(Cloud::Alibaba) {
+            store.endpoint = Some(format!("https://oss-{region}-internal.aliyuncs.com"));
+        }
     }
     store.metadata_endpoint = store.metadata_endpoint.take().or_else(|| identity.metadata_endpoint.clone());
 }
@@ -390,16 +396,30 @@ mod tests {
             metadata_endpoint: Some("http://127.0.0.1:1".to_owned()),
             ..Identity::default()
         };
-        let mut storage = Settings::default();
-        complete_storage(&identity, &mut storage);
-        assert_eq!(storage.oss.region.as_deref(), Some("cn-x"));
-        assert_eq!(storage.oss.metadata_endpoint.as_deref(), Some("http://127.0.0.1:1"));
-        assert_eq!(storage.s3, oss::StoreSettings::default());
-        storage.oss.region = Some("cn-y".to_owned());
-        complete_storage(&identity, &mut storage);
-        assert_eq!(storage.oss.region.as_deref(), Some("cn-y"));
-        storage.s3.endpoint = Some("https://minio.example".to_owned());
-        complete_storage(&Identity { cloud: Some(Cloud::Aws), ..identity }, &mut storage);
-        assert_eq!(storage.s3.region, None);
+        let completed = |identity: &Identity, mut storage: Settings| {
+            complete_storage(identity, &mut storage);
+            storage
+        };
+        let store = |endpoint: Option<&str>, region: Option<&str>, metadata: Option<&str>| oss::StoreSettings {
+            endpoint: endpoint.map(str::to_owned),
+            region: region.map(str::to_owned),
+            metadata_endpoint: metadata.map(str::to_owned),
+            ..oss::StoreSettings::default()
+        };
+        let (none, here) = (oss::StoreSettings::default(), Some("http://127.0.0.1:1"));
+        let internal = store(Some("https://oss-cn-x-internal.aliyuncs.com"), Some("cn-x"), here);
+        let expected = Settings { oss: internal, s3: none.clone() };
+        assert_eq!(completed(&identity, Settings::default()), expected);
+        assert_eq!(completed(&identity, expected.clone()), expected, "doing it again changes nothing");
+        for given in [store(None, Some("cn-y"), None), store(Some("http://127.0.0.1:2"), None, None)] {
+            let with_service = oss::StoreSettings { metadata_endpoint: here.map(str::to_owned), ..given.clone() };
+            let storage = completed(&identity, Settings { oss: given, s3: none.clone() });
+            assert_eq!(storage, Settings { oss: with_service, s3: none.clone() }, "what was given stays");
+        }
+        let aws = Identity { cloud: Some(Cloud::Aws), ..identity.clone() };
+        let expected = Settings { oss: none.clone(), s3: store(None, Some("cn-x"), here) };
+        assert_eq!(completed(&aws, Settings::default()), expected);
+        let nobody = Identity { cloud: Some(Cloud::None), ..identity };
+        assert_eq!(completed(&nobody, Settings::default()), Settings::default());
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct CheckArguments {
 
     /// A setting that counts more than those of the files, such as cache.size=200GB. The value is YAML. May be given
     /// several times.
-    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "config", conflicts_with = "job")]
     set: Vec<String>,
 
     /// Print the report as JSON.
