@@ -195,9 +195,9 @@ impl End {
     pub fn powers_off(&self) -> bool {
         match self {
             Self::Through { outcome, at_end } => {
-                let arrived = outcome.as_ref().is_none_or(|outcome| {
-                    outcome.state != State::Failed || outcome.outputs.failed.is_empty()
-                });
+                let arrived = outcome
+                    .as_ref()
+                    .is_none_or(|outcome| outcome.state != State::Failed || outcome.outputs.failed.is_empty());
                 *at_end == AtEnd::PowerOff && outcome.is_some() && arrived
             }
             Self::Broken(_) => false,

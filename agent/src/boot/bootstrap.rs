@@ -36,15 +36,13 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<()>, Failure> {
     let Some(bootstrap) = &known.settings.bootstrap else { return Ok(Came::ToNothing(())) };
     let directory = known.node.state.join("bootstrap");
     durable::private_directory(&directory)?;
-    let files = Files {
-        spec: directory.join("spec.json"),
-        log: directory.join("log"),
-        exit: directory.join("exit.json"),
-    };
+    let files =
+        Files { spec: directory.join("spec.json"), log: directory.join("log"), exit: directory.join("exit.json") };
     let story = boot.teller.story();
     let begun = story.bootstrap.clone();
     // It ran in this boot already, and was told to be done.
-    if begun.is_some() && story.steps.iter().any(|step| step.phase == super::phase::Phase::Bootstrap && step.begun > 1)
+    if begun.is_some()
+        && story.steps.iter().any(|step| step.phase == super::phase::Phase::Bootstrap && step.begun > 1)
         && let Some(record) = durable::read_json::<ExitRecord>(&files.exit)?
     {
         return judge(&record, bootstrap, &files);
@@ -114,10 +112,8 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
 fn follow(bootstrap: &Bootstrap, known: &Known, files: &Files) -> Result<Option<Follower>, Failure> {
     let Some(directory) = &bootstrap.log else { return Ok(None) };
     let target = directory.join(&format!("bootstrap.{}", known.name()));
-    let store = known
-        .stores
-        .open(&target)
-        .map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
+    let store =
+        known.stores.open(&target).map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
     Ok(Some(Follower::start(files.log.clone(), store, target)))
 }
 

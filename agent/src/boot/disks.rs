@@ -55,7 +55,7 @@ pub async fn prepare(
         tracing::warn!("{note}");
     }
     let volumes: Vec<PathBuf> = report.settled.iter().map(|settled| settled.volume.clone()).collect();
-    let words: Vec<String> = 
+    let words: Vec<String> =
         report.settled.iter().map(|settled| format!("{} on {}", settled.volume.display(), settled.device)).collect();
     Ok(Came::To(volumes, Some(words.join("; "))))
 }

@@ -66,11 +66,7 @@ pub fn object_limit(settings: &NodeSettings) -> Option<Duration> {
 }
 
 /// Mounts NAS and Lustre.
-pub async fn network(
-    settings: &NodeSettings,
-    programs: &Programs,
-    teller: &Teller,
-) -> Result<Came<()>, Failure> {
+pub async fn network(settings: &NodeSettings, programs: &Programs, teller: &Teller) -> Result<Came<()>, Failure> {
     let mut waves = in_waves(networks(settings));
     if waves.is_empty() {
         return Ok(Came::ToNothing(()));
@@ -217,9 +213,9 @@ fn entry(mount: &NodeMount, at: &str) -> Result<MountEntry, Failure> {
     };
     let mut entry = MountEntry::new(at, location.clone());
     if let Some(locale) = locale {
-        entry.locale = locale
-            .parse()
-            .map_err(|error| Failure::new(Cause::User, exit::BAD_SETTINGS, format!("{}: {error}", mount.target.display())))?;
+        entry.locale = locale.parse().map_err(|error| {
+            Failure::new(Cause::User, exit::BAD_SETTINGS, format!("{}: {error}", mount.target.display()))
+        })?;
     }
     Ok(entry)
 }
@@ -309,16 +305,17 @@ fn attempt(serve: &ServeSettings, request: &MountRequest) -> Result<(), MountErr
     let mut client = Client::connect_or_start(serve)?;
     let status = client.status()?;
     let there = status.mounts.iter().find(|mount| mount.target == request.target && !mount.detached);
-    if let Some(there) = there {
-        if there.entries == request.entries && there.writable.is_some() == request.options.writable.is_some() {
-            return match &there.down {
-                None => Ok(()),
-                Some(cause) => Err(MountError::new(
-                    ErrorKind::TargetBusy,
-                    format_args!("{} is mounted and does not work any more: {cause}", request.target.display()),
-                )),
-            };
-        }
+    if let Some(there) = there
+        && there.entries == request.entries
+        && there.writable.is_some() == request.options.writable.is_some()
+    {
+        return match &there.down {
+            None => Ok(()),
+            Some(cause) => Err(MountError::new(
+                ErrorKind::TargetBusy,
+                format_args!("{} is mounted and does not work any more: {cause}", request.target.display()),
+            )),
+        };
     }
     client.mount(request).map(drop)
 }

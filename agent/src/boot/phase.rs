@@ -99,7 +99,9 @@ impl Teller {
         self.event(Event { event: "PhaseStarted", subject: phase.name(), elapsed_ms: None, message: None });
         let began = Instant::now();
         let result = match deadline {
-            Some(deadline) => tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(too_long(phase, deadline))),
+            Some(deadline) => {
+                tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(too_long(phase, deadline)))
+            }
             None => work.await,
         };
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -110,7 +112,12 @@ impl Teller {
         };
         match &result {
             Ok(Came::To(..)) => {
-                tracing::info!(phase = phase.name(), elapsed_ms, "done{}", message.as_ref().map_or(String::new(), |m| format!(": {m}")));
+                tracing::info!(
+                    phase = phase.name(),
+                    elapsed_ms,
+                    "done{}",
+                    message.as_ref().map_or(String::new(), |m| format!(": {m}"))
+                );
             }
             Ok(Came::ToNothing(_)) => tracing::debug!(phase = phase.name(), "nothing to do"),
             Err(failure) => tracing::error!(phase = phase.name(), elapsed_ms, "{}", failure.message),
@@ -134,7 +141,11 @@ fn too_long(phase: Phase, deadline: Duration) -> Failure {
     Failure::new(
         Cause::Timeout,
         exit::OS,
-        format!("{} took longer than {} s and was given up; see the log for what it waited for", phase.name(), deadline.as_secs()),
+        format!(
+            "{} took longer than {} s and was given up; see the log for what it waited for",
+            phase.name(),
+            deadline.as_secs()
+        ),
     )
 }
 

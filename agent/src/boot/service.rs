@@ -11,7 +11,7 @@ use fuse_oss::ServeSettings;
 use fuse_oss::client::Client;
 use fuse_oss::runtime::RuntimePaths;
 use sd_notify::NotifyState;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::phase::Broken;
 use crate::exit;
@@ -63,7 +63,6 @@ pub async fn reached(milestone: Milestone, _programs: &Programs) {
 
 /// Tells why the node is of no use.
 pub async fn failed(broken: &Broken, _programs: &Programs) {
-    error!(phase = broken.phase.name(), "the node is not prepared: {}", broken.failure.message);
     notify(&[NotifyState::Status(&format!("{} failed: {}", broken.phase.name(), broken.failure.message))]);
 }
 
@@ -94,8 +93,7 @@ pub async fn pulse(is_booting: impl Fn() -> bool) {
 /// Whether systemd runs this machine and has that unit.
 fn has_unit(unit: &str) -> bool {
     let directories = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
-    sd_notify::booted().unwrap_or(false)
-        && directories.iter().any(|directory| Path::new(directory).join(unit).exists())
+    sd_notify::booted().unwrap_or(false) && directories.iter().any(|directory| Path::new(directory).join(unit).exists())
 }
 
 /// Makes sure that the node's one server of object mounts runs: as a unit of its own where there is systemd, so that it lives and
@@ -127,7 +125,8 @@ fn write_environment(serve: &ServeSettings, path: &Path) -> Result<(), Failure> 
     let mut text = String::new();
     let mut line = |name: &str, value: &dyn std::fmt::Display| {
         // systemd reads the value as a shell would.
-        let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$").replace('`', "\\`");
+        let value =
+            value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$").replace('`', "\\`");
         text.push_str(&format!("{name}=\"{value}\"\n"));
     };
     line("FUSE_OSS_CACHE_DIR", &serve.cache_dir.display());

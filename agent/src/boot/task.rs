@@ -66,15 +66,16 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
 fn has_ended(story: &Story, wanted: &NodeTask) -> Option<InstanceOutcome> {
     let outcome: InstanceOutcome = serde_json::from_value(story.outcome.clone()?).ok()?;
     let is_the_same = wanted.job_id.is_none() || wanted.job_id == story.job_id;
-    let is_the_instance = outcome.instance == wanted.instance && wanted.task.as_ref().is_none_or(|task| *task == outcome.task);
+    let is_the_instance =
+        outcome.instance == wanted.instance && wanted.task.as_ref().is_none_or(|task| *task == outcome.task);
     (is_the_same && is_the_instance).then_some(outcome)
 }
 
 fn job_id(wanted: &NodeTask, story: &Story) -> Result<JobId, Failure> {
     match wanted.job_id.as_ref().or(story.job_id.as_ref()) {
-        Some(id) => id.parse().map_err(|error| {
-            Failure::new(Cause::User, exit::BAD_SETTINGS, format!("task.job_id {id:?} {error}"))
-        }),
+        Some(id) => id
+            .parse()
+            .map_err(|error| Failure::new(Cause::User, exit::BAD_SETTINGS, format!("task.job_id {id:?} {error}"))),
         None => Ok(JobId::generate()),
     }
 }
@@ -121,9 +122,16 @@ fn choose<'a>(job: &'a JobDescription, wanted: &NodeTask) -> Result<(&'a job::Ta
     let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
     let names = || job.tasks.iter().map(|task| task.name.as_str()).collect::<Vec<_>>().join(", ");
     let task = match (&wanted.task, &job.tasks[..]) {
-        (Some(name), _) => job.task(name).ok_or_else(|| bad(format!("task.task: the job has no task {name:?}; it has {}", names())))?,
+        (Some(name), _) => {
+            job.task(name).ok_or_else(|| bad(format!("task.task: the job has no task {name:?}; it has {}", names())))?
+        }
         (None, [only]) => only,
-        (None, _) => return Err(bad(format!("the job has several tasks ({}); say in task.task which one this node runs", names()))),
+        (None, _) => {
+            return Err(bad(format!(
+                "the job has several tasks ({}); say in task.task which one this node runs",
+                names()
+            )));
+        }
     };
     if wanted.instance >= task.instances {
         return Err(bad(format!(
@@ -136,7 +144,8 @@ fn choose<'a>(job: &'a JobDescription, wanted: &NodeTask) -> Result<(&'a job::Ta
 
 fn check(job: &JobDescription, name: &str) -> Result<(), Failure> {
     let report = job::check::Report::new(job, &[], ABILITIES);
-    let missing = report.tasks.into_iter().filter(|task| task.name == name).find_map(|task| task.missing.into_iter().next());
+    let missing =
+        report.tasks.into_iter().filter(|task| task.name == name).find_map(|task| task.missing.into_iter().next());
     match missing {
         None => Ok(()),
         Some(missing) => Err(Failure::new(

@@ -116,9 +116,13 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         let booting = Arc::clone(&teller);
         let is_booting = move || {
             let story = booting.story();
-            story.trouble.is_none() && !story.steps.iter().rev().skip(2).all(|step| {
-                matches!(step.state, State::Done | State::Skipped | State::Failed)
-            })
+            story.trouble.is_none()
+                && !story
+                    .steps
+                    .iter()
+                    .rev()
+                    .skip(2)
+                    .all(|step| matches!(step.state, State::Done | State::Skipped | State::Failed))
         };
         tokio::spawn(service::pulse(is_booting));
         let read = async move { settings.read() };

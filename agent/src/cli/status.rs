@@ -125,13 +125,23 @@ fn shown(story: &Story) -> String {
         line(format!("{} agents came before this one since the machine was started", story.agents_before));
     }
     for step in &story.steps {
-        line(format!("  {:<15} {:<8} {:>9}  {}", step.phase.name(), word(step.state), took(step), first_line(step.message.as_deref())));
+        line(format!(
+            "  {:<15} {:<8} {:>9}  {}",
+            step.phase.name(),
+            word(step.state),
+            took(step),
+            first_line(step.message.as_deref())
+        ));
         for mount in story.mounts.iter().filter(|mount| is_of(step.phase, &mount.source)) {
             let time = mount.elapsed_ms.map_or(String::new(), millis);
             let health = health(mount.state, &mount.target);
             line(format!(
                 "    {:<13} {:<8} {time:>9}  {} -> {}{}",
-                "", word(mount.state), mount.source, mount.target.display(), health
+                "",
+                word(mount.state),
+                mount.source,
+                mount.target.display(),
+                health
             ));
         }
     }
