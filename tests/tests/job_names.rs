@@ -1,7 +1,5 @@
 //! Names of a task's files in the character set that its job names.
 
-#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
-
 use serde_json::{Value, json};
 use tests::agent::{Node, command, job, merge};
 use tests::double::{Double, DoubleConfig};
