@@ -155,6 +155,16 @@ fn the_command_line_is_checked_and_the_schema_is_one() {
 }
 
 #[test]
+fn the_example_is_accepted() {
+    let node = Node::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/node.yaml");
+    let path = file(&node, &fs::read_to_string(example).unwrap(), 0o600);
+    let (status, stdout, stderr) = check(&node, &path, &[]);
+    assert_eq!((status, stderr.as_str()), (0, ""));
+    assert!(!stdout.contains("warnings"), "{stdout}");
+}
+
+#[test]
 fn files_of_a_directory_are_merged() {
     let directory = TempDir::new().unwrap();
     let write = |name: &str, text: &str| {
@@ -300,6 +310,17 @@ async fn what_cannot_be_found_out_is_said() {
             "the metadata service's zone makes no sense: \"<html>hello\\nworld\"",
             "the metadata service does not say the instance type",
         ]
+    );
+
+    // The service is turned off, which does not change by asking again.
+    let off = Imds::aws();
+    off.fail_with(Some(403));
+    let (turned_off, _dmi) = sources("Amazon EC2", NOWHERE, &off.endpoint());
+    let (found, notes) = discover(&Identity::default(), &turned_off).await;
+    assert_eq!((found.cloud, off.requests().len()), (Some(Cloud::Aws), 1));
+    assert!(
+        notes[0].is_warning && notes[0].text.contains("answered 403 Forbidden when asked for a token"),
+        "{notes:?}"
     );
 
     // The firmware names the cloud, but nobody is there for as long as may be waited.

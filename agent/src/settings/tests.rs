@@ -147,6 +147,11 @@ fn every_key_is_read() {
     assert_eq!(node.report.directory, Some("oss://bucket/node-logs/".parse().unwrap()));
     assert_eq!(node.at_end, AtEnd::PowerOff);
     assert!(!format!("{node:?}").contains("hunter2"));
+    let job = "task: {job: {DAG: {Tasks: {a: {Mounts: {OSS: {AccessKeyId: a, AccessKeySecret: hunter2}}, \
+               Parameters: {Command: {CommandLine: x}}}}}}}";
+    let (node, _) = settings(job).unwrap();
+    assert!(matches!(&node.task.as_ref().unwrap().source, TaskSource::Inline(job) if job.contains("hunter2")));
+    assert!(!format!("{node:?}").contains("hunter2"));
 }
 
 #[test]

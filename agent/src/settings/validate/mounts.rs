@@ -151,12 +151,14 @@ fn network(text: &str) -> Option<Result<Source, Refusal>> {
 
 /// `HOST:/DIRECTORY`.
 fn nfs(text: &str) -> Option<Source> {
-    // An IPv6 address is in brackets and has colons of its own.
-    let (host, path) = text.split_once(":/")?;
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let fine = match bare {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => is_host(host),
+    // An IPv6 address is in brackets, because it has colons of its own. Behind the edge it has none.
+    let end = if text.starts_with('[') { text.find(']')? } else { 0 };
+    let colon = end + text.get(end..)?.find(":/")?;
+    let (host, path) = (text.get(..colon)?, text.get(colon + 2..)?);
+    let host = match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok()?.to_string(),
+        None if is_host(host) => host.to_owned(),
+        None => return None,
     };
     // The root of the server is a directory like any other.
     let path = if path.trim_matches('/').is_empty() {
@@ -164,7 +166,7 @@ fn nfs(text: &str) -> Option<Source> {
     } else {
         local_path::normal(&format!("/{path}")).ok()?.path
     };
-    fine.then(|| Source::Nfs { host: host.to_owned(), path })
+    Some(Source::Nfs { host, path })
 }
 
 /// `NID[,NID...][:NID...]:/NAME[/DIRECTORY]`.
@@ -172,8 +174,11 @@ fn lustre(text: &str) -> Option<Source> {
     let (servers, name) = text.split_once(":/")?;
     let is_nid = |nid: &str| {
         nid.split_once('@').is_some_and(|(host, network)| {
-            let kind = network.trim_end_matches(|c: char| c.is_ascii_digit());
-            is_host(host) && matches!(kind, "tcp" | "o2ib" | "kfi" | "gni")
+            let named = network.starts_with(|c: char| c.is_ascii_lowercase());
+            is_host(host)
+                && named
+                && network.len() <= 16
+                && network.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         })
     };
     let name = name.trim_end_matches('/');
@@ -232,7 +237,7 @@ mod tests {
             ("nas://0123-x.cn-hangzhou.nas.aliyuncs.com:/", nfs("0123-x.cn-hangzhou.nas.aliyuncs.com", "/")),
             ("nas://h:/a//b/", nfs("h", "/a/b")),
             ("nfs://10.0.0.1:/export", nfs("10.0.0.1", "/export")),
-            ("nas://[fd00::1]:/x", nfs("[fd00::1]", "/x")),
+            ("nas://[fd00::1]:/x", nfs("fd00::1", "/x")),
             (
                 "lustre://fs-0a.fsx.us-east-1.amazonaws.com@tcp:/fsx",
                 lustre("fs-0a.fsx.us-east-1.amazonaws.com@tcp:/fsx"),
