@@ -155,6 +155,36 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn a_job_in_the_settings_means_what_it_means_in_a_file() {
+    let job = "\
+version: 1
+name: 007
+tasks:
+  a:
+    command: [echo, 5, yes, 1.10, 0x10, ~x, '7']
+    environment: {N: 5, ON: yes, V: 1.10, F: 1.5, Z: 007, T: true, Q: '5', E: '', L: 1e3, B: 18446744073709551616}
+    inputs: [{source: oss://b/d/, target: /home/x, writable: yes}, {source: oss://b/e/, target: /home/y, writable: true}]
+    instances: 3
+    timeout: 90
+  b:
+    command: |
+      /bin/sh -c 'echo a
+      echo b'
+    timeout: 1h30m
+    after: [a]
+";
+    let (direct, _) = crate::job::read(job.as_bytes(), crate::job::Format::Yaml).unwrap();
+    let indented: String = job.lines().map(|line| format!("    {line}\n")).collect();
+    let node = good(&format!("task:\n  task: b\n  job:\n{indented}"));
+    let TaskSource::Inline(text) = node.task.unwrap().source else { panic!() };
+    let (inline, _) = crate::job::read(text.as_bytes(), crate::job::Format::Detect).unwrap();
+    assert_eq!(inline, direct);
+    for task in [&inline.tasks[0], &direct.tasks[0]] {
+        assert_eq!((task.environment["ON"].as_str(), task.environment["V"].as_str()), ("yes", "1.10"));
+    }
+}
+
+#[test]
 fn nothing_needs_to_be_said() {
     let node = good("");
     assert!(node.mounts.is_empty() && node.disks.is_empty() && node.task.is_none() && node.bootstrap.is_none());
