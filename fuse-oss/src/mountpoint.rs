@@ -40,24 +40,30 @@ pub struct MountInfo {
     pub fs_type: String,
     /// What is mounted, as whoever mounted it says.
     pub source: OsString,
+    /// Whether nothing can be written through it: the mount, or the whole file system, is read-only.
+    pub read_only: bool,
     /// Options of the file system, as the kernel writes them: see [`MountInfo::option`].
     options: Vec<u8>,
 }
 
 impl MountInfo {
-    fn parse(line: &[u8]) -> Option<Self> {
+    /// Understands a line of the table.
+    pub fn parse(line: &[u8]) -> Option<Self> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         let mut fields = line.split(|&byte| byte == b' ');
         let id = text(fields.next()?)?.parse().ok()?;
         let parent = text(fields.next()?)?.parse().ok()?;
         let device = text(fields.next()?)?;
         let path = PathBuf::from(unescape(fields.nth(1)?));
+        let of_mount = fields.next()?;
         // Optional fields end with a single dash.
         let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
         let fs_type = text(rest.next()?)?;
         let source = unescape(rest.next()?);
         let options = rest.next().unwrap_or_default().to_vec();
-        Some(Self { id, parent, device, path, fs_type, source, options })
+        let read_only =
+            [of_mount, &options].into_iter().any(|list| list.split(|&byte| byte == b',').any(|o| o == b"ro"));
+        Some(Self { id, parent, device, path, fs_type, source, read_only, options })
     }
 
     /// The value of an option of the file system, such as `upperdir`.
@@ -413,6 +419,7 @@ mod tests {
                 path: "/mnt/a b\\c".into(),
                 fs_type: FS_TYPE.into(),
                 source: "oss://b/x y/".into(),
+                read_only: true,
                 options: br"ro,a=b\054c".to_vec(),
             }
         );

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,6 +67,14 @@ pub enum CommandError {
         /// Whether it could be killed.
         gone: bool,
     },
+    /// Its caller no longer wants it.
+    #[error("`{command}` was given up and {}", if *.gone { "killed" } else { "sent a kill signal that has no effect yet" })]
+    Cancelled {
+        /// The command line.
+        command: String,
+        /// Whether it could be killed.
+        gone: bool,
+    },
     /// It ended with a status that means failure.
     #[error("`{command}` failed: {status}{}", last_lines(.output))]
     Failed {
@@ -94,6 +103,7 @@ pub struct Command {
     program: PathBuf,
     arguments: Vec<OsString>,
     limit: Duration,
+    cancelled: Option<Arc<AtomicBool>>,
 }
 
 /// How a program ended, and what it printed.
@@ -138,13 +148,20 @@ impl Command {
 
     /// A program at a path, which must be absolute, with the time that it may take.
     pub fn at(program: impl Into<PathBuf>, limit: Duration) -> Self {
-        Self { program: program.into(), arguments: Vec::new(), limit }
+        Self { program: program.into(), arguments: Vec::new(), limit, cancelled: None }
     }
 
     /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets whoever sets `flag` end it, in the way in which its deadline would.
+    #[must_use]
+    pub fn cancelled_by(mut self, flag: &Arc<AtomicBool>) -> Self {
+        self.cancelled = Some(Arc::clone(flag));
         self
     }
 
@@ -157,7 +174,7 @@ impl Command {
     /// Runs it to its end. Any exit status is a result: what it means is the caller's to know.
     ///
     /// # Errors
-    /// [`CommandError::Start`] and [`CommandError::Deadline`].
+    /// [`CommandError::Start`], [`CommandError::Deadline`], and [`CommandError::Cancelled`] when that was arranged for.
     pub fn run(&self) -> Result<Output, CommandError> {
         let mut child = std::process::Command::new(&self.program)
             .args(&self.arguments)
@@ -180,13 +197,16 @@ impl Command {
                 return Err(CommandError::Start { command: self.line(), source });
             }
         };
-        match wait(&mut child, self.limit) {
+        match wait(&mut child, self.limit, self.cancelled.as_deref()) {
             Some(status) => {
                 let (stdout, stderr) = (stdout.finish(), stderr.finish());
                 Ok(Output { command: self.line(), status, stdout, stderr })
             }
             None => {
                 let gone = kill(child);
+                if self.cancelled.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                    return Err(CommandError::Cancelled { command: self.line(), gone });
+                }
                 let output = [stdout.finish(), stderr.finish()].concat();
                 let output = String::from_utf8_lossy(&output).into_owned();
                 Err(CommandError::Deadline { command: self.line(), limit: self.limit, output, gone })
@@ -195,8 +215,8 @@ impl Command {
     }
 }
 
-/// Waits for the end of a program, at most `limit`. `None`: it still runs.
-fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+/// Waits for the end of a program, at most `limit` and not once `cancelled` is set. `None`: it still runs.
+fn wait(child: &mut Child, limit: Duration, cancelled: Option<&AtomicBool>) -> Option<ExitStatus> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
@@ -205,6 +225,9 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
             Ok(None) => {}
             // Only if something else has waited for our child. Its status is lost; that is never a success.
             Err(_) => return Some(ExitStatus::from_raw(libc::SIGKILL)),
+        }
+        if cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            return None;
         }
         let left = limit.checked_sub(start.elapsed())?;
         thread::sleep(pause.min(left));
@@ -219,7 +242,7 @@ fn kill(mut child: Child) -> bool {
         // The group is the child's own and exists as long as the child has not been waited for.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
-    let gone = wait(&mut child, GRACE).is_some();
+    let gone = wait(&mut child, GRACE, None).is_some();
     if !gone {
         // Without the thread it is a zombie until we end, no more.
         let _ = thread::Builder::new().spawn(move || child.wait());
@@ -315,6 +338,19 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         assert!(dead(&status()), "{}", status());
+    }
+
+    #[test]
+    fn a_program_that_is_no_longer_wanted_is_killed() {
+        let flag = Arc::new(AtomicBool::new(false));
+        let command = shell("sleep 1000", LONG).cancelled_by(&flag);
+        let running = thread::spawn(move || command.run());
+        thread::sleep(Duration::from_millis(50));
+        assert!(!running.is_finished());
+        flag.store(true, Ordering::Relaxed);
+        let error = running.join().unwrap().unwrap_err();
+        assert!(matches!(error, CommandError::Cancelled { gone: true, .. }), "{error}");
+        assert!(error.to_string().contains("sleep 1000` was given up and killed"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod mapped;
 pub mod model;
 pub mod moto;
 pub mod mounts;
+pub mod network;
 pub mod programs;
 pub mod proxy;
 pub mod python;

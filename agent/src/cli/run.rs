@@ -12,10 +12,11 @@ use oss::transfer::TransferBudget;
 use oss::{Settings, Stores};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, Place, StopSignal, Stopper};
+use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, Place, StopSignal, Stopper};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -89,6 +90,13 @@ pub(super) struct RunArguments {
     /// The fuse-oss program. [default: the one beside this program, else the one on PATH]
     #[arg(long, value_name = "FILE", env = "BATCH_AGENT_FUSE_OSS")]
     fuse_oss: Option<PathBuf>,
+
+    /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
+    #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
+    mount_deadline: u64,
+
+    #[command(flatten)]
+    programs: ProgramArguments,
 
     /// What the task is told as BATCH_COMPUTE_CLUSTER_ID.
     #[arg(long, value_name = "ID")]
@@ -182,9 +190,11 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         stores: Arc::new(Stores::new(settings)),
         budget: TransferBudget::default(),
         mounter: Mounter::new(serve),
+        network: NetworkMounter::new(arguments.programs.programs(), Duration::from_secs(arguments.mount_deadline)),
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,
+        program_started: Arc::default(),
         grace: Duration::from_secs(arguments.grace),
         node,
     })

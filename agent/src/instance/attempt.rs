@@ -18,7 +18,7 @@ use super::follow::{Follower, open_log};
 use super::outputs::{self, Arrived, Delivery, Source};
 use super::record::{Record, Sources};
 use super::stop::{StopSignal, Urgency};
-use super::view::{self, InputView, Kind, ThisHost};
+use super::view::{self, InputView, Kind, NetworkView, ThisHost};
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
 use crate::disk::DiskWatch;
@@ -26,6 +26,7 @@ use crate::durable::FileError;
 use crate::exit;
 use crate::job::names::Attempt;
 use crate::job::{Output, Task, environment};
+use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State, Uploaded, exit_status};
 use crate::shim::{ExitRecord, ProcessId, Shim, Spec, Stopped};
 
@@ -190,7 +191,8 @@ async fn start(
     workspace: &mut Workspace,
 ) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
-    let ready = async {
+    let mut network = context.network.start(task, &workspace.record.network())?;
+    let objects = async {
         if let Some(package) = &task.package {
             tracing::info!(task = label, package = package.escaped(), "fetching the package");
             fetch_package(context, package, workspace).await?;
@@ -201,16 +203,25 @@ async fn start(
         context.mounter.mount(task, &workspace.record.inputs(), input_stores(context, task)).await
     };
     let mut asked = stop;
-    let inputs = tokio::select! {
+    let ready = tokio::select! {
         biased;
         _ = asked.beyond(Urgency::None) => {
-            return Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"));
+            Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"))
         }
-        inputs = ready => inputs?,
+        ready = async { tokio::try_join!(objects, network.finished()) } => ready,
     };
+    let (inputs, networks) = match ready {
+        Ok(ready) => ready,
+        Err(failure) => {
+            // None may come up in a directory that is being removed.
+            network.abandon().await;
+            return Err(failure);
+        }
+    };
+    check_targets(task).await?;
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, &inputs, &ThisHost { made });
+        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
     // Whoever comes after us finds a program that may have been started, and what it leaves.
@@ -221,9 +232,31 @@ async fn start(
     let shim = Shim::start(&workspace.shim_spec(), &spec)
         .await
         .map_err(|error| Failure::new(Cause::Mount, exit::OS, format!("the task's view cannot be built: {error}")))?;
+    let _ = context.program_started.set(std::time::Instant::now());
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
+async fn check_targets(task: &Task) -> Result<(), Failure> {
+    let targets: Vec<&Path> = std::iter::once(Path::new(WORKDIR))
+        .chain(task.inputs.iter().map(|input| &*input.target))
+        .chain(task.network_mounts.iter().map(|mount| &*mount.target))
+        .chain(task.outputs.iter().map(|output| &*output.source))
+        .chain(task.logs.iter().map(|log| &*log.source))
+        .collect();
+    let Some(stuck) = network::find_stuck(&targets).await else { return Ok(()) };
+    let mapped = targets.into_iter().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
+    let (mapped, stuck) = (mapped.display(), stuck.display());
+    Err(Failure::new(
+        Cause::Mount,
+        exit::OS,
+        format!(
+            "{mapped} cannot be mapped: what this machine has mounted at {stuck} does not answer; unmount that (umount -l {stuck}), or \
+             map to another path"
+        ),
+    ))
 }
 
 /// Waits for the end of the program, or asks for it.
@@ -294,7 +327,7 @@ fn plan(
     task: &Task,
     attempt: Attempt<'_>,
     workspace: &Workspace,
-    inputs: &[InputView],
+    (inputs, networks): (&[InputView], &[NetworkView]),
     host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
@@ -311,8 +344,13 @@ fn plan(
     let mut wanted: Vec<_> = task.outputs.iter().map(|output| (output.source.clone(), kind(output))).collect();
     wanted.extend(logs.iter().map(|log| (log.source.clone(), Kind::File)));
     let (scratch, workdir) = (workspace.views(), workspace.workdir());
-    let request =
-        view::Request { scratch: &scratch, workdir: (&workdir, Path::new(WORKDIR)), inputs, outputs: &wanted };
+    let request = view::Request {
+        scratch: &scratch,
+        workdir: (&workdir, Path::new(WORKDIR)),
+        inputs,
+        networks,
+        outputs: &wanted,
+    };
     let view =
         view::plan(&request, host).map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
     for directory in &view.directories {
@@ -320,7 +358,9 @@ fn plan(
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
     let source = |(output, path): (Output, PathBuf)| {
-        let inside = task.inputs.iter().filter_map(|input| input.target.strip_prefix(&output.source).ok());
+        let networks = task.network_mounts.iter().map(|mount| &mount.target);
+        let shown = task.inputs.iter().map(|input| &input.target).chain(networks);
+        let inside = shown.filter_map(|target| target.strip_prefix(&output.source).ok());
         let without = inside.filter(|inside| !inside.as_os_str().is_empty()).map(Path::to_owned).collect();
         Source { output, path, without }
     };

@@ -15,6 +15,10 @@
 //! - An input that is writable, or that something else is mounted inside of, is an overlay over the frozen mount. Its
 //!   upper directory holds exactly what this attempt wrote, which is also how an output inside an input is found again.
 //!
+//! - A network file system is bound as it is, never through an overlay: what the task writes there is meant to arrive. Nothing
+//!   else can be mapped inside of it, because the agent would have to make something there to mount over, and outputs inside
+//!   of it are refused: they are there already, among files that are not this attempt's.
+//!
 //! Each output is answered with the path at which the *host* finds it once the namespace is gone.
 
 use std::collections::BTreeSet;
@@ -53,6 +57,17 @@ pub struct InputView {
     pub writable: bool,
 }
 
+/// A network file system, already mounted somewhere on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkView {
+    /// Where it is mounted.
+    pub source: PathBuf,
+    /// Where the task wants it.
+    pub target: PathBuf,
+    /// Whether the task may write to it.
+    pub writable: bool,
+}
+
 /// All that a task is to see.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
@@ -62,6 +77,8 @@ pub struct Request<'a> {
     pub workdir: (&'a Path, &'a Path),
     /// What it reads.
     pub inputs: &'a [InputView],
+    /// The network file systems it uses.
+    pub networks: &'a [NetworkView],
     /// What it leaves behind.
     pub outputs: &'a [(PathBuf, Kind)],
 }
@@ -154,6 +171,30 @@ pub enum ViewError {
         /// What it lies in.
         cover: PathBuf,
     },
+    /// Something is wanted inside of a network file system.
+    #[error(
+        "{} cannot be mapped: it lies in {}, which is a network file system, and nothing is made there to mount over; map them to \
+         separate paths",
+        target.display(), network.display()
+    )]
+    InsideNetwork {
+        /// The path wanted.
+        target: PathBuf,
+        /// Where the network file system is.
+        network: PathBuf,
+    },
+    /// An output lies in a network file system.
+    #[error(
+        "output {} lies in {}, which is a network file system: what is written there stays there and is not uploaded; let the program \
+         write what is to be uploaded to another directory, such as /home/output",
+        target.display(), network.display()
+    )]
+    OutputInNetwork {
+        /// The output.
+        target: PathBuf,
+        /// Where the network file system is.
+        network: PathBuf,
+    },
     /// A file directly below `/` cannot be told from another instance's.
     #[error("output {}: files directly in / cannot be kept apart from those of other instances; let the program write to a directory, such as /home/output", target.display())]
     OutputInRoot {
@@ -179,8 +220,10 @@ fn name(kind: Kind) -> &'static str {
 struct Cover {
     at: PathBuf,
     kind: Kind,
-    /// The directory (or file) on the host that receives what the task writes below `at`; none when it cannot write.
+    /// The directory (or file) on the host that receives what the task writes below `at`; none when it cannot write, or when
+    /// that is a network file system.
     behind: Option<PathBuf>,
+    network: bool,
 }
 
 struct Planner<'a> {
@@ -202,10 +245,12 @@ pub fn plan(request: &Request<'_>, host: &dyn Host) -> Result<View, ViewError> {
     enum Item<'a> {
         Workdir,
         Input(&'a InputView),
+        Network(&'a NetworkView),
         Output(usize, Kind),
     }
     let mut items = vec![(host.resolve(request.workdir.1), Item::Workdir)];
     items.extend(request.inputs.iter().map(|input| (host.resolve(&input.target), Item::Input(input))));
+    items.extend(request.networks.iter().map(|network| (host.resolve(&network.target), Item::Network(network))));
     let outputs = request.outputs.iter().enumerate();
     items.extend(outputs.map(|(index, (target, kind))| (host.resolve(target), Item::Output(index, *kind))));
     // Parents first. The sort is stable: of an input and an output at one path, the input comes first.
@@ -227,6 +272,7 @@ pub fn plan(request: &Request<'_>, host: &dyn Host) -> Result<View, ViewError> {
                     sealed.push(target.clone());
                 }
             }
+            Item::Network(network) => planner.network(network, target)?,
             Item::Output(index, kind) => {
                 planner.view.outputs[*index] = planner.output(target, *kind)?;
             }
@@ -273,7 +319,11 @@ impl Planner<'_> {
             return Ok(());
         }
         if let Some(cover) = self.cover(target) {
-            return Err(ViewError::Covered { target: target.to_owned(), cover: cover.at.clone() });
+            let (target, at) = (target.to_owned(), cover.at.clone());
+            return Err(match cover.network {
+                true => ViewError::InsideNetwork { target, network: at },
+                false => ViewError::Covered { target, cover: at },
+            });
         }
         match self.host.kind(target) {
             Some(found) if found == kind => return Ok(()),
@@ -321,7 +371,12 @@ impl Planner<'_> {
     fn layer(&mut self, target: &Path, source: &Path) -> Result<(), ViewError> {
         self.mount_point(target, Kind::Directory)?;
         self.view.steps.push(Step::Bind { source: source.to_owned(), target: target.to_owned(), read_only: false });
-        self.covers.push(Cover { at: target.to_owned(), kind: Kind::Directory, behind: Some(source.to_owned()) });
+        self.covers.push(Cover {
+            at: target.to_owned(),
+            kind: Kind::Directory,
+            behind: Some(source.to_owned()),
+            network: false,
+        });
         Ok(())
     }
 
@@ -335,7 +390,7 @@ impl Planner<'_> {
             target: target.to_owned(),
             whole_files,
         });
-        let cover = Cover { at: target.to_owned(), kind: Kind::Directory, behind: Some(upper.clone()) };
+        let cover = Cover { at: target.to_owned(), kind: Kind::Directory, behind: Some(upper.clone()), network: false };
         self.covers.push(cover);
         upper
     }
@@ -358,14 +413,22 @@ impl Planner<'_> {
                 let source = view.join(name);
                 self.view.steps.push(Step::Bind { source, target: target.to_owned(), read_only: false });
                 let behind = Some(upper.join(name));
-                self.covers.push(Cover { at: target.to_owned(), kind: Kind::File, behind });
+                self.covers.push(Cover { at: target.to_owned(), kind: Kind::File, behind, network: false });
             }
             kind => {
                 let source = input.source.clone();
                 self.view.steps.push(Step::Bind { source, target: target.to_owned(), read_only: true });
-                self.covers.push(Cover { at: target.to_owned(), kind, behind: None });
+                self.covers.push(Cover { at: target.to_owned(), kind, behind: None, network: false });
             }
         }
+        Ok(())
+    }
+
+    fn network(&mut self, network: &NetworkView, target: &Path) -> Result<(), ViewError> {
+        self.mount_point(target, Kind::Directory)?;
+        let (source, read_only) = (network.source.clone(), !network.writable);
+        self.view.steps.push(Step::Bind { source, target: target.to_owned(), read_only });
+        self.covers.push(Cover { at: target.to_owned(), kind: Kind::Directory, behind: None, network: true });
         Ok(())
     }
 
@@ -377,7 +440,11 @@ impl Planner<'_> {
             }
         }
         let Some(behind) = self.behind(target)? else {
-            return Err(ViewError::OutputIsReadOnlyInput { target: target.to_owned() });
+            let target = target.to_owned();
+            return Err(match self.cover(&target).filter(|cover| cover.network) {
+                Some(cover) => ViewError::OutputInNetwork { network: cover.at.clone(), target },
+                None => ViewError::OutputIsReadOnlyInput { target },
+            });
         };
         let exact = self.cover(target).is_some_and(|cover| cover.at == target);
         match kind {
@@ -482,9 +549,22 @@ mod tests {
     }
 
     fn plan_for(host: &Fake, inputs: &[InputView], outputs: &[(&str, Kind)]) -> Result<View, ViewError> {
+        plan_with(host, inputs, &[], outputs)
+    }
+
+    fn network(source: &str, target: &str, writable: bool) -> NetworkView {
+        NetworkView { source: source.into(), target: target.into(), writable }
+    }
+
+    fn plan_with(
+        host: &Fake,
+        inputs: &[InputView],
+        networks: &[NetworkView],
+        outputs: &[(&str, Kind)],
+    ) -> Result<View, ViewError> {
         let outputs: Vec<_> = outputs.iter().map(|(p, k)| (PathBuf::from(p), *k)).collect();
         let workdir = (Path::new("/s/work"), Path::new("/batchcompute/workdir"));
-        plan(&Request { scratch: Path::new("/s"), workdir, inputs, outputs: &outputs }, host)
+        plan(&Request { scratch: Path::new("/s"), workdir, inputs, networks, outputs: &outputs }, host)
     }
 
     fn bind(source: &str, target: &str, read_only: bool) -> Step {
@@ -548,6 +628,42 @@ mod tests {
         let inputs = [input("/m/0", "/in", Directory, false), input("/m/1/x", "/in/sub/x", File, false)];
         let view = plan_for(&host, &inputs, &[]).unwrap();
         assert_eq!(view.steps.last(), Some(&Step::Seal { target: "/in".into() }));
+    }
+
+    #[test]
+    fn a_network_file_system_is_bound_as_it_is() {
+        let host = Fake::with(&[("/in", Directory), ("/nas", Directory)]);
+        let networks =
+            [network("/m/0", "/nas", true), network("/m/1", "/in/shared", false), network("/m/2", "/new/x", true)];
+        let view =
+            plan_with(&host, &[input("/i/0", "/in", Directory, false)], &networks, &[("/out", Directory)]).unwrap();
+        for (source, target, read_only) in
+            [("/m/0", "/nas", false), ("/m/1", "/in/shared", true), ("/m/2", "/new/x", false)]
+        {
+            assert!(view.steps.contains(&bind(source, target, read_only)), "{:?}", view.steps);
+        }
+        let overlays = view.steps.iter().filter(|step| matches!(step, Step::Overlay { .. })).count();
+        assert_eq!(overlays, 1, "only the input, to make a mount point in it: {:?}", view.steps);
+        assert!(view.mount_points.iter().all(|(path, _)| !path.starts_with("/nas")));
+    }
+
+    #[test]
+    fn nothing_is_made_in_a_network_file_system() {
+        let host = Fake::with(&[("/nas", Directory)]);
+        for writable in [true, false] {
+            let nas = [network("/m/0", "/nas", writable)];
+            let inside = plan_with(&host, &[input("/i/0", "/nas/in", Directory, true)], &nas, &[]).unwrap_err();
+            assert!(
+                matches!(&inside, ViewError::InsideNetwork { network, .. } if network == Path::new("/nas")),
+                "{inside}"
+            );
+            for (output, kind) in [("/nas", Directory), ("/nas/out", Directory), ("/nas/deep/file", File)] {
+                let error = plan_with(&host, &[], &nas, &[(output, kind)]).unwrap_err();
+                assert!(matches!(error, ViewError::OutputInNetwork { .. }), "{error}");
+            }
+            let other = [network("/m/0", "/nas", writable), network("/m/1", "/nas/x", writable)];
+            assert!(matches!(plan_with(&host, &[], &other, &[]), Err(ViewError::InsideNetwork { .. })));
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::job::description::{Input, LogFile, NetworkMount, Output};
 use crate::job::draft::{DraftInput, DraftOutput, DraftTask};
 use crate::job::finding::{At, Findings, Place, nearest, quoted};
 use crate::job::names::{Attempt, MAX_JOB_ID};
+use crate::settings::NetworkFileSystem;
 
 /// The most mappings of a task. The kernel allows a mount namespace 100,000 mounts, and checking takes time.
 const MAX_MAPPINGS: usize = 10_000;
@@ -93,8 +94,7 @@ fn input(
     claims: &mut BTreeMap<PathBuf, Claim>,
     findings: &mut Findings,
 ) {
-    let scheme = written.source.value.split_once("://").map(|(scheme, _)| scheme);
-    if let Some("nas" | "lustre" | "smb" | "nasplus" | "cpfs") = scheme {
+    if NetworkFileSystem::is_meant(&written.source.value) {
         return network_mount(written, mappings, claims, findings);
     }
     let (Some(source), Some(target)) = (location(&written.source, findings), local(&written.target, findings)) else {
@@ -153,31 +153,9 @@ fn network_mount(
     }
 }
 
-/// Checks `nas://host:/dir` and `lustre://nid:/name`. Both become arguments of a mount command.
+/// Checks what will become an argument of a mount command.
 pub(crate) fn network_source(text: &str) -> Result<(), (&'static str, &'static str)> {
-    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    if matches!(scheme, "smb") || rest.ends_with('!') {
-        return Err(("is a mount for Windows, and this node runs Linux", "write nas://HOST:/DIRECTORY/ for NFS"));
-    }
-    if !matches!(scheme, "nas" | "lustre") {
-        return Err(("is of a kind that is not supported", "use nas:// (NFS) or lustre://"));
-    }
-    let shape = "write nas://HOST:/DIRECTORY/ or lustre://HOST@tcp:/NAME";
-    let Some((host, path)) = rest.split_once(":/") else {
-        return Err(("has no \":/\" between server and directory", shape));
-    };
-    let allowed = |c: char| {
-        c.is_ascii_alphanumeric()
-            || matches!(c, '.' | '-' | '_')
-            || (scheme == "lustre" && matches!(c, '@' | ':' | ','))
-    };
-    if !host.starts_with(|c: char| c.is_ascii_alphanumeric()) || !host.chars().all(allowed) || host.len() > 1024 {
-        return Err(("does not name a server", shape));
-    }
-    if path.len() > 1024 || path.chars().any(|c| c.is_control()) || path.split('/').any(|part| part == "..") {
-        return Err(("names a directory that cannot be mounted", "write an absolute path without \"..\""));
-    }
-    Ok(())
+    NetworkFileSystem::parse(text).map(drop).map_err(|error| (error.cause, error.remedy))
 }
 
 fn output(
@@ -216,6 +194,17 @@ fn log(
     let (Some(source), Some(target)) = (local(&written.source, findings), location(&written.target, findings)) else {
         return;
     };
+    let network =
+        source.path.ancestors().find(|above| claims.get(*above).is_some_and(|c| c.kind == ClaimKind::Network));
+    if let Some(network) = network {
+        let (log, network) = (quoted(&written.source.value), quoted(&network.to_string_lossy()));
+        findings.error_with(
+            &written.source.place,
+            format!("the log {log} lies inside the network file system {network}, and is not uploaded from there"),
+            "let the program write it to another directory, such as /home/log/",
+        );
+        return;
+    }
     let name_length = source.path.file_name().map_or(0, |name| name.len());
     if source.slash || claims.get(&source.path).is_some_and(|claim| claim.directory) {
         findings.error_with(
@@ -353,6 +342,23 @@ fn nesting(claims: &BTreeMap<PathBuf, Claim>, findings: &mut Findings) {
                     &claim.place,
                     format!("{inner} lies inside {outer_path}, which is a file"),
                     "use another local path, or end the other one in '/' on both sides",
+                );
+            } else if outer.kind == ClaimKind::Network && claim.kind == ClaimKind::Output {
+                findings.error_with(
+                    &claim.place,
+                    format!(
+                        "{inner} lies inside the network file system {outer_path}: what is written there stays there and is not \
+                         uploaded"
+                    ),
+                    "let the program write what is to be uploaded to another directory, such as /home/output/",
+                );
+            } else if outer.kind == ClaimKind::Network {
+                findings.error_with(
+                    &claim.place,
+                    format!(
+                        "{inner} lies inside the network file system {outer_path}, where nothing is made to mount over"
+                    ),
+                    "map them to local paths that are not inside each other",
                 );
             } else if outer.kind == ClaimKind::Output && claim.kind == ClaimKind::Output && claim.directory {
                 findings.error_with(
