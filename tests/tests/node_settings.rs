@@ -88,7 +88,8 @@ storage: {oss: {access_key_id: LTAI5t, access_key_secret: hunter2, region: [hunt
     assert_eq!((status, stdout.as_str()), (78, ""));
     let expected = format!(
         "batch-agent: the settings have 5 problems:
-  mounts[0].source: \"smb://h/d\" is a share for Windows, and this node runs Linux (line 2 of {shown}); write nas://HOST:/DIRECTORY
+  mounts[0].source: \"smb://h/d\" is a mount for Windows, and this node runs Linux (line 2 of {shown}); write \
+         nas://HOST:/DIRECTORY/ for NFS
   mounts[0].target: the local path \"E:\" is of the Windows form, and this node runs Linux (line 2 of {shown}); write an absolute \
          path such as /home/data/
   mounts[1].writeable: the key \"writeable\" is not known (line 3 of {shown}); did you mean writable?
