@@ -89,7 +89,9 @@ pub(super) fn diagnose(what: &NetworkFileSystem, options: &str, output: &str, sy
         "is not supported",
     ]) && !lustre
     {
-        return Cause::VersionUnsupported { said };
+        // "Protocol not supported" is the answer of a server of version 4 that knows other minor versions; the rest is what a port
+        // mapper says, which is there before the file service is.
+        return Cause::VersionUnsupported { said, may_be_starting: !has(&["protocol not supported"]) };
     }
     if has(&[
         "timed out",
@@ -245,6 +247,19 @@ mod tests {
         ];
         for (words, expected) in lustre_words {
             assert_eq!(name(&diagnose(&lustre, "", &words, &system)), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_may_be_starting_is_told_from_one_that_will_never_do() {
+        let nfs = NetworkFileSystem::parse("nas://h:/d").unwrap();
+        for (words, expected) in [
+            ("mount.nfs: requested NFS version or transport protocol is not supported", true),
+            ("mount.nfs: Protocol not supported for h:/d on /t", false),
+        ] {
+            let cause = diagnose(&nfs, "", words, &System::here());
+            let Cause::VersionUnsupported { may_be_starting, .. } = cause else { panic!("{cause:?}") };
+            assert_eq!(may_be_starting, expected, "{words}");
         }
     }
 
