@@ -17,10 +17,11 @@ const LINES: usize = 5;
 /// How much of a message is kept, in characters.
 const LENGTH: usize = 600;
 
-/// The port of NFS, and that of Lustre over TCP.
+/// The server's port: that of NFS unless the option `port` says another, and that of Lustre over TCP.
 pub(super) fn port(what: &NetworkFileSystem) -> u16 {
+    let given = what.more_options().iter().rev().find_map(|option| option.strip_prefix("port=")?.parse().ok());
     match what {
-        NetworkFileSystem::Nfs { .. } => 2049,
+        NetworkFileSystem::Nfs { .. } => given.unwrap_or(2049),
         NetworkFileSystem::Lustre { .. } => 988,
     }
 }
@@ -248,6 +249,16 @@ mod tests {
         for (words, expected) in lustre_words {
             assert_eq!(name(&diagnose(&lustre, "", &words, &system)), expected, "{words}");
         }
+    }
+
+    #[test]
+    fn the_port_that_is_asked_for_is_the_one_that_is_named() {
+        let mut nfs = NetworkFileSystem::parse("nas://h:/d").unwrap();
+        assert_eq!((port(&nfs), port(&NetworkFileSystem::parse("h@tcp:/name").unwrap())), (2049, 988));
+        if let NetworkFileSystem::Nfs { options, .. } = &mut nfs {
+            options.push("port=2051".to_owned());
+        }
+        assert_eq!(port(&nfs), 2051);
     }
 
     #[test]
