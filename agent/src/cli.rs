@@ -1,10 +1,12 @@
 //! The command line of `batch-agent`.
 
+mod boot;
 mod check;
 mod mount;
 mod programs;
 mod run;
 mod schema;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,12 +43,18 @@ failed, 77 denied by storage, 78 bad settings. The outcome JSON on standard outp
 enum Command {
     /// Run a job, or one instance of it, in the foreground.
     Run(Box<run::RunArguments>),
-    /// Say what a job would do and what is wrong with it. Touches nothing.
+    /// Say what a job, or a node with its settings, would do and what is wrong with it. Touches nothing.
     Check(check::CheckArguments),
+    /// Prepare this node and run its task: disks, mounts, start-up script, task. The daemon.
+    Boot(Box<boot::BootArguments>),
+    /// Show how far the node is.
+    Status(status::StatusArguments),
+    /// Wait until the node is so far, for units and scripts that need it.
+    Wait(status::WaitArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
-    /// Print the JSON Schema of the YAML job format.
-    Schema,
+    /// Print the JSON Schema of the YAML job format, or of a node's settings.
+    Schema(schema::SchemaArguments),
     /// The process between the agent and a task. Started by the agent only.
     #[command(hide = true)]
     Shim {
@@ -69,11 +77,14 @@ pub fn main() -> ExitCode {
         Command::Shim { spec } => return crate::shim::main(&spec),
         Command::Run(run) => run::run(&run, Console::start(arguments.log_format, arguments.verbose)),
         Command::Check(check) => check::check(&check),
+        Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
+        Command::Status(status) => status::status(&status),
+        Command::Wait(wait) => status::wait(&wait),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)
         }
-        Command::Schema => schema::print(),
+        Command::Schema(schema) => schema::print(&schema),
     };
     status.unwrap_or_else(|failure| {
         eprintln!("batch-agent: {}", failure.message);

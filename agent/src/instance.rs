@@ -12,14 +12,15 @@ mod stop;
 pub mod view;
 mod workspace;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use oss::Stores;
 use oss::transfer::TransferBudget;
 
-pub use inputs::Mounter;
+pub use follow::{Follower, open_log};
+pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
 pub use stop::{StopSignal, Stopper, Urgency};
@@ -53,6 +54,8 @@ pub struct Context {
     pub console: Console,
     /// Whether this is the node's own daemon, whose programs outlive it.
     pub of_the_node: bool,
+    /// Is set when the program has been started.
+    pub program_started: Arc<OnceLock<Instant>>,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// What the task is told about where it runs.

@@ -17,14 +17,14 @@ pub mod check;
 pub mod command_line;
 pub mod description;
 pub use description::{Container, Input, Job as JobDescription, LogFile, NetworkMount, Output, Task};
-mod document;
-mod draft;
+pub(crate) mod document;
+pub(crate) mod draft;
 pub mod environment;
 pub(crate) mod finding;
 pub mod names;
 pub mod schema;
-mod validate;
-mod yaml;
+pub(crate) mod validate;
+pub(crate) mod yaml;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 pub use error::{Cause, NetworkError};
-pub use probe::{Health, PROBE_LIMIT, probe};
+pub use probe::{Health, PROBE_LIMIT, probe, probe_here};
 pub use source::SourceError;
 pub use table::There;
 
@@ -48,7 +48,7 @@ use crate::programs::Programs;
 use crate::settings::NetworkFileSystem;
 use error::Retry;
 use packages::System;
-use probe::{probe_here, within};
+use probe::within;
 
 /// The pause before the second attempt; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

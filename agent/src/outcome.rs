@@ -5,13 +5,13 @@
 //! that [`JobOutcome`] becomes is the truth; the exit status of `batch-agent run` is only derived from it.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::exit;
 use crate::shim::Usage;
 
 /// Whose doing a failure was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// The program failed, or the job asks for something that is not there.
@@ -52,7 +52,7 @@ impl Cause {
 }
 
 /// The state of a job, a task or an instance, in the words of the job service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// It was never started.
     Waiting,
@@ -119,7 +119,7 @@ impl From<crate::durable::FileError> for Failure {
 }
 
 /// What was uploaded, and what was not.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Uploaded {
     /// How many files arrived.
     pub files: u64,
@@ -130,7 +130,7 @@ pub struct Uploaded {
 }
 
 /// How one attempt of an instance ended.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstanceOutcome {
     /// The task.
     pub task: String,

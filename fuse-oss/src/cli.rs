@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 use fuse_oss::client::{Client, servers};
-use fuse_oss::overlay::upper;
+use fuse_oss::overlay::{leftovers, upper};
 use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
 use tracing_subscriber::EnvFilter;
 
@@ -126,7 +126,7 @@ fn umount(arguments: &UmountArguments) -> Result<(), MountError> {
         Some(mount) if mountpoint::is_dead(&mount) => {
             mountpoint::unmount(&target, UnmountMode::Lazy)?;
             if let Some(root) = upper::root_of(&mount) {
-                upper::remove_dead(&root, None, false);
+                leftovers::remove_dead(&root, None, false);
             }
             Ok(())
         }

@@ -18,6 +18,9 @@ pub enum Fault {
         "this mount has shown {0} names, which is the most it may remember; mount narrower prefixes instead of whole buckets"
     )]
     TooManyNames(usize),
+    /// One directory would take most of what the mount may take.
+    #[error("the directory has more than {0} names, which is the most one may have here; see --max-names")]
+    DirectoryTooLarge(usize),
     /// What a process before this one showed cannot be shown again.
     #[error("the record of what this mount has shown cannot be used: {0}; it has to be mounted anew")]
     Unrecoverable(String),
@@ -43,7 +46,7 @@ impl Fault {
                 _ => libc::EIO,
             },
             Self::Replaced(_) => libc::ESTALE,
-            Self::TooManyNames(_) => libc::ENOMEM,
+            Self::TooManyNames(_) | Self::DirectoryTooLarge(_) => libc::ENOMEM,
             Self::Unrecoverable(_) | Self::Internal(_) => libc::EIO,
         }
     }

@@ -15,6 +15,7 @@
 //!
 //! The keeper has one thread (a foreground mount has a second one for a moment) and waits in one place.
 
+mod errand;
 pub mod link;
 pub mod message;
 pub mod replace;
@@ -26,11 +27,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
@@ -41,6 +40,8 @@ use crate::mountpoint;
 use crate::options::UnmountMode;
 use crate::runtime::{CacheLock, RuntimePaths, bind_private, clean_up, clean_up_lower, private_dir};
 use crate::size::ByteSize;
+pub use errand::Errand;
+use errand::Errands;
 use message::{ToKeeper, ToWorker};
 use restarts::{Death, Next, Restarts};
 use worker::Worker;
@@ -75,7 +76,7 @@ pub struct ServerSettings {
 /// What is kept of a mount, in the order in which it travels.
 #[derive(Debug)]
 pub struct Files {
-    /// The request it was made from, in memory; see [`kept`](crate::server::kept).
+    /// The request it was made from, in memory; see [`Kept`](crate::server::keeping::Kept).
     pub request: OwnedFd,
     /// The connection to the kernel.
     pub device: OwnedFd,
@@ -130,9 +131,6 @@ struct Held {
     files: Files,
 }
 
-/// Something to be done once the server answers (a foreground mount); its failure ends the server.
-pub type Errand = Box<dyn FnOnce() -> Result<(), MountError> + Send>;
-
 /// The keeper of a server.
 #[derive(Debug)]
 pub struct Keeper {
@@ -156,7 +154,7 @@ pub struct Keeper {
     start_at: Option<Instant>,
     phase: Phase,
     signals: SignalFd,
-    errand_done: (EventFd, mpsc::Sender<Result<(), MountError>>, mpsc::Receiver<Result<(), MountError>>),
+    errands: Errands,
 }
 
 /// What the keeper is about.
@@ -234,8 +232,6 @@ impl Keeper {
         control: UnixListener,
         metrics: Option<UnixListener>,
     ) -> Result<Self, MountError> {
-        let (sender, receiver) = mpsc::channel();
-        let wake = EventFd::new().map_err(|errno| system("cannot make an eventfd", &errno.desc()))?;
         Ok(Self {
             settings,
             paths,
@@ -253,7 +249,7 @@ impl Keeper {
             start_at: Some(Instant::now()),
             phase: Phase::Starting,
             signals: signals()?,
-            errand_done: (wake, sender, receiver),
+            errands: Errands::new()?,
         })
     }
 
@@ -289,25 +285,9 @@ impl Keeper {
                     ready(&Ok(()));
                 }
                 if let Some(errand) = errand.take() {
-                    self.spawn_errand(errand);
+                    self.errands.begin(errand);
                 }
             }
-        }
-    }
-
-    fn spawn_errand(&self, errand: Errand) {
-        let sender = self.errand_done.1.clone();
-        let wake = self.errand_done.0.as_fd().try_clone_to_owned();
-        let run = move || {
-            // The keeper that is not there any more needs no answer.
-            let _ = sender.send(errand());
-            if let Ok(wake) = wake {
-                let _ = nix::unistd::write(wake, &1_u64.to_ne_bytes());
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("errand".to_owned()).spawn(run) {
-            let _ = self.errand_done.1.send(Err(system("cannot start a thread", &error)));
-            let _ = self.errand_done.0.write(1);
         }
     }
 
@@ -359,7 +339,7 @@ impl Keeper {
         };
         let mut waited = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.errand_done.0.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.errands.as_fd(), PollFlags::POLLIN),
         ];
         if let Some(link) = self.worker.as_ref().and_then(Worker::link) {
             waited.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
@@ -504,16 +484,15 @@ impl Keeper {
     }
 
     fn errand_has_ended(&mut self) {
-        let _ = self.errand_done.0.read();
-        match self.errand_done.2.try_recv() {
-            Ok(Ok(())) if self.mounts.is_empty() => self.end(Ok(())),
-            Ok(Ok(())) => {
+        match self.errands.ended() {
+            Some(Ok(())) if self.mounts.is_empty() => self.end(Ok(())),
+            Some(Ok(())) => {
                 if matches!(self.phase, Phase::Serving) {
                     self.phase = Phase::UntilUnmounted;
                 }
             }
-            Ok(Err(error)) => self.end(Err(error)),
-            Err(_) => {}
+            Some(Err(error)) => self.end(Err(error)),
+            None => {}
         }
     }
 

@@ -4,9 +4,11 @@
 //! tree, or as one that can be changed locally ([`overlay`]): nothing of that is ever uploaded. One server process, `fuse-oss serve`, owns a cache directory and a memory budget and serves all mounts of a
 //! machine; [`client::Client`] asks it to mount and unmount.
 //!
-//! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself;
+//! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself and
+//! [`filesystem::ledger`] for what a process after this one has to know of that;
 //! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
-//! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by [`geometry`]; [`cache`] the disk.
+//! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by
+//! [`geometry`]; [`cache`] the disk.
 //! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
 //! files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
 //!

@@ -289,7 +289,7 @@ impl Shared {
                 mount = self.label,
                 key = %first.escape_debug(),
                 "there are keys that a file system cannot show (empty, '.' or '..' segments, NUL, names over 255 bytes, \
-                 or an object beside a directory of the same name); this is the first, further ones are counted in `fuse-oss status`"
+                 or an object beside a directory of the same name), or whose place another entry has; this is the first, further ones are counted in `fuse-oss status`"
             );
         }
     }
@@ -312,7 +312,7 @@ impl Namespace {
             Some(file) => Journal::begin(label.clone(), file, &header)?,
             None => Journal::none(),
         };
-        let mut table = Table::with_seed(header.seed);
+        let mut table = Table::with_seed(header.seed, header.identity.most_names);
         let mut plan = Plan::default();
         let mut entries: Vec<(u64, Placed)> = (0..).zip(entries.into_iter().map(Into::into)).collect();
         // What is around a place is there before what is at it.
@@ -341,19 +341,19 @@ impl Namespace {
     /// # Errors
     /// [`Fault::Unrecoverable`]; the file is as it was then.
     pub fn recover(label: String, origins: &[Arc<Origin>], journal: std::fs::File) -> Result<Self, Fault> {
-        let (header, mut replay) = Replay::open(journal)?;
-        let mut table = Table::with_seed(header.seed);
+        let (header, replay) = Replay::open(journal)?;
+        let mut table = Table::with_seed(header.seed, header.identity.most_names);
         let mut plan = Plan::default();
         let mut placed = 0;
-        while let Some((input, sums)) = replay.next()? {
+        let replay = replay.each(|input, sums| {
             placed += u64::from(matches!(input, Input::Directory { .. } | Input::Object { .. }));
             take_again(&mut table, &mut plan, origins, input)?;
-            if Sums::of(&table) != sums {
-                return Err(Fault::Unrecoverable(
-                    "this version of fuse-oss makes something else of it than the one that wrote it".to_owned(),
-                ));
+            if Sums::of(&table) == sums {
+                return Ok(());
             }
-        }
+            let cause = "this version of fuse-oss makes something else of it than the one that wrote it";
+            Err(Fault::Unrecoverable(cause.to_owned()))
+        })?;
         if placed != header.entries || origins.len() as u64 != header.entries {
             let cause =
                 format!("{placed} of {} entries are in it, and {} were expected", header.entries, origins.len());

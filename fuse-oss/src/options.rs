@@ -67,6 +67,9 @@ pub struct MountOptions {
     /// What is brought in, in the background, as soon as the mount answers.
     #[serde(default)]
     pub prefetch: Prefetch,
+    /// The most names it may remember, at some 100 bytes each; ten million when absent. One directory may have four fifths of them.
+    #[serde(default)]
+    pub max_names: Option<u64>,
     /// What of it the disk cache keeps.
     #[serde(default)]
     pub cache: CacheUse,
@@ -112,6 +115,7 @@ impl Default for MountOptions {
             exec: true,
             nonempty: false,
             prefetch: Prefetch::None,
+            max_names: None,
             cache: CacheUse::default(),
             writable: None,
         }

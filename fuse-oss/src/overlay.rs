@@ -27,8 +27,10 @@
 //! behind until the file is removed, if that file's mode or times had been changed before.
 
 pub mod copy_up;
+pub mod leftovers;
 pub mod quota;
 pub mod removal;
+mod suitability;
 pub mod upper;
 
 use std::ffi::OsStr;

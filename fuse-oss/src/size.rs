@@ -10,6 +10,7 @@ use std::str::FromStr;
 /// assert_eq!("512MiB".parse::<ByteSize>().unwrap().bytes(), 512 << 20);
 /// assert_eq!("10GB".parse::<ByteSize>().unwrap().bytes(), 10_000_000_000);
 /// assert_eq!(ByteSize::new(2 << 30).to_string(), "2GiB");
+/// assert_eq!(ByteSize::new(200_000_000_000).to_string(), "200GB");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
@@ -78,7 +79,8 @@ impl fmt::Display for ByteSize {
         if self.0 == 0 {
             return f.write_str("0");
         }
-        match UNITS.iter().filter(|(name, _)| name.len() > 1).find(|(_, factor)| self.0.is_multiple_of(*factor)) {
+        let units = UNITS.iter().filter(|(name, factor)| name.len() > 1 && self.0.is_multiple_of(*factor));
+        match units.max_by_key(|(_, factor)| *factor) {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}", self.0),
         }

@@ -19,13 +19,19 @@ use serde::Serialize;
 
 use crate::command::Command;
 use crate::device::{Device, Kind};
+use crate::identity::Node;
 use crate::inventory::number_of;
 use crate::sample::{Sampled, sample};
 use crate::signature::{Content, Probed, understand};
+use crate::trace::{Traces, trace};
 
 /// How long opening, probing and sampling a device may each take. A disk that is restored from a snapshot while it is
 /// being read takes tens of milliseconds for each sample.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a device is asked for before it counts as kept by somebody, and how long to sleep between.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How many devices are looked at at once.
 const AT_ONCE: usize = 8;
@@ -98,32 +104,7 @@ impl Examiner {
 
     /// Looks at one device. Never fails: what could not be found out is [`Content::Unknown`], which is a refusal.
     pub fn examine(&self, device: &Device) -> Evidence {
-        match device.kind {
-            Kind::Optical | Kind::Floppy => {
-                return Evidence::unknown(format!("{} is not looked at", device.kind));
-            }
-            _ if device.size == 0 => return Evidence::unknown("its size is 0: there is no medium or file in it"),
-            _ if device.suspended => return Evidence::unknown("it is suspended (dmsetup resume ends that)"),
-            _ => {}
-        }
-        let subject = device.clone();
-        let file = match self.in_time("opening it", move || open(&subject)) {
-            Ok(file) => file,
-            Err(why) => return Evidence::unknown(why),
-        };
-        let content = match self.probe(&device.path) {
-            Probed::Signature(signature) => Content::Signature(signature),
-            Probed::Ambiguous => Content::Ambiguous,
-            Probed::Unknown(why) => Content::Unknown { why },
-            Probed::Nothing => {
-                let size = device.size;
-                match self.in_time("reading it", move || sample(&file, size)) {
-                    Ok(Sampled::Nonzero { at }) => Content::Data { first_nonzero_at: at },
-                    Ok(Sampled::Zeros { bytes }) => Content::Empty { sampled: bytes },
-                    Err(why) => Content::Unknown { why },
-                }
-            }
-        };
+        let content = self.content(device);
         if !matches!(content, Content::Empty { .. }) {
             return Evidence { content, claimed: false };
         }
@@ -132,6 +113,46 @@ impl Examiner {
             Ok(claimed) => Evidence { content, claimed },
             Err(why) => Evidence::unknown(why),
         }
+    }
+
+    /// What one device carries, without asking whether somebody keeps it.
+    pub(crate) fn content(&self, device: &Device) -> Content {
+        let unknown = |why: String| Content::Unknown { why };
+        match device.kind {
+            Kind::Optical | Kind::Floppy => return unknown(format!("{} is not looked at", device.kind)),
+            _ if device.size == 0 => return unknown("its size is 0: there is no medium or file in it".to_owned()),
+            _ if device.suspended => return unknown("it is suspended (dmsetup resume ends that)".to_owned()),
+            _ => {}
+        }
+        let subject = device.clone();
+        let file = match self.in_time("opening it", move || open(&subject)) {
+            Ok(file) => file,
+            Err(why) => return unknown(why),
+        };
+        match self.probe(&device.path) {
+            Probed::Signature(signature) => Content::Signature(signature),
+            Probed::Ambiguous => Content::Ambiguous,
+            Probed::Unknown(why) => unknown(why),
+            Probed::Nothing => {
+                let size = device.size;
+                match self.in_time("reading it", move || sample(&file, size)) {
+                    Ok(Sampled::Nonzero { at }) => Content::Data { first_nonzero_at: at },
+                    Ok(Sampled::Zeros { bytes }) => Content::Empty { sampled: bytes },
+                    Err(why) => unknown(why),
+                }
+            }
+        }
+    }
+
+    /// What this node has left on a device. An error is a reason why that could not be found out.
+    pub(crate) fn traces(&self, device: &Device, node: &Node) -> Result<Traces, String> {
+        let (subject, prefix) = (device.clone(), *node.prefix());
+        self.in_time("reading it", move || {
+            let file = open(&subject)?;
+            let mut traces = trace(&file, subject.size, &prefix)?;
+            traces.claimed = is_claimed(&subject.path)?;
+            Ok(traces)
+        })
     }
 
     fn probe(&self, path: &Path) -> Probed {
@@ -146,7 +167,7 @@ impl Examiner {
     }
 
     /// Does something in a thread, and leaves it there when it takes too long. An error is a reason.
-    fn in_time<T: Send + 'static>(
+    pub(crate) fn in_time<T: Send + 'static>(
         &self,
         what: &str,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -199,11 +220,15 @@ fn open(device: &Device) -> io::Result<File> {
 ///
 /// Opening with `O_EXCL` and without `O_CREAT` asks for that claim (open(2)). It is given back at once.
 fn is_claimed(path: &Path) -> io::Result<bool> {
-    match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path) {
-        Ok(_) => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
-        Err(error) => Err(error),
+    // A program that another thread is just starting has copies of our own open files for a moment.
+    for _ in 0..TRIES {
+        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path) {
+            Ok(_) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
     }
+    Ok(true)
 }
 
 #[cfg(test)]

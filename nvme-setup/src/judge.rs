@@ -120,6 +120,11 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
+    /// Whether it is about what the device carries, and not about what it is or who uses it.
+    pub(crate) fn is_content(&self) -> bool {
+        matches!(self, Self::Carries { .. } | Self::Data { .. } | Self::Ambiguous | Self::Unknown { .. })
+    }
+
     /// The command that a person would run to make the device usable, *if nothing on it is needed*. Only for a device that
     /// nobody uses: what is mounted or held is not talked about.
     fn erase(&self, device: &Path) -> Option<String> {

@@ -1,28 +1,42 @@
-//! `nvme-setup`: says what block devices there are and which of them could be used.
+//! `nvme-setup`: says what block devices there are, and makes mounted volumes of those that are free and empty.
 
+mod options;
 mod table;
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use nvme_setup::{Device, Examiner, Inventory, Roots, Rules, judge};
+use nvme_setup::{
+    Device, Event, Evidence, Examiner, Inventory, Node, Plan, Request, Roots, Rules, Setup, SetupError, judge,
+};
+use serde::Serialize;
+use serde_json::json;
 
+use options::{Options, Wrong};
 use table::Report;
 
 /// The command line was wrong (sysexits.h).
 const USAGE: u8 = 64;
-/// The system or a device failed us.
+/// The system or a device failed us, or a disk is refused.
 const OS: u8 = 71;
+/// The settings file was wrong.
+const SETTINGS: u8 = 78;
 
-/// Finds out which disks of this machine are free and empty.
+/// The version of the JSON documents. It rises when a reader would have to change.
+const FORMAT: u32 = 1;
+
+/// Finds the disks of this machine that are free and empty, and makes mounted volumes of them.
 #[derive(Debug, Parser)]
 #[command(
     name = "nvme-setup",
     version,
     after_help = "\
-Exit status: 0 done, 64 wrong usage, 71 a device or the operating system failed."
+Exit status: 0 done, 64 wrong usage, 71 a disk is refused, or a device or the operating system failed, 78 wrong settings."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -33,6 +47,14 @@ struct Arguments {
 enum Command {
     /// Show every block device: what it is, what it carries, who uses it, whether it could be used and why not.
     Status(StatusArguments),
+    /// Show what `apply` would do, why, and what it found. Changes nothing.
+    Plan(ChangeArguments),
+    /// Prepare volumes: find their disks, make file systems on those that are empty, mount them.
+    Apply(ApplyArguments),
+    /// Take volumes away: swap off, unmount, stop arrays. Never wipes anything.
+    Release(ChangeArguments),
+    /// Give freed space back to the disks of the mounted volumes that ask for it (`trim: periodic`); for a timer.
+    Trim(ChangeArguments),
 }
 
 /// Shows every block device: what it is, what it carries, who uses it, whether it could be used as scratch space, and why
@@ -51,7 +73,51 @@ struct StatusArguments {
     /// A loop device that is named here counts as a disk.
     #[arg(long, value_name = "PATH", num_args = 1..)]
     device: Vec<PathBuf>,
+
+    /// What this node is called, instead of what its firmware says; see `apply --help`.
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
 }
+
+#[derive(Debug, Args)]
+struct ChangeArguments {
+    #[command(flatten)]
+    options: Options,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+
+    /// What this node is called, instead of its instance id or the UUID of its firmware. It must never change while the node
+    /// lives, and no other node may have it: volumes are known by it.
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+}
+
+/// Prepares volumes: finds their disks, makes file systems on those that are empty, mounts them.
+///
+/// A disk is used only when it is proved to be empty (no signature of any kind, zeros wherever it is read, nobody uses it), or
+/// when it carries the volume that this node made on it. Anything else is refused, with the cause and the command that a person
+/// would run. Nothing is done when anything is refused. Running it again does nothing, and after an interruption it goes on.
+#[derive(Debug, Args)]
+#[command(after_help = APPLY_HELP)]
+struct ApplyArguments {
+    #[command(flatten)]
+    change: ChangeArguments,
+
+    /// Show what would be done, why, and what was found. Changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+const APPLY_HELP: &str = "\
+Examples:
+  nvme-setup apply --mount /data                                all instance-store disks as one volume
+  nvme-setup apply --mount /data --each                         one volume for each, at /data/0, /data/1, ...
+  nvme-setup apply --mount /ref --volume-id vol-0a1b --existing mount what is on a cloud disk
+  nvme-setup apply --config /etc/disks.yaml --dry-run
+
+Exit status: 0 done, 64 wrong usage, 71 a disk is refused, or a device or the operating system failed, 78 wrong settings.";
 
 const STATUS_HELP: &str = "\
 ROLE     root            the root file system lies on it
@@ -62,6 +128,7 @@ CARRIES  nothing         no signature, and zeros in every sample, both ends incl
          data            no signature, but not zeros: somebody's data, or its rest
          ambiguous       several signatures: `wipefs DEVICE` lists them
          ?               it could not be looked at; `--device NAME` says why
+         ..., a volume of this node's (or another node's): it was made by `nvme-setup apply`
 USABLE?  yes             free and empty
          no: ...         the weightiest reason; `--device NAME` lists all
 
@@ -69,6 +136,21 @@ Exit status: 0 done, 64 wrong usage, 71 a device or the operating system failed.
 
 /// Why there is no answer, and the exit status for it.
 struct Failure(u8, String);
+
+impl From<SetupError> for Failure {
+    fn from(error: SetupError) -> Self {
+        Self(OS, error.to_string())
+    }
+}
+
+impl From<Wrong> for Failure {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Usage(text) => Self(USAGE, text),
+            Wrong::Settings(text) => Self(SETTINGS, text),
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -79,11 +161,20 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let Command::Status(arguments) = arguments.command;
-    match status(&arguments) {
+    let result = match &arguments.command {
+        Command::Status(arguments) => status(arguments),
+        Command::Plan(change) => show_plan(change),
+        Command::Apply(arguments) if arguments.dry_run => show_plan(&arguments.change),
+        Command::Apply(arguments) => apply(&arguments.change),
+        Command::Release(change) => release(change),
+        Command::Trim(change) => trim(change),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(status, message)) => {
-            eprintln!("nvme-setup: {message}");
+            for line in message.lines() {
+                eprintln!("nvme-setup: {line}");
+            }
             ExitCode::from(status)
         }
     }
@@ -95,24 +186,18 @@ fn status(arguments: &StatusArguments) -> Result<(), Failure> {
     let evidence = Examiner::default().examine_all(devices.iter().copied());
     let named = !arguments.device.is_empty();
     let rules = Rules { loop_devices: named, ..Rules::default() };
-    let report = Report::new(&inventory, &devices, &evidence, |device, evidence| {
+    // Without a name nothing can be told to be this node's; all else can be shown.
+    let node = node(arguments.node.as_deref()).ok();
+    let report = Report::new(&inventory, &devices, &evidence, node.as_ref(), |device, evidence| {
         judge(&inventory, device, Some(evidence), &rules)
     });
-    let text = if arguments.json {
-        let json = serde_json::to_string_pretty(&report);
-        json.map_err(|error| Failure(OS, format!("cannot write JSON: {error}")))? + "\n"
-    } else {
-        for note in report.notes() {
-            eprintln!("nvme-setup: {note}");
-        }
-        report.table(named)
-    };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure(OS, format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(()),
+    if arguments.json {
+        return print_json(&report);
     }
+    for note in report.notes() {
+        eprintln!("nvme-setup: {note}");
+    }
+    print(&report.table(named))
 }
 
 /// The devices that were named, each once, or all.
@@ -135,4 +220,155 @@ fn wanted<'a>(inventory: &'a Inventory, paths: &[PathBuf]) -> Result<Vec<&'a Dev
         }
     }
     Ok(devices)
+}
+
+fn node(name: Option<&str>) -> Result<Node, Failure> {
+    match name.map(str::trim) {
+        Some("") => Err(Failure(USAGE, "--node is empty".to_owned())),
+        Some(name) => Ok(Node::new(name)),
+        None => Node::of_machine(&Roots::default()).map_err(|error| Failure(OS, error.to_string())),
+    }
+}
+
+/// What is asked for; a command that changes something has to be told.
+fn request(change: &ChangeArguments) -> Result<Request, Failure> {
+    let request = change.options.request()?;
+    request.ok_or_else(|| Failure(USAGE, "say what to prepare: --mount DIR (see --help), or --config FILE".to_owned()))
+}
+
+fn show_plan(change: &ChangeArguments) -> Result<(), Failure> {
+    let request = request(change)?;
+    let setup = Setup::new(node(change.node.as_deref())?);
+    let world = setup.observe(&request)?;
+    let plan = nvme_setup::plan(&world, &request, setup.node());
+    let evidence: &BTreeMap<String, Evidence> = &world.evidence;
+    let devices: Vec<&Device> = world.inventory.devices().iter().collect();
+    let rules = Rules::default();
+    let report = Report::new(&world.inventory, &devices, evidence, Some(setup.node()), |device, evidence| {
+        let named = world.named.values().any(|name| *name == device.name);
+        judge(&world.inventory, device, Some(evidence), &Rules { loop_devices: named, ..rules })
+    });
+    if change.json {
+        print_json(&json!({ "format": FORMAT, "node": setup.node().id(), "plan": plan, "evidence": report }))?;
+    } else {
+        print(&format!("{}\n{}", report.table(false), describe(&plan)))?;
+    }
+    if plan.refusals.is_empty() { Ok(()) } else { Err(Failure(OS, "nothing would be done".to_owned())) }
+}
+
+/// A plan for people.
+fn describe(plan: &Plan) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{line}");
+    };
+    for settled in &plan.settled {
+        line(format!("{}: there already, on {}", settled.volume.display(), settled.device));
+    }
+    for planned in &plan.steps {
+        line(format!("{}: {}", planned.volume.display(), planned.step));
+        line(format!("    because: {}", planned.because));
+    }
+    for note in &plan.notes {
+        line(format!("note: {note}"));
+    }
+    for refusal in &plan.refusals {
+        line(format!("refused: {refusal}"));
+    }
+    if plan.is_done() {
+        line("nothing to do".to_owned());
+    }
+    text
+}
+
+fn apply(change: &ChangeArguments) -> Result<(), Failure> {
+    let request = request(change)?;
+    let setup = Setup::new(node(change.node.as_deref())?);
+    let mut watch = |event: Event<'_>| {
+        match event {
+            Event::Waiting { refusals } => {
+                for refusal in refusals {
+                    eprintln!("nvme-setup: waiting: {refusal}");
+                }
+            }
+            Event::Begin(planned) => eprintln!("nvme-setup: {}: {}", planned.volume.display(), planned.step),
+            Event::Done { .. } => {}
+        }
+        ControlFlow::Continue(())
+    };
+    let result = setup.apply(&request, &mut watch);
+    if change.json {
+        let refusals = match &result {
+            Err(SetupError::Refused(plan)) => &*plan.refusals,
+            _ => &[],
+        };
+        let error = result.as_ref().err().map(ToString::to_string);
+        let report = result.as_ref().ok();
+        print_json(&json!({ "format": FORMAT, "report": report, "refusals": refusals, "error": error }))?;
+    }
+    let report = result?;
+    if !change.json {
+        let mut text = String::new();
+        for settled in &report.settled {
+            let did = report.done.iter().any(|planned| planned.volume == settled.volume);
+            let how = if did { "ready" } else { "there already" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{}: {how}, on {}", settled.volume.display(), settled.device);
+        }
+        for note in &report.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        print(&text)?;
+    }
+    Ok(())
+}
+
+fn release(change: &ChangeArguments) -> Result<(), Failure> {
+    let request = change.options.request()?;
+    let setup = Setup::new(node(change.node.as_deref())?);
+    let released = setup.release(request.as_ref())?;
+    if change.json {
+        return print_json(&json!({ "format": FORMAT, "released": released }));
+    }
+    let mut text = String::new();
+    for (what, paths) in [
+        ("swapped off", &released.swapped_off),
+        ("unmounted", &released.unmounted),
+        ("stopped the array", &released.stopped),
+    ] {
+        for path in paths {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{what} {}", path.display());
+        }
+    }
+    if text.is_empty() {
+        text.push_str("nothing to release\n");
+    }
+    print(&text)
+}
+
+fn trim(change: &ChangeArguments) -> Result<(), Failure> {
+    let request = request(change)?;
+    let setup = Setup::new(node(change.node.as_deref())?);
+    let trimmed = setup.trim(&request)?;
+    if change.json {
+        return print_json(&json!({ "format": FORMAT, "trimmed": trimmed }));
+    }
+    let lines: Vec<String> = trimmed.iter().map(|at| format!("trimmed {}\n", at.display())).collect();
+    print(if lines.is_empty() { "nothing to trim\n".to_owned() } else { lines.concat() }.as_str())
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(value);
+    print(&(json.map_err(|error| Failure(OS, format!("cannot write JSON: {error}")))? + "\n"))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure(OS, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }

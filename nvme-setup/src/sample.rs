@@ -68,6 +68,12 @@ fn ranges(size: u64) -> Vec<Range<u64>> {
     ranges
 }
 
+/// Whether there are only zeros. Compared piece by piece with zeros: that is as fast as memory is, in any build.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
+}
+
 /// Looks at the samples of a device, or a file, of `size` bytes until one is not zero.
 pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
     let mut buffer = vec![0; 1 << 20];
@@ -80,7 +86,9 @@ pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
             file.read_exact_at(part, at)
                 .map_err(|error| io::Error::new(error.kind(), format!("reading at byte {at} failed: {error}")))?;
             let length = u64::try_from(part.len()).map_err(io::Error::other)?;
-            if let Some(index) = part.iter().position(|&byte| byte != 0) {
+            if !is_zero(part)
+                && let Some(index) = part.iter().position(|&byte| byte != 0)
+            {
                 return Ok(Sampled::Nonzero { at: at + u64::try_from(index).map_err(io::Error::other)? });
             }
             at += length;
@@ -88,6 +96,27 @@ pub(crate) fn sample(file: &File, size: u64) -> io::Result<Sampled> {
         }
     }
     Ok(Sampled::Zeros { bytes })
+}
+
+/// Visits every block of 4 KiB of the samples that is not all zeros, until `visit` has seen enough and says `false`.
+///
+/// Blocks begin at multiples of 4 KiB of the device; the last one of a device may be shorter.
+pub(crate) fn nonzero_blocks(file: &File, size: u64, mut visit: impl FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    for range in ranges(size) {
+        let mut at = range.start / ALIGNMENT * ALIGNMENT;
+        while at < range.end {
+            let length = usize::try_from((size - at).min(ALIGNMENT)).map_err(io::Error::other)?;
+            let block = &mut buffer[..length];
+            file.read_exact_at(block, at)
+                .map_err(|error| io::Error::new(error.kind(), format!("reading at byte {at} failed: {error}")))?;
+            if !is_zero(block) && !visit(at, block) {
+                return Ok(());
+            }
+            at += ALIGNMENT;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use nvme_setup::{Content, Device, Evidence, Inventory, Kind, Verdict, human_size, printable};
+use nvme_setup::{Content, Device, Evidence, Inventory, Kind, Node, Owner, Uuid, Verdict, human_size, printable};
 use serde::Serialize;
 
 /// The version of the JSON document. It rises when a reader would have to change.
@@ -16,6 +16,8 @@ pub struct Row<'a> {
     device: &'a Device,
     content: &'a Content,
     claimed: bool,
+    /// Whose it is, when it was made by this program.
+    made_by: Option<Owner>,
     verdict: Verdict,
 }
 
@@ -33,6 +35,7 @@ impl<'a> Report<'a> {
         inventory: &'a Inventory,
         devices: &[&'a Device],
         evidence: &'a BTreeMap<String, Evidence>,
+        node: Option<&Node>,
         judge: impl Fn(&Device, &Evidence) -> Verdict,
     ) -> Self {
         let mut notes = inventory.notes().to_vec();
@@ -41,7 +44,8 @@ impl<'a> Report<'a> {
             .filter_map(|device| {
                 let found = evidence.get(&device.name)?;
                 let verdict = judge(device, found);
-                Some(Row { device, content: &found.content, claimed: found.claimed, verdict })
+                let made_by = node.and_then(|node| node.owner(uuid(&found.content)?));
+                Some(Row { device, content: &found.content, claimed: found.claimed, made_by, verdict })
             })
             .collect();
         let unknown: Vec<&str> = rows.iter().filter(|row| row.is_unknown()).map(|row| &*row.device.name).collect();
@@ -114,7 +118,11 @@ impl Row<'_> {
             format!("{indent}{}", printable(&device.name)),
             human_size(device.size),
             device.role.to_string(),
-            carries(self.content),
+            match self.made_by {
+                Some(Owner::ThisNode) => format!("{}, a volume of this node's", carries(self.content)),
+                Some(Owner::AnotherNode) => format!("{}, a volume of another node's", carries(self.content)),
+                None => carries(self.content),
+            },
             self.used_by(),
             verdict,
         ]
@@ -169,6 +177,14 @@ impl Row<'_> {
         if let Some(command) = self.verdict.erase_command() {
             line("to erase it", &format!("{command}    (only if nothing on it is needed)"));
         }
+    }
+}
+
+/// The UUID of what a device carries, when it has the form of ours.
+fn uuid(content: &Content) -> Option<Uuid> {
+    match content {
+        Content::Signature(signature) => signature.uuid.as_deref()?.parse().ok(),
+        _ => None,
     }
 }
 

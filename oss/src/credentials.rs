@@ -34,7 +34,7 @@ use crate::secret::Secret;
 use crate::settings::{CredentialSource, StoreSettings};
 use crate::sign::Signatory;
 
-pub(crate) use metadata::Metadata;
+pub use metadata::{Metadata, MetadataError};
 
 /// How long before their end credentials are replaced.
 const MARGIN: Duration = Duration::from_secs(300);

@@ -28,6 +28,7 @@ mod config;
 mod content;
 mod error;
 mod fault;
+mod generated;
 mod listing;
 mod log;
 mod multipart;
@@ -58,6 +59,7 @@ use tokio::sync::mpsc;
 pub use config::{AccessKey, Action, BucketConfig, Deny, Dialect, DoubleConfig};
 pub use content::Content;
 pub use fault::{Fault, FaultId, Often, When};
+pub use generated::Generated;
 pub use log::Request;
 pub use operation::Operation;
 pub use server::Outage;
@@ -156,6 +158,11 @@ impl Double {
     pub fn put(&self, bucket: &str, key: &str, content: impl Into<Content>) {
         let object = world::plain_object(content.into(), self.world().now());
         self.with_bucket(bucket, |bucket| bucket.objects.insert(key.to_owned(), object));
+    }
+
+    /// Has a directory of objects made up while it is listed and read; nothing else of that prefix is listed then.
+    pub fn generate(&self, bucket: &str, generated: Generated) {
+        self.with_bucket(bucket, |bucket| bucket.generated = Some(generated));
     }
 
     /// The bytes of an object.

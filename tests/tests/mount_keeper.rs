@@ -14,19 +14,26 @@ const LARGE: usize = 9 << 20;
 
 /// A tree with a small file, a large one and a directory.
 fn fill(sandbox: &Sandbox) -> Vec<u8> {
-    let bytes: Vec<u8> = (0..LARGE).map(|n| u8::try_from(n * 7 / 3 % 251).unwrap()).collect();
-    fs::write(sandbox.source().join("large"), &bytes).unwrap();
-    fs::write(sandbox.source().join("small"), "hello").unwrap();
-    fs::create_dir(sandbox.source().join("directory")).unwrap();
-    fs::write(sandbox.source().join("directory/file"), "inside").unwrap();
+    let bytes: Vec<u8> =
+        (0..LARGE).map(|n| u8::try_from(n * 7 / 3 % 251).expect("the test's own files and processes")).collect();
+    fs::write(sandbox.source().join("large"), &bytes).expect("the test's own files and processes");
+    fs::write(sandbox.source().join("small"), "hello").expect("the test's own files and processes");
+    fs::create_dir(sandbox.source().join("directory")).expect("the test's own files and processes");
+    fs::write(sandbox.source().join("directory/file"), "inside").expect("the test's own files and processes");
     bytes
 }
 
 /// A server that a test runs itself, with these arguments, and the mount.
 fn serve(sandbox: &Sandbox, arguments: &[&str]) -> Child {
-    let log = File::create(sandbox.path("run/test.log")).unwrap();
+    let log = File::create(sandbox.path("run/test.log")).expect("the test's own files and processes");
     let mut server = sandbox.command();
-    let child = server.arg("serve").args(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let child = server
+        .arg("serve")
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("the test's own files and processes");
     wait_until("the server answers", || sandbox.run(["status", "--json"]).stdout.contains("\"worker\""));
     sandbox.mount();
     child
@@ -34,7 +41,7 @@ fn serve(sandbox: &Sandbox, arguments: &[&str]) -> Child {
 
 fn kill_worker(sandbox: &Sandbox) -> Pid {
     let worker = sandbox.worker().expect("a worker");
-    kill(worker, Signal::SIGKILL).unwrap();
+    kill(worker, Signal::SIGKILL).expect("the test's own files and processes");
     wait_until("there is another worker", || {
         sandbox.worker().is_some_and(|now| now != worker) && sandbox.run(["status"]).code == Some(0)
     });
@@ -42,7 +49,7 @@ fn kill_worker(sandbox: &Sandbox) -> Pid {
 }
 
 fn pid(child: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(child.id()).unwrap())
+    Pid::from_raw(i32::try_from(child.id()).expect("the test's own files and processes"))
 }
 
 #[test]
@@ -186,15 +193,21 @@ fn another_program_takes_over_and_one_that_cannot_does_not() {
 
 /// Asks the server over its socket to go on with this program; the answer as it came.
 fn replace_with(sandbox: &Sandbox, program: &Path) -> String {
-    let socket = fs::read_dir(sandbox.path("run")).unwrap().find_map(|entry| {
-        let path = entry.unwrap().path();
+    let socket = fs::read_dir(sandbox.path("run")).expect("the test's own files and processes").find_map(|entry| {
+        let path = entry.expect("the test's own files and processes").path();
         path.extension().is_some_and(|extension| extension == "sock").then_some(path)
     });
-    let mut stream = std::os::unix::net::UnixStream::connect(socket.expect("a socket")).unwrap();
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(socket.expect("a socket")).expect("the test's own files and processes");
     let request = fuse_oss::protocol::Request::Replace { program: program.to_owned() };
-    std::io::Write::write_all(&mut stream, &fuse_oss::protocol::encode(&request).unwrap()).unwrap();
+    std::io::Write::write_all(
+        &mut stream,
+        &fuse_oss::protocol::encode(&request).expect("the test's own files and processes"),
+    )
+    .expect("the test's own files and processes");
     let mut answer = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut answer).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut answer)
+        .expect("the test's own files and processes");
     answer
 }
 
@@ -226,9 +239,9 @@ fn the_keeper_is_small_and_neither_process_shows_a_secret() {
 }
 
 fn kill_preference_can_be_lowered() -> bool {
-    let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+    let mut child = Command::new("sleep").arg("100").spawn().expect("the test's own files and processes");
     let lowered = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-900").is_ok();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.kill().expect("the test's own files and processes");
+    child.wait().expect("the test's own files and processes");
     lowered
 }

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
 use tests::bucket::{Bucket, passthrough_expected, sample};
 use tests::double::DoubleConfig;
 use tests::mapped::Mapped;
@@ -301,4 +302,36 @@ fn so_they_are_where_the_mount_can_be_written_to() {
     assert_eq!(fs::read_to_string(at(b"\xcc\xf9")).unwrap(), "from the store");
     assert_eq!((fs::read_to_string(&new).unwrap(), old.exists()), ("from here".to_owned(), false));
     assert_eq!(bucket.double.objects(tests::bucket::NAME).len(), 1);
+}
+
+#[test]
+fn all_of_it_outlives_the_process_that_answers() {
+    let bucket = two().argument("--entry=in/side=oss://second-bucket/dir/").argument("--locale=GBK");
+    bucket.put("in/\u{8d34}\u{56fe}", "texture".into());
+    bucket.put("in/side/covered", "covered".into());
+    bucket.double.put(SECOND, "dir/\u{573a}\u{666f}", "scene");
+    bucket.mount();
+    let at = |name: &[u8]| bucket.sandbox.mnt().join(OsStr::from_bytes(name));
+    assert_eq!(fs::read_to_string(at(b"in/\xcc\xf9\xcd\xbc")).unwrap(), "texture");
+    let before = bucket.sandbox.status()["mounts"][0]["nodes"].clone();
+    let worker = bucket.sandbox.worker().unwrap();
+    kill(worker, Signal::SIGKILL).unwrap();
+    wait_until("another one is there", || bucket.sandbox.worker().is_some_and(|other| other != worker));
+    assert_eq!(fs::read_to_string(at(b"in/side/\xb3\xa1\xbe\xb0")).unwrap(), "scene");
+    assert_eq!(fs::read_to_string(at(b"in/\xcc\xf9\xcd\xbc")).unwrap(), "texture");
+    assert!(!at(b"in/side/covered").exists());
+    assert!(bucket.sandbox.status()["mounts"][0]["nodes"].as_u64() >= before.as_u64());
+
+    let (alone, target) = alone(2 << 20);
+    let file = File::open(&target).unwrap();
+    let worker = alone.sandbox.worker().unwrap();
+    kill(worker, Signal::SIGKILL).unwrap();
+    let mut content = Vec::new();
+    (&file).read_to_end(&mut content).unwrap();
+    assert!(content == sample(7, 2 << 20));
+    drop(file);
+    wait_until("another one is there", || alone.sandbox.worker().is_some_and(|other| other != worker));
+    assert!(fs::read(&target).unwrap() == sample(7, 2 << 20));
+    wait_until("it can be unmounted", || alone.sandbox.run(["umount".as_ref(), target.as_os_str()]).code == Some(0));
+    assert!(!target.exists(), "whoever unmounts knows that the file was made");
 }

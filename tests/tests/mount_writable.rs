@@ -257,7 +257,7 @@ fn nothing_but_the_target_is_to_be_seen() {
     let bucket = bucket();
     let (sandbox, mnt) = (&bucket.sandbox, bucket.sandbox.mnt());
     bucket.mount();
-    assert_eq!(sandbox.mounts(), [mnt.clone()]);
+    assert_eq!(sandbox.mounts(), [sandbox.mnt()]);
     let mounted = fuse_oss::mountpoint::mounted_on(&mnt).unwrap();
     assert_eq!((mounted.fs_type.as_str(), mounted.source.to_str().unwrap()), ("overlay", "oss://test-bucket/"));
     assert!(mounted.is_ours());
@@ -421,7 +421,7 @@ fn what_a_killed_server_leaves_goes_with_the_next() {
     let dead = fs::read(mnt.join("d/two")).unwrap_err().raw_os_error();
     assert!(matches!(dead, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{dead:?}");
     bucket.mount();
-    assert_eq!(bucket.sandbox.mounts(), [mnt.clone()]);
+    assert_eq!(bucket.sandbox.mounts(), [bucket.sandbox.mnt()]);
     assert!(!mnt.join("new").exists());
     assert_eq!(fs::read(mnt.join("d/two")).unwrap(), sample(5000, 5000));
     wait_until("what was written is gone", || count() == 2);
@@ -637,110 +637,6 @@ fn many_views_of_one_bucket_do_not_meet() {
     assert_only_read(&bucket);
     bucket.sandbox.end_server(Signal::SIGTERM);
     assert!(bucket.sandbox.mounts().is_empty() && uppers(&bucket.sandbox).is_empty());
-}
-
-const LOCKS: &str = r#"
-import ctypes, fcntl, os, struct, sys
-kind, how, path, wait = sys.argv[1:5]
-shared = how == "shared"
-f = open(path, "rb" if shared or wait == "readonly" else "r+b")
-def lock(block):
-    if kind == "flock":
-        fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if block else fcntl.LOCK_NB))
-        return
-    # The first byte only. F_OFD_SETLK is 37, F_OFD_SETLKW 38.
-    request = {("posix", False): fcntl.F_SETLK, ("posix", True): fcntl.F_SETLKW, ("ofd", False): 37, ("ofd", True): 38}[kind, block]
-    fcntl.fcntl(f, request, struct.pack("hhqqi4x", fcntl.F_RDLCK if shared else fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
-try:
-    lock(wait == "wait")
-except BlockingIOError:
-    print("refused", flush=True)
-    sys.exit()
-print("held", flush=True)
-sys.stdin.read()
-"#;
-
-/// A process that holds a lock, or was refused it; it ends, without letting go of the lock first, when it is dropped.
-struct Locker {
-    process: std::process::Child,
-    said: io::BufReader<std::process::ChildStdout>,
-}
-
-impl Locker {
-    fn start(kind: &str, how: &str, path: &Path, mode: &str) -> Self {
-        let mut process = Command::new(tests::python::interpreter())
-            .args(["-c", LOCKS, kind, how])
-            .arg(path)
-            .arg(mode)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let said = io::BufReader::new(process.stdout.take().unwrap());
-        Self { process, said }
-    }
-
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        io::BufRead::read_line(&mut self.said, &mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    fn holds(kind: &str, how: &str, path: &Path, mode: &str) -> (Self, bool) {
-        let mut locker = Self::start(kind, how, path, mode);
-        let answer = locker.answer();
-        assert!(matches!(answer.as_str(), "held" | "refused"), "{kind} {how}: {answer:?}");
-        (locker, answer == "held")
-    }
-}
-
-impl Drop for Locker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[test]
-fn locks_work_within_the_node() {
-    let bucket = bucket();
-    bucket.mount();
-    let shows = bucket.sandbox.path("shows");
-    fs::create_dir(&shows).unwrap();
-    fs::write(bucket.sandbox.source().join("object"), "in the store").unwrap();
-    bucket.sandbox.run(["mount".as_ref(), bucket.sandbox.location().as_ref(), shows.as_os_str()]).succeeded();
-    fs::write(bucket.path("local"), "local").unwrap();
-
-    let views = [(bucket.path("d/two"), "try"), (bucket.path("local"), "try"), (shows.join("object"), "readonly")];
-    for (path, mode) in &views {
-        for kind in ["flock", "posix", "ofd"] {
-            let holds = |how: &str| Locker::holds(kind, how, path, mode);
-            let (first, got) = holds("shared");
-            assert!(got, "{kind} on {}", path.display());
-            let (second, got) = holds("shared");
-            assert!(got, "{kind}: two may share");
-            // POSIX and OFD locks for writing need a file that is open for writing.
-            if *mode == "readonly" && kind != "flock" {
-                continue;
-            }
-            assert!(!holds("exclusive").1, "{kind}: one cannot have it alone while two share it");
-            drop(first);
-            assert!(!holds("exclusive").1, "{kind}: nor while one does");
-            drop(second);
-            let (alone, got) = holds("exclusive");
-            assert!(got, "{kind}: a lock ends with its process");
-            assert!(!holds("shared").1 && !holds("exclusive").1, "{kind}: it is held alone");
-            // Who waits gets it when its holder is killed.
-            let mut waiting =
-                Locker::start(kind, "shared", path, if *mode == "readonly" { "readonly" } else { "wait" });
-            if *mode == "readonly" {
-                assert_eq!(waiting.answer(), "refused");
-            } else {
-                drop(alone);
-                assert_eq!(waiting.answer(), "held", "{kind}: the next one gets it");
-            }
-        }
-    }
 }
 
 /// Writes through a shared mapping, as databases do.

@@ -194,6 +194,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,
+        program_started: Arc::default(),
         grace: Duration::from_secs(arguments.grace),
         node,
     })

@@ -166,14 +166,19 @@ fn view_of(number: usize, input: &Input, mount: &Path) -> InputView {
     InputView { source, target: input.target.clone(), kind: kind(input), writable: input.writable }
 }
 
-/// What a failed mount means for the task.
-fn failure(error: MountError) -> Failure {
-    let (cause, exit_status) = match error.kind {
+/// Whose doing a failed mount is, and the exit status for it.
+pub fn meaning_of(error: &MountError) -> (Cause, u8) {
+    match error.kind {
         ErrorKind::NotFound | ErrorKind::NoSuchBucket | ErrorKind::Archived => (Cause::User, exit::INPUT_MISSING),
         ErrorKind::Denied | ErrorKind::BadCredentials => (Cause::Storage, exit::DENIED),
         ErrorKind::Unavailable => (Cause::Storage, exit::STORAGE_UNAVAILABLE),
         ErrorKind::WrongRegion | ErrorKind::Invalid => (Cause::User, exit::BAD_SETTINGS),
         _ => (Cause::Mount, exit::OS),
-    };
+    }
+}
+
+/// What a failed mount means for the task.
+fn failure(error: MountError) -> Failure {
+    let (cause, exit_status) = meaning_of(&error);
     Failure::new(cause, exit_status, format!("input: {}", error.message))
 }

@@ -1,7 +1,6 @@
 //! What the agent writes down about an attempt before it makes anything, so that whoever comes after a crash can undo it.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -147,11 +146,7 @@ impl Record {
 }
 
 fn this_agent() -> Result<ProcessId, FileError> {
-    i32::try_from(std::process::id()).ok().and_then(ProcessId::of).ok_or_else(|| FileError {
-        action: "read",
-        path: "/proc/self/stat".into(),
-        source: io::Error::other("no start time there; is /proc mounted?"),
-    })
+    ProcessId::of_this().map_err(FileError::on("read", Path::new("/proc/self/stat")))
 }
 
 fn is_hidden(path: &Path) -> bool {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use super::record::Record;
 use crate::durable::{self, FileError};
 use crate::network;
 use crate::node::Node;
-use crate::shim::{ProcessId, kill_descendants};
+use crate::shim::{ProcessId, find_by_spec, kill_descendants};
 
 /// How long the processes of a dead run may take to disappear.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -133,13 +132,9 @@ fn shim_spec(record: &Record) -> PathBuf {
 /// could write that down. One that has not even read its specification ends by itself when that is gone.
 fn shims(known: Option<ProcessId>, spec: &Path) -> Vec<ProcessId> {
     let mut found: Vec<ProcessId> = known.into_iter().filter(ProcessId::is_alive).collect();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let command_line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-        // Its own process only: whatever it has started looks different, or is below it anyway.
-        if matches!(arguments[..], [_, b"shim", path, b""] if path == spec.as_os_str().as_bytes()) {
-            found.extend(ProcessId::of(pid).filter(|id| !found.contains(id)));
+    for shim in find_by_spec(spec) {
+        if !found.contains(&shim) {
+            found.push(shim);
         }
     }
     found

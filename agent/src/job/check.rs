@@ -322,7 +322,7 @@ impl InputReport {
 }
 
 /// `1d 2h`, `90s` as `1m 30s`.
-fn length(duration: Duration) -> String {
+pub(crate) fn length(duration: Duration) -> String {
     let mut rest = duration.as_secs();
     let mut parts = Vec::new();
     for (unit, seconds) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {

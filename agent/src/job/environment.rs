@@ -26,6 +26,17 @@ pub const OWN: &[&str] = &[
     "BATCH_COMPUTE_INSTANCE_ID",
 ];
 
+/// Those of them that are about a job.
+const OF_A_JOB: &[&str] = &[
+    "BATCH_COMPUTE_DAG_JOB_ID",
+    "BATCH_COMPUTE_DAG_TASK_ID",
+    "BATCH_COMPUTE_DAG_INSTANCE_ID",
+    "BATCH_COMPUTE_DAG_INSTANCE_COUNT",
+    "BATCH_COMPUTE_JOB_ID",
+    "BATCH_COMPUTE_TASK_ID",
+    "BATCH_COMPUTE_INSTANCE_ID",
+];
+
 /// `PATH` of a root login on Debian and its relatives (`ENV_SUPATH` of login.defs).
 const LOGIN_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -57,6 +68,40 @@ pub struct Facts<'a> {
     pub more_path: Option<&'a str>,
     /// Whether it runs in a container and not on the machine itself.
     pub container: bool,
+}
+
+/// What the environment says about the machine alone, to programs that belong to no job.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Machine<'a> {
+    /// The region, such as `cn-hangzhou`.
+    pub region: Option<&'a str>,
+    /// The endpoint of OSS.
+    pub oss_host: Option<&'a str>,
+    /// The cluster's id.
+    pub cluster: Option<&'a str>,
+    /// The node's id.
+    pub worker: Option<&'a str>,
+    /// The working directory.
+    pub working_directory: &'a str,
+    /// Where else programs are found on this machine.
+    pub more_path: Option<&'a str>,
+}
+
+/// The environment of a start-up script: root's, the cluster's variables, and which node this is.
+pub fn of_the_machine(machine: &Machine<'_>, cluster: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let facts = Facts {
+        region: machine.region,
+        oss_host: machine.oss_host,
+        cluster: machine.cluster,
+        worker: machine.worker,
+        working_directory: machine.working_directory,
+        more_path: machine.more_path,
+        ..Facts::default()
+    };
+    let mut all = build(&facts, cluster);
+    // There is no job.
+    all.retain(|name, _| !OF_A_JOB.contains(&name.as_str()) || cluster.contains_key(name));
+    all
 }
 
 /// The whole environment of an instance, merged with the author's variables.

@@ -13,6 +13,9 @@ const KEPT: usize = 100;
 /// How many characters of a foreign text get into a message.
 const SHOWN: usize = 100;
 
+/// What findings are about, unless it is said.
+const JOB: &str = "the job description";
+
 /// Where in the description something is, as a person would write it: `DAG.Tasks.count.Timeout`.
 ///
 /// Keys that are not plain words are quoted and escaped, so a place is always one line: `InputMapping["oss://b/in/"]`.
@@ -42,6 +45,17 @@ impl Place {
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
         Self(format!("{}[{index}]", self.0))
+    }
+
+    /// The place that is called `path` in the document at this place.
+    #[must_use]
+    pub fn inner(&self, path: &str) -> Self {
+        match (self.0.is_empty(), path.is_empty(), path.starts_with('[')) {
+            (_, true, _) => self.clone(),
+            (true, false, _) => Self(path.to_owned()),
+            (false, false, true) => Self(format!("{}{path}", self.0)),
+            (false, false, false) => Self(format!("{}.{path}", self.0)),
+        }
     }
 
     /// A place that is written down already, such as one that comes from a parser.
@@ -113,6 +127,9 @@ pub type Warning = Finding;
 /// `Display` is one line for one problem, and a headed list for several.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problems {
+    /// What the problems are problems of, as a sentence begins with it.
+    #[serde(skip)]
+    subject: &'static str,
     findings: Vec<Finding>,
     /// How many more there were than are kept.
     more: usize,
@@ -125,7 +142,7 @@ impl Problems {
     pub(crate) fn single(place: &Place, cause: impl Into<String>, remedy: &str) -> Self {
         let mut findings = Findings::default();
         findings.error_with(place, cause, remedy);
-        Self { findings: findings.errors, more: 0, warnings: Vec::new() }
+        Self { subject: JOB, findings: findings.errors, more: 0, warnings: Vec::new() }
     }
 
     /// The problems in the order of the document; at most 100 of them.
@@ -151,7 +168,7 @@ impl fmt::Display for Problems {
             ([_], _) if self.more == 0 => "a problem".to_owned(),
             _ => format!("{} problems", self.count()),
         };
-        write!(f, "the job description has {count}:")?;
+        write!(f, "{} {verb} {count}:", self.subject, verb = if self.subject.ends_with('s') { "have" } else { "has" })?;
         for finding in &self.findings {
             write!(f, "\n  {finding}")?;
         }
@@ -216,7 +233,34 @@ impl Findings {
         if self.errors.is_empty() {
             Ok(self.warnings)
         } else {
-            Err(Problems { findings: self.errors, more: self.more_errors, warnings: self.warnings })
+            Err(Problems { subject: JOB, findings: self.errors, more: self.more_errors, warnings: self.warnings })
+        }
+    }
+
+    /// [`Findings::finish`] for something other than a job description.
+    pub fn finish_about(self, subject: &'static str) -> Result<Vec<Warning>, Problems> {
+        self.finish().map_err(|problems| Problems { subject, ..problems })
+    }
+
+    /// Takes over everything that was found about a document inside of this one, at `place`.
+    pub fn adopt(&mut self, place: &Place, errors: Vec<Finding>, warnings: Vec<Warning>) {
+        for error in errors {
+            self.push_error(&place.inner(&error.path), error.cause, error.remedy);
+        }
+        let room = KEPT.saturating_sub(self.warnings.len());
+        for warning in warnings.into_iter().take(room) {
+            self.warnings.push(finding(&place.inner(&warning.path), warning.cause, warning.remedy));
+        }
+    }
+
+    /// Brings the findings into the order of the document and lets each say where it is. `locate` tells, for the path of a
+    /// finding, what to sort by and the words to add.
+    pub fn locate<K: Ord>(&mut self, locate: impl Fn(&str) -> (K, String)) {
+        for list in [&mut self.errors, &mut self.warnings] {
+            list.sort_by_cached_key(|finding| locate(&finding.path).0);
+            for finding in list {
+                finding.cause.push_str(&visible(&locate(&finding.path).1));
+            }
         }
     }
 }

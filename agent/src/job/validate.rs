@@ -4,8 +4,8 @@
 //! construction, and nothing behind it checks again: names are path components, local paths are absolute and apart from each
 //! other, locations are directories where directories are needed, and the tasks have an order.
 
-mod local_path;
-mod mappings;
+pub(crate) mod local_path;
+pub(crate) mod mappings;
 mod order;
 
 use std::collections::{BTreeMap, HashSet};
@@ -96,7 +96,7 @@ fn check_task_list(draft: &Draft, findings: &mut Findings) {
     }
 }
 
-fn named(place: &Place, what: &str, name: &str, findings: &mut Findings) {
+pub(crate) fn named(place: &Place, what: &str, name: &str, findings: &mut Findings) {
     if let Err(error) = check_name(name) {
         let shown = if name.len() > MAX_NAME { String::new() } else { format!(" {}", quoted(name)) };
         findings.error(place, format!("{what}{shown} {error}"));
@@ -165,7 +165,7 @@ fn number(
     None
 }
 
-fn check_command(command: &At<DraftCommand>, findings: &mut Findings) -> Vec<String> {
+pub(crate) fn check_command(command: &At<DraftCommand>, findings: &mut Findings) -> Vec<String> {
     let place = &command.place;
     let words = match &command.value {
         DraftCommand::Line(line) => {
@@ -198,7 +198,7 @@ fn check_command(command: &At<DraftCommand>, findings: &mut Findings) -> Vec<Str
     words
 }
 
-fn check_environment(written: &[At<(String, String)>], findings: &mut Findings) -> BTreeMap<String, String> {
+pub(crate) fn check_environment(written: &[At<(String, String)>], findings: &mut Findings) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
     for At { place, value: (name, value) } in written {
         if name.is_empty() || name.contains(['=', '\0']) {
@@ -254,7 +254,7 @@ fn check_package(package: &At<String>, findings: &mut Findings) -> Option<Locati
 }
 
 /// A directory that receives logs. Without its slash the service refused it; it can mean nothing else, so we add it.
-fn check_directory(written: &At<String>, findings: &mut Findings) -> Option<Location> {
+pub(crate) fn check_directory(written: &At<String>, findings: &mut Findings) -> Option<Location> {
     let location = location(written, findings)?;
     if !location.is_directory() {
         findings.warn(
@@ -267,7 +267,7 @@ fn check_directory(written: &At<String>, findings: &mut Findings) -> Option<Loca
 }
 
 /// A place in object storage.
-fn location(written: &At<String>, findings: &mut Findings) -> Option<Location> {
+pub(crate) fn location(written: &At<String>, findings: &mut Findings) -> Option<Location> {
     match written.value.parse::<Location>() {
         Ok(location) => Some(location),
         Err(error) => {

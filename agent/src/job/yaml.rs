@@ -23,7 +23,7 @@
 //! are the format: their documentation becomes the JSON Schema's.
 
 mod message;
-mod values;
+pub(crate) mod values;
 
 use std::collections::BTreeMap;
 

@@ -47,7 +47,7 @@ pub async fn probe(path: &Path, limit: Duration) -> Health {
 }
 
 /// [`probe`] for a thread that may wait.
-pub(super) fn probe_here(path: &Path, limit: Duration) -> Health {
+pub fn probe_here(path: &Path, limit: Duration) -> Health {
     let asked = || ASKED.lock().unwrap_or_else(PoisonError::into_inner);
     if !asked().insert(path.to_owned()) {
         // Somebody is asking right now, or has been asking for too long.

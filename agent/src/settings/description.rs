@@ -11,7 +11,7 @@ use oss::{Location, Settings};
 use crate::job::Output;
 
 /// All that is known of how a node is to be prepared and what it is to do.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct NodeSettings {
     /// Who this node is, as far as the settings say; what they leave out is asked of the cloud.
     pub identity: Identity,

@@ -1,6 +1,7 @@
 //! The agent's end of a shim: start it, stop it, read what it wrote.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -168,6 +169,21 @@ impl Shim {
         };
         durable::read_json(&self.exit_record)?.ok_or(ShimError::Lost(how))
     }
+}
+
+/// The shims that were started for the specification in this file, however little their agent could write down about them.
+pub fn find_by_spec(spec: &Path) -> Vec<ProcessId> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command_line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+        // Its own process only: whatever it has started looks different, or is below it anyway.
+        if matches!(arguments[..], [_, b"shim", path, b""] if path == spec.as_os_str().as_bytes()) {
+            found.extend(ProcessId::of(pid));
+        }
+    }
+    found
 }
 
 /// A descriptor that becomes readable when the process ends.

@@ -31,6 +31,15 @@ impl ProcessId {
         Some(Self { pid, start_ticks, boot_id })
     }
 
+    /// This process.
+    ///
+    /// # Errors
+    /// When /proc does not say.
+    pub fn of_this() -> std::io::Result<Self> {
+        let this = i32::try_from(std::process::id()).ok().and_then(Self::of);
+        this.ok_or_else(|| std::io::Error::other("no start time there; is /proc mounted?"))
+    }
+
     /// Whether it is still there, as more than a zombie.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).as_ref() == Some(self) && Stat::of(self.pid).is_some_and(|stat| stat.state != b'Z')

@@ -219,6 +219,8 @@ impl Case for View {
                 let lot = stage.lot()?;
                 let root: PathBuf = lot.cache().join(OWN);
                 self.lay(&root, world)?;
+                // What is still being written to the disk would be in the way of one of the two.
+                nix::unistd::sync();
                 match self.state {
                     State::Page => self.read_all(&root)?,
                     _ => drop_pages(&root)?,
@@ -238,6 +240,7 @@ impl Case for View {
         } else {
             if self.own {
                 self.lay(&root, world)?;
+                nix::unistd::sync();
             }
             settled(&mounted, &lot, self.state, |_| self.read_all(&root))?;
         }

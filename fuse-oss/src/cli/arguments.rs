@@ -202,6 +202,10 @@ pub struct MountArguments {
     /// The least that a random read fetches, up to 8MiB [default: what pays with the store].
     #[arg(long, value_name = "SIZE")]
     pub fetch_size: Option<ByteSize>,
+    /// The most names the mount remembers, at some 100 bytes of memory each; one directory may have four fifths of them [default:
+    /// 10000000].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1000..=100_000_000))]
+    pub max_names: Option<u64>,
     /// Where the store is asked: https://oss-cn-hangzhou-internal.aliyuncs.com, http://127.0.0.1:9000 [default: the region's].
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,

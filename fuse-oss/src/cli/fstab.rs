@@ -178,6 +178,7 @@ impl Wanted {
             "upper" => arguments.upper = Some(needed()?.into()),
             "upper_size" => arguments.upper_size = Some(size()?),
             "mount_cache_size" => arguments.mount_cache_size = Some(size()?),
+            "max_names" => arguments.max_names = Some(number()?),
             "fetch_size" => arguments.fetch_size = Some(size()?),
             "prefetch" => arguments.prefetch = needed()?.parse().map_err(|error: String| bad(&error))?,
             "connect_timeout" => arguments.connect_timeout = Some(number()?),
@@ -228,6 +229,7 @@ impl Wanted {
             exec: self.exec,
             nonempty: self.arguments.nonempty,
             prefetch: self.arguments.prefetch,
+            max_names: self.arguments.max_names,
             cache: CacheUse { limit: self.arguments.mount_cache_size, fetch: self.arguments.fetch_size },
             writable: self.arguments.writable.then(writable),
         }

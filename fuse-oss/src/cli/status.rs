@@ -91,7 +91,11 @@ fn show_mount(f: &mut Formatter<'_>, mount: &MountStatus) -> fmt::Result {
         writeln!(f, "    {}", Ahead(prefetch))?;
     }
     if mount.hidden > 0 {
-        writeln!(f, "    {} keys are not shown, because no file system can hold them", mount.hidden)?;
+        writeln!(
+            f,
+            "    {} keys are not shown: no file system can hold them, or another entry has their place",
+            mount.hidden
+        )?;
     }
     Ok(())
 }

@@ -402,8 +402,9 @@ impl Handles {
         if is_open || !self.passthrough.load(Ordering::Relaxed) || reader.object().size <= STAYS_CACHED {
             return (None, None);
         }
-        if let Some(idle) = inodes.idle.pop(&ino) {
+        if let Some(mut idle) = inodes.idle.pop(&ino) {
             if reader.object().is_proved() {
+                idle.backing.pin = idle.backing.pin.or_else(|| blocks.pin(reader.object()));
                 return (Some(idle.backing), Some(idle.slot));
             }
             // What was found wrong since it was used last goes with its pin.

@@ -20,7 +20,7 @@ use super::{Files, Held, Keeper, Parts, Phase, ServerSettings};
 use crate::error::{ErrorKind, MountError};
 use crate::runtime::{CacheLock, RuntimePaths};
 
-/// The format of [`State`]; raised when a keeper of another version could not go on with it, nor its worker with the journals and
+/// The format of what travels; raised when a keeper of another version could not go on with it, nor its worker with the journals and
 /// ledgers it holds.
 pub const FORMAT: u32 = 1;
 

@@ -26,13 +26,13 @@ mod wire;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::SystemTime;
 
 use oss::{ListPage, ObjectMeta};
 use tracing::warn;
 
-use super::table::{Dir, Seed, Table, nanos, time};
+use super::table::{Dir, MOST_NAMES, Seed, Table, nanos, time};
 use super::{Origin, Placed, Source};
 use crate::charset::Charset;
 use crate::fault::Fault;
@@ -47,6 +47,9 @@ const FORMAT: u64 = 2;
 
 /// What is in front of each record, in bytes: checksum (CRC-32C of all that follows), length, number.
 const FRAME: usize = 12;
+
+/// How many records are read ahead of being taken in; a page of names takes some 200 KB.
+const READ_AHEAD: usize = 4;
 
 const HEADER: u8 = 0;
 const DIRECTORY: u8 = 1;
@@ -70,6 +73,8 @@ pub struct Identity {
     pub uid: u32,
     /// Which group's its files are.
     pub gid: u32,
+    /// The most names it may remember.
+    pub most_names: u64,
 }
 
 impl Identity {
@@ -77,7 +82,8 @@ impl Identity {
     pub fn new(salt: u64, options: &MountOptions) -> Self {
         let uid = options.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         let gid = options.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw());
-        Self { created: SystemTime::now(), salt, uid, gid }
+        let most_names = options.max_names.unwrap_or(MOST_NAMES);
+        Self { created: SystemTime::now(), salt, uid, gid, most_names }
     }
 }
 
@@ -191,12 +197,13 @@ impl Record {
         let bytes = &mut record.0;
         put_text(bytes, MAGIC);
         put_number(bytes, FORMAT);
-        let Identity { created, salt, uid, gid } = header.identity;
+        let Identity { created, salt, uid, gid, most_names } = header.identity;
         bytes.extend_from_slice(&nanos(Some(created)).to_le_bytes());
         bytes.extend_from_slice(&salt.to_le_bytes());
         bytes.extend_from_slice(&uid.to_le_bytes());
         bytes.extend_from_slice(&gid.to_le_bytes());
         bytes.extend_from_slice(&header.seed.0);
+        put_number(bytes, most_names);
         put_number(bytes, header.entries);
         record
     }
@@ -403,10 +410,35 @@ impl Replay {
     ///
     /// # Errors
     /// [`Fault::Unrecoverable`].
-    pub fn next(&mut self) -> Result<Option<(Input, Sums)>, Fault> {
+    fn next(&mut self) -> Result<Option<(Input, Sums)>, Fault> {
         let at = self.end;
         let Some(payload) = self.payload()? else { return Ok(None) };
         input(&mut Bytes(payload)).map(Some).ok_or_else(|| damaged(at))
+    }
+
+    /// Hands `take` one thing after the other that was taken in, and the table's sums after it. They are read on a thread of its own,
+    /// a little ahead: a mount that waits for its names waits for all of this.
+    ///
+    /// # Errors
+    /// [`Fault::Unrecoverable`], and whatever `take` fails with.
+    pub fn each(mut self, mut take: impl FnMut(Input, Sums) -> Result<(), Fault>) -> Result<Self, Fault> {
+        std::thread::scope(|scope| {
+            let (send, inputs) = mpsc::sync_channel(READ_AHEAD);
+            let read = move || {
+                while let Some(input) = self.next()? {
+                    if send.send(input).is_err() {
+                        break;
+                    }
+                }
+                Ok(self)
+            };
+            let reading = std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, read);
+            let reading = reading.map_err(|error| Fault::Internal(format!("no thread to read names with: {error}")))?;
+            for (input, sums) in inputs {
+                take(input, sums)?;
+            }
+            reading.join().map_err(|_| Fault::Internal("reading names has panicked".to_owned()))?
+        })
     }
 
     /// Goes on writing behind the last whole record.
@@ -428,8 +460,8 @@ fn header(bytes: &mut Bytes<'_>) -> Option<Header> {
     let created = time(i64::from_le_bytes(bytes.array()?))?;
     let salt = u64::from_le_bytes(bytes.array()?);
     let (uid, gid) = (u32::from_le_bytes(bytes.array()?), u32::from_le_bytes(bytes.array()?));
-    let (seed, entries) = (Seed(bytes.array()?), bytes.number()?);
-    Some(Header { identity: Identity { created, salt, uid, gid }, seed, entries })
+    let (seed, most_names, entries) = (Seed(bytes.array()?), bytes.number()?, bytes.number()?);
+    Some(Header { identity: Identity { created, salt, uid, gid, most_names }, seed, entries })
 }
 
 fn input(bytes: &mut Bytes<'_>) -> Option<(Input, Sums)> {

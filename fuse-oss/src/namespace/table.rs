@@ -22,11 +22,11 @@ use super::{File, Known, Node, Origin, ROOT};
 use crate::charset::Charset;
 use crate::fault::Fault;
 
-/// The most names one mount remembers, at some 100 bytes each.
-pub const MAX_NODES: usize = 10_000_000;
+/// The most names a mount remembers unless it is told otherwise, at some 100 bytes each.
+pub const MOST_NAMES: u64 = 10_000_000;
 
-/// From so many names on only what is asked for is listed, so that listing ahead never is what fills a mount.
-const ROOM: usize = MAX_NODES / 2;
+/// The most names any mount can remember: their numbers have 32 bits, and so have the places of their names.
+const NUMBERS: usize = 100_000_000;
 
 /// Directories of up to so many names are searched from front to back.
 const SMALL: usize = 8;
@@ -140,6 +140,8 @@ pub struct Table {
     directories: Vec<Directory>,
     roots: Vec<Root>,
     seed: Seed,
+    /// The most names there may be.
+    most: usize,
     /// Entity tags that do not fit into a record, by inode number.
     tags: HashMap<u32, Box<str>>,
     /// Single objects that were put at a place of the tree, by inode number.
@@ -163,7 +165,7 @@ pub struct Table {
 }
 
 fn narrow(number: u64) -> u32 {
-    // MAX_NODES is far below.
+    // `NUMBERS` is far below.
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
@@ -188,13 +190,15 @@ pub fn time(nanos: i64) -> Option<SystemTime> {
 
 impl Table {
     /// A table with a root directory that nothing is mounted at yet.
-    pub fn with_seed(seed: Seed) -> Self {
+    pub fn with_seed(seed: Seed, most_names: u64) -> Self {
+        let most = usize::try_from(most_names).map_or(NUMBERS, |most| most.min(NUMBERS));
         let mut table = Self {
             records: Vec::new(),
             names: Vec::new(),
             directories: Vec::new(),
             roots: Vec::new(),
             seed,
+            most,
             tags: HashMap::new(),
             objects: HashMap::new(),
             placed: HashSet::new(),
@@ -234,7 +238,8 @@ impl Table {
 
     /// Whether there is room for names that nobody asked for.
     pub fn has_room(&self) -> bool {
-        self.records.len() < ROOM
+        // From half of them on only what is asked for is listed, so that listing ahead never is what fills a mount.
+        self.records.len() < self.most / 2
     }
 
     fn record(&self, ino: u64) -> Option<&Record> {
@@ -518,8 +523,13 @@ impl Table {
 
     fn push(&mut self, dir: Dir, name: &str, mut flags: u8, payload: u64) -> Result<u32, Fault> {
         let too_many = Fault::TooManyNames(self.records.len());
-        if self.records.len() >= MAX_NODES {
+        if self.records.len() >= self.most {
             return Err(too_many);
+        }
+        // One listing that never ends must not be the end of all others.
+        let most_in_one = self.most / 5 * 4;
+        if self.count(dir) >= most_in_one {
+            return Err(Fault::DirectoryTooLarge(most_in_one));
         }
         let short = match name.len().checked_sub(256) {
             Some(over) => {
@@ -752,7 +762,7 @@ impl Directory {
 impl Table {
     /// A table that nobody goes on with.
     pub fn new() -> Self {
-        Self::with_seed(Seed::random())
+        Self::with_seed(Seed::random(), MOST_NAMES)
     }
 
     /// Everything that decides what is shown, in an order of its own.
@@ -772,9 +782,12 @@ impl Table {
             missing.sort_unstable();
             all.push(format!("{ino} {root:?} {listing:?} {order:?} {missing:?}"));
         }
-        for Root { prefix, dir, ordered, .. } in &self.roots {
-            all.push(format!("{prefix:?} {dir:?} {ordered}"));
+        for Root { prefix, dir, ordered, charset, .. } in &self.roots {
+            all.push(format!("{prefix:?} {dir:?} {ordered} {charset:?}"));
         }
+        let mut placed: Vec<_> = self.placed.iter().collect();
+        placed.sort_unstable();
+        all.push(format!("{placed:?}"));
         all.push(format!("{} {} {} {:?}", self.files, self.bytes, self.hidden, self.first_hidden));
         all
     }

@@ -14,31 +14,63 @@ pub struct Packed {
     pub parts: u16,
 }
 
+/// What a byte is as a digit: its value, and which kind of letter it is. This is on the way of every name that is listed.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16_u8 {
+        if value < 10 {
+            digits[(b'0' + value) as usize] = value;
+        } else {
+            digits[(b'a' + value - 10) as usize] = value | SMALL;
+            digits[(b'A' + value - 10) as usize] = value | CAPITAL;
+        }
+        value += 1;
+    }
+    digits
+};
+
+const SMALL: u8 = 0x10;
+const CAPITAL: u8 = 0x20;
+const NO_DIGIT: u8 = 0x80;
+
 impl Packed {
     /// Packs a tag, if it is of the usual form.
     pub fn new(tag: &str) -> Option<Self> {
         let inner = tag.strip_prefix('"')?.strip_suffix('"')?;
-        let (digits, parts) = match inner.split_once('-') {
-            Some((digits, parts)) => (digits, Some(parts)),
-            None => (inner, None),
-        };
-        let parts = match parts {
-            Some(text) => text.parse::<u16>().ok().filter(|&parts| parts > 0 && parts.to_string() == text)?,
-            None => 0,
-        };
-        let upper = digits.bytes().any(|digit| digit.is_ascii_uppercase());
-        if upper && digits.bytes().any(|digit| digit.is_ascii_lowercase()) {
+        let (digits, rest) = inner.split_at_checked(32)?;
+        let (mut bytes, mut kinds) = ([0; 16], 0);
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+            let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+            kinds |= high | low;
+            *byte = high << 4 | (low & 0xF);
+        }
+        if kinds & NO_DIGIT != 0 || kinds & (SMALL | CAPITAL) == SMALL | CAPITAL {
             return None;
         }
-        let mut bytes = [0; 16];
-        hex::decode_to_slice(digits, &mut bytes).ok()?;
-        Some(Self { bytes, upper, parts })
+        let parts = match rest.strip_prefix('-') {
+            Some(text) => text.parse::<u16>().ok().filter(|&parts| parts > 0 && parts.to_string() == text)?,
+            None if rest.is_empty() => 0,
+            None => return None,
+        };
+        Some(Self { bytes, upper: kinds & CAPITAL != 0, parts })
     }
 
     /// The tag as it was.
     pub fn text(&self) -> String {
-        let digits = if self.upper { hex::encode_upper(self.bytes) } else { hex::encode(self.bytes) };
-        if self.parts == 0 { format!("\"{digits}\"") } else { format!("\"{digits}-{}\"", self.parts) }
+        let digits = if self.upper { b"0123456789ABCDEF" } else { b"0123456789abcdef" };
+        let mut text = String::with_capacity(40);
+        text.push('"');
+        for byte in self.bytes {
+            text.push(char::from(digits[usize::from(byte >> 4)]));
+            text.push(char::from(digits[usize::from(byte & 0xF)]));
+        }
+        if self.parts > 0 {
+            text.push('-');
+            text.push_str(&self.parts.to_string());
+        }
+        text.push('"');
+        text
     }
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 mod stitched;
 
 pub fn identity() -> Identity {
-    Identity { created: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789), salt: 7, uid: 1, gid: 2 }
+    let created = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+    Identity { created, salt: 7, uid: 1, gid: 2, most_names: 1_000_000 }
 }
 
 async fn tree(store: &Arc<DoubleStore>, prefix: &str) -> Namespace {
@@ -288,6 +289,28 @@ async fn a_listing_that_never_ends_is_an_error() {
     // Nothing was frozen: when the store has recovered, so has the mount.
     store.knobs.endless.store(false, Ordering::Relaxed);
     assert_eq!(walk(&namespace).await, 12);
+}
+
+#[tokio::test]
+async fn a_directory_that_goes_on_and_on_leaves_room_for_others() {
+    let store = wide(2, 200);
+    store.put("other/file", Content::MadeUp(5));
+    let request = ListRequest { delimiter: true, ..ListRequest::default() };
+    let source =
+        Source::Directory { origin: store.origin(), prefix: String::new(), first: store.list(request).await.unwrap() };
+    let identity = Identity { most_names: 150, ..identity() };
+    let namespace = Namespace::new("test".into(), identity, vec![(String::new(), source)], None).unwrap();
+    let large = find(&namespace, "d000").await.unwrap();
+    let fault = namespace.list_to(large.ino, 199).await.unwrap_err();
+    assert!(fault.to_string().contains("120 names"), "{fault}");
+    assert_eq!(fault.errno_at_open(), libc::ENOMEM);
+    assert!(namespace.len() <= 150);
+    // What is known of it stays, what it has beyond cannot be had, and others are not affected.
+    assert!(namespace.can_tell(large.ino, 119) && find(&namespace, "d000/f000").await.is_some());
+    assert_eq!(find(&namespace, "other/file").await.unwrap().size, 5);
+    let lists_before = lists(&store);
+    assert!(namespace.lookup(large.ino, "f199").await.is_err());
+    assert!(lists(&store) <= lists_before + 2);
 }
 
 #[tokio::test]

@@ -335,7 +335,7 @@ fn internal(error: &dyn std::fmt::Display) -> MountError {
 fn kind_of(fault: &Fault) -> ErrorKind {
     match fault {
         Fault::Store(error) => error.kind().into(),
-        Fault::TooManyNames(_) => ErrorKind::Invalid,
+        Fault::TooManyNames(_) | Fault::DirectoryTooLarge(_) => ErrorKind::Invalid,
         _ => ErrorKind::Internal,
     }
 }

@@ -24,7 +24,8 @@ use super::Server;
 use crate::error::{ErrorKind, MountError};
 use crate::mountpoint::{Target, Top};
 use crate::options::{MountOptions, Writable, WritableStatus};
-use crate::overlay::upper::{self, Leftovers, Upper};
+use crate::overlay::leftovers::{Leftovers, sweep_directory};
+use crate::overlay::upper::Upper;
 use crate::overlay::{Overlay, dress};
 use crate::size::ByteSize;
 
@@ -202,7 +203,7 @@ impl Server {
         let (registry, lower) = (self.upper_registry(), self.paths.lower.clone());
         if let Some(directory) = writable.upper.clone() {
             // Of servers with another cache directory; those of this one are known from the start.
-            self.runtime.spawn_blocking(move || upper::sweep_directory(&directory));
+            self.runtime.spawn_blocking(move || sweep_directory(&directory));
         }
         let prepare = move || {
             let upper = Upper::create(&registry, writable.upper.as_deref(), writable.size.map(ByteSize::bytes))?;

@@ -60,9 +60,62 @@ const AWS: Names = Names {
     region: "/latest/meta-data/placement/region",
 };
 
-/// A client of the metadata service.
+/// Why the metadata service did not say what it was asked. The message holds no credential.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// Nothing that could be the service answers: the machine is in another cloud or in none, or its network is not up yet.
+    #[error("there is no metadata service at {base}: {cause}")]
+    Absent {
+        /// The service's address.
+        base: String,
+        /// What became of the attempt.
+        cause: String,
+    },
+    /// It hands out no token, as something else than this cloud's service does.
+    #[error("the metadata service at {base} answered {status} when asked for a token")]
+    NoToken {
+        /// The service's address.
+        base: String,
+        /// The HTTP status.
+        status: StatusCode,
+    },
+    /// It answered otherwise than it should, also when it was asked again.
+    #[error("the metadata service at {base} answered {status} to {path}")]
+    Refused {
+        /// The service's address.
+        base: String,
+        /// The HTTP status.
+        status: StatusCode,
+        /// What was asked for.
+        path: String,
+    },
+    /// It stopped answering.
+    #[error("the metadata service at {base}: {cause}")]
+    Broken {
+        /// The service's address.
+        base: String,
+        /// What became of the attempt.
+        cause: String,
+    },
+    /// Its address cannot be one.
+    #[error("{uri:?} is no address of a metadata service: {cause}")]
+    Address {
+        /// The address.
+        uri: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl From<MetadataError> for CredentialError {
+    fn from(error: MetadataError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A client of the instance's metadata service. Cheap to make; connections and the token are kept.
 #[derive(Debug)]
-pub(crate) struct Metadata {
+pub struct Metadata {
     cloud: Scheme,
     base: String,
     http: HttpClient,
@@ -70,8 +123,9 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// The service of the cloud that `scheme` belongs to, at `endpoint` if that is given.
-    pub(crate) fn new(scheme: Scheme, endpoint: Option<&str>) -> Self {
+    /// The service of the cloud that `scheme` belongs to (`oss://` to Alibaba Cloud, any other to AWS), at `endpoint`
+    /// (`http://HOST[:PORT]`) if that is given.
+    pub fn new(scheme: Scheme, endpoint: Option<&str>) -> Self {
         let base = endpoint.unwrap_or(names(scheme).base).trim_end_matches('/').to_owned();
         Self { cloud: scheme, base, http: HttpClient::direct(CONNECT), token: Mutex::default() }
     }
@@ -82,7 +136,7 @@ impl Metadata {
         let role = match role {
             Some(role) => role,
             None => {
-                let listed = self.get(roles).await?;
+                let listed = self.need(roles).await?;
                 let role = listed.lines().next().unwrap_or_default().trim().to_owned();
                 if role.is_empty() {
                     return Err(CredentialError("the instance has no role".into()));
@@ -90,47 +144,57 @@ impl Metadata {
                 role
             }
         };
-        let text = self.get(&format!("{roles}{role}")).await?;
+        let text = self.need(&format!("{roles}{role}")).await?;
         parse(&text)
             .map_err(|why| CredentialError(format!("the metadata service's credentials of role {role:?}: {why}")))
     }
 
     /// The region the instance is in.
     pub(crate) async fn region(&self) -> Result<String, CredentialError> {
-        let region = self.get(names(self.cloud).region).await?.trim().to_owned();
+        let region = self.need(names(self.cloud).region).await?.trim().to_owned();
         let plausible = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if plausible { Ok(region) } else { Err(CredentialError("the metadata service names no region".into())) }
     }
 
-    async fn get(&self, path: &str) -> Result<String, CredentialError> {
+    async fn need(&self, path: &str) -> Result<String, CredentialError> {
+        let found = self.get(path).await?;
+        found.ok_or_else(|| CredentialError(format!("the metadata service at {} has no {path}", self.base)))
+    }
+
+    /// What is at `path`, such as `/latest/meta-data/instance-id`, as it is; nothing when there is nothing (404).
+    ///
+    /// It is asked again when the service fails. A service that is not there is noticed within two seconds, one that is
+    /// there but silent within about twenty.
+    ///
+    /// # Errors
+    /// When the service is not there, or does not answer as it should.
+    pub async fn get(&self, path: &str) -> Result<Option<String>, MetadataError> {
+        let base = || self.base.clone();
         let mut tries = 0;
         loop {
             tries += 1;
             let token = self.token().await?;
             let mut request = self.request(Method::GET, path)?;
             if let Some(token) = &token {
-                let mut value = HeaderValue::from_str(token.expose())
-                    .map_err(|_| CredentialError("the metadata service's token is no header value".into()))?;
+                let mut value = HeaderValue::from_str(token.expose()).map_err(|_| MetadataError::Broken {
+                    base: base(),
+                    cause: "its token is no header value".to_owned(),
+                })?;
                 value.set_sensitive(true);
                 request.headers_mut().insert(HeaderName::from_static(names(self.cloud).token), value);
             }
             match self.ask(request, ANSWER).await {
-                Ok((StatusCode::OK, body)) => return Ok(body),
-                Ok((StatusCode::NOT_FOUND, _)) => {
-                    return Err(CredentialError(format!("the metadata service at {} has no {path}", self.base)));
-                }
+                Ok((StatusCode::OK, body)) => return Ok(Some(body)),
+                Ok((StatusCode::NOT_FOUND, _)) => return Ok(None),
                 // The token ended early: the instance was moved or its metadata restarted.
                 Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) if tries < TRIES && token.is_some() => {
                     *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 }
                 Ok((status, _)) if tries >= TRIES || !(status.is_server_error() || status.as_u16() == 429) => {
-                    return Err(CredentialError(format!(
-                        "the metadata service at {} answered {status} to {path}",
-                        self.base
-                    )));
+                    return Err(MetadataError::Refused { base: base(), status, path: path.to_owned() });
                 }
                 Err(error) if tries >= TRIES => {
-                    return Err(CredentialError(format!("the metadata service at {}: {error}", self.base)));
+                    return Err(MetadataError::Broken { base: base(), cause: error.to_string() });
                 }
                 Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(100) * tries).await,
             }
@@ -138,7 +202,7 @@ impl Metadata {
     }
 
     /// The token to ask with. None when an Alibaba instance hands out none, which is its older, open mode.
-    async fn token(&self) -> Result<Option<Secret>, CredentialError> {
+    async fn token(&self) -> Result<Option<Secret>, MetadataError> {
         let cached = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((token, _)) = cached.filter(|(_, since)| since.elapsed() < TOKEN_USE) {
             return Ok(Some(token));
@@ -154,21 +218,18 @@ impl Metadata {
                 Ok(Some(token))
             }
             Ok((StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, _)) if self.cloud == Scheme::Oss => Ok(None),
-            Ok((status, _)) => Err(CredentialError(format!(
-                "the metadata service at {} answered {status} when asked for a token",
-                self.base
-            ))),
-            Err(error) => Err(CredentialError(format!("there is no metadata service at {}: {error}", self.base))),
+            Ok((status, _)) => Err(MetadataError::NoToken { base: self.base.clone(), status }),
+            Err(error) => Err(MetadataError::Absent { base: self.base.clone(), cause: error.to_string() }),
         }
     }
 
-    fn request(&self, method: Method, path: &str) -> Result<Request<Bytes>, CredentialError> {
+    fn request(&self, method: Method, path: &str) -> Result<Request<Bytes>, MetadataError> {
         let uri = format!("{}{path}", self.base);
         Request::builder()
             .method(method)
             .uri(&uri)
             .body(Bytes::new())
-            .map_err(|error| CredentialError(format!("{uri:?} is no address of a metadata service: {error}")))
+            .map_err(|error| MetadataError::Address { uri: uri.clone(), cause: error.to_string() })
     }
 
     async fn ask(&self, request: Request<Bytes>, limit: Duration) -> Result<(StatusCode, String), SendError> {

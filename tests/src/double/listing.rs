@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::SystemTime;
 
 use super::config::Dialect;
 use super::error::{Outcome, Refusal};
+use super::generated::Generated;
 use super::object::quoted;
 use super::operation::Reply;
 use super::request::{Call, Head, encode};
-use super::world::{Object, World};
+use super::world::{Object, World, plain_object};
 use super::xml::Xml;
 
 /// One entry of a page.
@@ -156,8 +158,25 @@ pub(crate) fn list(world: &mut World, call: &Call) -> Outcome<Reply> {
     };
     let name = head.bucket()?;
     let bucket = world.bucket(name)?;
+    let generated = bucket.generated.clone().filter(|generated| generated.covers(prefix));
+    let mut made_up = BTreeMap::new();
     let (entries, more) = if limit == 0 {
         (Vec::new(), false)
+    } else if let Some(generated) = &generated {
+        let after = match &start {
+            Start::After(key) | Start::Past(key) if !generated.stuck => key.as_str(),
+            _ => "",
+        };
+        let (numbers, more) = generated.page(prefix, after, limit);
+        // There are only ten kinds, and digests take time.
+        let kinds: Vec<Object> =
+            (0..10).map(|kind| plain_object(Generated::content(kind), SystemTime::UNIX_EPOCH)).collect();
+        for (number, kind) in numbers.map(|number| (number, number % 10)) {
+            made_up.extend(
+                kinds.get(usize::try_from(kind).unwrap_or(0)).map(|object| (generated.key(number), object.clone())),
+            );
+        }
+        (made_up.keys().cloned().map(Entry::Key).collect(), more)
     } else {
         page(&bucket.objects, prefix, delimiter, &start, usize::try_from(limit).unwrap_or(1000))
     };
@@ -195,7 +214,10 @@ pub(crate) fn list(world: &mut World, call: &Call) -> Outcome<Reply> {
         }
         for entry in &entries {
             match entry {
-                Entry::Key(key) => contents(xml, head.dialect, &spell(key), &bucket.objects[key]),
+                Entry::Key(key) => {
+                    let object = made_up.get(key).unwrap_or_else(|| &bucket.objects[key]);
+                    contents(xml, head.dialect, &spell(key), object);
+                }
                 Entry::Prefix(_) => {}
             }
         }

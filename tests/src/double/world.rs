@@ -9,6 +9,7 @@ use super::checksum::Checksum;
 use super::config::{AccessKey, BucketConfig, DoubleConfig};
 use super::content::Content;
 use super::error::{Outcome, Refusal};
+use super::generated::Generated;
 
 /// How an object came to be; OSS tells in `x-oss-object-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +95,7 @@ pub(crate) struct Bucket {
     pub(crate) config: BucketConfig,
     pub(crate) objects: BTreeMap<String, Object>,
     pub(crate) uploads: BTreeMap<String, Upload>,
+    pub(crate) generated: Option<Generated>,
 }
 
 #[derive(Debug)]
@@ -122,7 +124,7 @@ impl World {
 
     pub(crate) fn add_bucket(&mut self, config: BucketConfig) {
         assert!(is_bucket_name(&config.name), "{:?} is not a name that the services allow for a bucket", config.name);
-        let bucket = Bucket { objects: BTreeMap::new(), uploads: BTreeMap::new(), config };
+        let bucket = Bucket { objects: BTreeMap::new(), uploads: BTreeMap::new(), generated: None, config };
         self.buckets.insert(bucket.config.name.clone(), bucket);
     }
 
@@ -143,7 +145,14 @@ impl World {
     }
 
     pub(crate) fn object(&mut self, bucket: &str, key: &str) -> Outcome<&mut Object> {
-        self.bucket(bucket)?.objects.get_mut(key).ok_or_else(|| Refusal::no_such_key(key))
+        let now = self.now();
+        let bucket = self.bucket(bucket)?;
+        if let Some(number) = bucket.generated.as_ref().and_then(|generated| generated.number(key)) {
+            // From now on it is one like any other.
+            let make = || plain_object(Generated::content(number), now);
+            bucket.objects.entry(key.to_owned()).or_insert_with(make);
+        }
+        bucket.objects.get_mut(key).ok_or_else(|| Refusal::no_such_key(key))
     }
 
     /// Unlike any other, the same in every run, and in no order that a client could rely on.

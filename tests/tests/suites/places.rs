@@ -9,30 +9,28 @@ use std::process::Command;
 
 use bytes::Bytes;
 use tests::bucket::Bucket;
+use tests::mounts::Sandbox;
 use tests::tools;
 use tests::view::View;
 
 /// Files by name and what is in them.
 pub type Files = BTreeMap<String, Bytes>;
 
-/// The places.
+/// The places. Mount and view are of one bucket, because a file's time is that of its object.
 #[derive(Debug)]
 pub struct Places {
-    mount: Bucket,
     view: View,
 }
 
 impl Places {
     /// Puts the files there and mounts them.
     pub fn with(files: &Files) -> Self {
-        let places = Self { mount: Bucket::new(), view: View::of(Bucket::new()) };
-        for bucket in [&places.mount, &places.view.bucket] {
-            for (name, bytes) in files {
-                bucket.put(name, bytes.clone());
-            }
+        let places = Self { view: View::of(Bucket::new()) };
+        for (name, bytes) in files {
+            places.view.bucket.put(name, bytes.clone());
         }
-        places.mount.mount();
         places.view.mount();
+        places.view.mount_read_only();
         let local = places.local();
         for (name, bytes) in files {
             let path = local.join(name);
@@ -40,29 +38,35 @@ impl Places {
             fs::write(&path, bytes).unwrap();
             // As a mount shows it, so that an archive of it is the same.
             let file = File::open(&path).unwrap();
-            let modified = fs::metadata(places.mount.path(name)).unwrap().modified().unwrap();
+            let modified = fs::metadata(places.view.read_only().join(name)).unwrap().modified().unwrap();
             file.set_times(FileTimes::new().set_modified(modified)).unwrap();
             file.set_permissions(Permissions::from_mode(0o555)).unwrap();
         }
         places
     }
 
+    fn sandbox(&self) -> &Sandbox {
+        &self.view.bucket.sandbox
+    }
+
     fn local(&self) -> PathBuf {
-        self.mount.sandbox.path("local")
+        self.sandbox().path("local")
     }
 
     /// Runs a script in a new directory in each place, with the files in `$IN`, and compares what it has printed and made with what
     /// came of it on the local disk; that is given back. In the view the new directory is in the view too.
     pub fn same(&self, name: &str, variables: &[(&str, &OsStr)], script: &str) -> (String, Files) {
-        let beside = |place: &str| self.mount.sandbox.path(&format!("{name}.{place}"));
+        let beside = |place: &str| self.sandbox().path(&format!("{name}.{place}"));
         let runs = [
             ("local disk", self.local(), beside("local")),
-            ("mount", self.mount.sandbox.mnt(), beside("mount")),
+            ("mount", self.view.read_only(), beside("mount")),
             ("view", self.view.root(), self.view.path(format!("{name}.out"))),
         ];
         let mut expected: Option<(String, Files)> = None;
         for (place, input, output) in runs {
             fs::create_dir(&output).unwrap();
+            // Each has to fetch what it reads.
+            self.sandbox().run(["cache", "clear"]).succeeded();
             let mut variables = variables.to_vec();
             variables.push(("IN", input.as_os_str()));
             let printed = tools::shell(&output, &variables, script);
@@ -80,7 +84,7 @@ impl Places {
 
     /// A copy of the files that may be changed, with their times.
     pub fn copy(&self) -> PathBuf {
-        let copy = self.mount.sandbox.path("copy");
+        let copy = self.sandbox().path("copy");
         tools::done(Command::new("cp").arg("-a").arg(self.local()).arg(&copy));
         copy
     }
@@ -92,7 +96,6 @@ impl Places {
 
     /// Unmounts everything; nothing may be in use or uploaded.
     pub fn end(self) {
-        self.mount.sandbox.umount();
         self.view.unmount();
     }
 }

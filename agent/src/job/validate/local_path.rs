@@ -50,7 +50,7 @@ const CLOSED: &[&str] = &[
 
 /// A path as the job wrote it, made safe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LocalPath {
+pub(crate) struct LocalPath {
     /// Absolute, without `.`, `..`, doubled or trailing slashes.
     pub path: PathBuf,
     /// Whether it was written with a trailing slash.
@@ -58,15 +58,29 @@ pub(super) struct LocalPath {
 }
 
 /// What is wrong with a path, and what to do about it.
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     pub cause: String,
     pub remedy: &'static str,
 }
 
-/// Checks a path and brings it into its normal form.
-pub(super) fn parse(text: &str) -> Result<LocalPath, Refusal> {
-    let refuse =
-        |cause: &str, remedy| Err(Refusal { cause: format!("the local path {} {cause}", quoted(text)), remedy });
+/// Checks a path that something is to be put at, and brings it into its normal form.
+pub(crate) fn parse(text: &str) -> Result<LocalPath, Refusal> {
+    let local = normal(text)?;
+    if CLOSED_TREES.iter().any(|closed| local.path.starts_with(closed))
+        || CLOSED.iter().any(|closed| local.path.as_os_str() == *closed)
+    {
+        return refuse(text, "belongs to the system", "use a directory of its own, such as /home/data/");
+    }
+    Ok(local)
+}
+
+fn refuse<T>(text: &str, cause: &str, remedy: &'static str) -> Result<T, Refusal> {
+    Err(Refusal { cause: format!("the local path {} {cause}", quoted(text)), remedy })
+}
+
+/// Brings a path into its normal form, wherever it leads.
+pub(crate) fn normal(text: &str) -> Result<LocalPath, Refusal> {
+    let refuse = |cause: &str, remedy| refuse(text, cause, remedy);
     if text.is_empty() {
         return refuse("is empty", "write an absolute path such as /home/data/");
     }
@@ -101,11 +115,6 @@ pub(super) fn parse(text: &str) -> Result<LocalPath, Refusal> {
     }
     if path.as_os_str() == "/" {
         return refuse("is the root of the file system", "use a directory of its own, such as /home/data/");
-    }
-    if CLOSED_TREES.iter().any(|closed| path.starts_with(closed))
-        || CLOSED.iter().any(|closed| path.as_os_str() == *closed)
-    {
-        return refuse("belongs to the system", "use a directory of its own, such as /home/data/");
     }
     Ok(LocalPath { path, slash: text.ends_with('/') || text.ends_with("/.") })
 }

@@ -154,7 +154,7 @@ fn network_mount(
 }
 
 /// Checks what will become an argument of a mount command.
-fn network_source(text: &str) -> Result<(), (&'static str, &'static str)> {
+pub(crate) fn network_source(text: &str) -> Result<(), (&'static str, &'static str)> {
     NetworkFileSystem::parse(text).map(drop).map_err(|error| (error.cause, error.remedy))
 }
 
@@ -223,7 +223,7 @@ fn log(
     }
 }
 
-fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
+pub(crate) fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
     match local_path::parse(&written.value) {
         Ok(path) => Some(path),
         Err(refusal) => {
@@ -237,7 +237,7 @@ fn local(written: &At<String>, findings: &mut Findings) -> Option<LocalPath> {
 ///
 /// A directory's local path may lack its slash, because there is only one thing it can mean; an object cannot be mapped
 /// to a path with a slash, because that may mean the directory it should be put in, or an object whose slash was forgotten.
-fn agree(
+pub(crate) fn agree(
     remote: &Location,
     local: &LocalPath,
     remote_written: &At<String>,

@@ -54,7 +54,7 @@ impl<T: JsonSchema> JsonSchema for Ordered<T> {
 
 /// A program and its arguments.
 #[derive(Debug)]
-pub(super) enum CommandDocument {
+pub(crate) enum CommandDocument {
     Line(String),
     Words(Vec<String>),
 }
@@ -104,7 +104,7 @@ impl JsonSchema for CommandDocument {
 
 /// A length of time, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct TimeoutDocument(pub i64);
+pub(crate) struct TimeoutDocument(pub i64);
 
 impl<'de> Deserialize<'de> for TimeoutDocument {
     fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {

@@ -179,3 +179,17 @@ fn what_is_no_ledger_is_refused() {
     assert!(error.to_string().contains("does not begin"), "{error}");
     assert!(Ledger::from_fd(std::fs::File::open("/dev/null").unwrap().into()).is_err());
 }
+
+#[test]
+#[ignore = "a measurement, to be run by itself and optimised"]
+fn how_long_noting_takes() {
+    const ROUNDS: u32 = 1_000_000;
+    let mut ledger = Ledger::create().unwrap();
+    let others: Vec<u64> = (0..1000).map(|ino| ledger.open(ino, Access::Cached, request(ino)).unwrap()).collect();
+    let began = std::time::Instant::now();
+    for number in 0..ROUNDS {
+        let handle = ledger.open(5, Access::Passthrough(number), request(number.into())).unwrap();
+        ledger.close(std::hint::black_box(handle));
+    }
+    println!("{:?} for opening and closing beside {} open files", began.elapsed() / ROUNDS, others.len());
+}

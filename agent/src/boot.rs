@@ -1,0 +1,206 @@
+//! The life of a node, from power-on to poweroff.
+//!
+//! [`Boot::live`] is what happens, one line per phase. Each phase is told as it begins and as it ends (see [`story`]), has a deadline, and
+//! can be done again: an agent that was killed, upgraded or restarted is followed by one that begins at the top, finds disks and
+//! mounts in place, waits for a start-up script or a task that is still running, and skips what is over. So nothing here asks where
+//! its predecessor stopped; it asks what there is.
+//!
+//! Nothing is done after a phase that failed: a node that lacks a disk or a mount would only produce wrong results.
+
+mod bootstrap;
+mod disks;
+mod events;
+mod mounts;
+pub mod phase;
+pub mod service;
+pub mod story;
+mod task;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oss::Stores;
+
+use crate::console::Console;
+use crate::identity::{self, Sources};
+use crate::instance::StopSignal;
+use crate::node::Node;
+use crate::outcome::{Failure, InstanceOutcome, State};
+use crate::programs::Programs;
+use crate::settings::{AtEnd, Identity, NodeSettings};
+use phase::{Broken, Came, Phase};
+use service::Milestone;
+use story::Teller;
+
+/// How long finding out who the node is may take.
+const IDENTITY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much longer than its mounts' own deadlines a phase of mounts may take.
+const MOUNT_MARGIN: Duration = Duration::from_secs(15);
+
+/// How long sending the node's own story may take.
+const REPORT_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a boot is given from outside.
+#[derive(Debug)]
+pub struct Boot {
+    /// Tells what happens.
+    pub teller: Arc<Teller>,
+    /// State and runtime directories; where scratch is turns out on the way.
+    pub node: Node,
+    /// Whether the settings leave it to us where scratch is.
+    pub scratch_is_free: bool,
+    /// Where the system's programs are.
+    pub programs: Programs,
+    /// The `fuse-oss` program.
+    pub fuse_oss: std::path::PathBuf,
+    /// What the user sees.
+    pub console: Console,
+    /// Asks for the end of the task.
+    pub stop: StopSignal,
+    /// When this agent began.
+    pub began: Instant,
+}
+
+/// How a life ended.
+#[derive(Debug)]
+pub enum End {
+    /// The task ended, or there was none to run.
+    Through {
+        /// How, if there was one.
+        outcome: Option<Box<InstanceOutcome>>,
+        /// What to do now.
+        at_end: AtEnd,
+    },
+    /// A phase failed.
+    Broken(Broken),
+}
+
+/// What later phases know of earlier ones.
+#[derive(Debug)]
+struct Known {
+    settings: NodeSettings,
+    identity: Identity,
+    node: Node,
+    stores: Arc<Stores>,
+}
+
+impl Known {
+    /// What its objects are named after: the instance's id, or the machine's name where no cloud has given one.
+    fn name(&self) -> String {
+        let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let name = self.identity.instance_id.clone().or_else(host).unwrap_or_else(|| "node".to_owned());
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect()
+    }
+
+    /// The endpoint of OSS, as programs are told.
+    fn oss_host(&self) -> Option<String> {
+        let oss = &self.stores.settings().oss;
+        let of_region = || oss.region.as_ref().map(|region| format!("https://oss-{region}.aliyuncs.com"));
+        oss.endpoint.clone().or_else(of_region)
+    }
+}
+
+impl Boot {
+    /// How long after its beginning that was, in milliseconds.
+    fn elapsed(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Lives.
+    pub async fn live(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> End {
+        let end = self.phases(settings).await;
+        match &end {
+            Ok(_) => service::reached(Milestone::Ended, &self.programs).await,
+            Err(broken) => service::failed(broken, &self.programs).await,
+        }
+        match end {
+            Ok((outcome, at_end)) => End::Through { outcome: outcome.map(Box::new), at_end },
+            Err(broken) => End::Broken(broken),
+        }
+    }
+
+    async fn phases(
+        &self,
+        settings: impl Future<Output = Result<NodeSettings, Failure>>,
+    ) -> Result<(Option<InstanceOutcome>, AtEnd), Broken> {
+        let teller = &*self.teller;
+        let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
+        let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
+        let volumes = teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, teller)).await?;
+        let known = self.know(settings, identity, volumes);
+        mounts::expect(&known.settings, teller);
+        let (network, objects) = tokio::join!(
+            teller.phase(
+                Phase::NetworkMounts,
+                mounts::network_limit(&known.settings).map(|limit| limit + MOUNT_MARGIN),
+                mounts::network(&known.settings, &self.programs, teller)
+            ),
+            teller.phase(
+                Phase::ObjectMounts,
+                mounts::object_limit(&known.settings).map(|limit| limit + MOUNT_MARGIN),
+                mounts::objects(&known.settings, &known.node, &self.fuse_oss, &self.programs, teller)
+            ),
+        );
+        network?;
+        objects?;
+        service::reached(Milestone::Mounts, &self.programs).await;
+        teller.phase(Phase::Bootstrap, None, bootstrap::run(&known, self)).await?;
+        service::reached(Milestone::Ready, &self.programs).await;
+        let outcome = teller.phase(Phase::Task, None, task::run(&known, self)).await?;
+        teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await?;
+        Ok((outcome, known.settings.at_end))
+    }
+
+    async fn identify(&self, settings: &NodeSettings) -> Result<Came<Identity>, Failure> {
+        let (identity, notes) = identity::discover(&settings.identity, &Sources::with_storage(&settings.storage)).await;
+        for note in notes {
+            if note.is_warning {
+                tracing::warn!("{}", note.text);
+            } else {
+                tracing::info!("{}", note.text);
+            }
+        }
+        self.teller.note(|story| story.identity = Some(identity.clone()));
+        let known = [&identity.instance_id, &identity.instance_type, &identity.zone];
+        let words: Vec<&str> = known.into_iter().flatten().map(String::as_str).collect();
+        let message = (!words.is_empty()).then(|| words.join(", "));
+        Ok(Came::To(identity, message))
+    }
+
+    /// Decides where things are, now that it is known which disks there are.
+    fn know(&self, settings: NodeSettings, identity: Identity, volumes: Vec<std::path::PathBuf>) -> Known {
+        let mut node = self.node.clone();
+        if let Some(scratch) = &settings.scratch {
+            node.scratch.clone_from(scratch);
+        } else if let Some(volume) = volumes.first().filter(|_| self.scratch_is_free) {
+            node.scratch = volume.join("batch-agent");
+        }
+        let mut settings = settings;
+        identity::complete_storage(&identity, &mut settings.storage);
+        Known { stores: Arc::new(Stores::new(settings.storage.clone())), settings, identity, node }
+    }
+}
+
+impl End {
+    /// The exit status of the agent: 0 as long as nothing of ours failed. A failed task is no failed node.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Through { .. } => 0,
+            Self::Broken(broken) => broken.failure.exit_status,
+        }
+    }
+
+    /// Whether the machine is to be powered off now: the task is over and everything of it has arrived.
+    pub fn powers_off(&self) -> bool {
+        match self {
+            Self::Through { outcome, at_end } => {
+                let arrived = outcome
+                    .as_ref()
+                    .is_none_or(|outcome| outcome.state != State::Failed || outcome.outputs.failed.is_empty());
+                *at_end == AtEnd::PowerOff && outcome.is_some() && arrived
+            }
+            Self::Broken(_) => false,
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What has happened to the node since it was started: one small file, replaced at every step.
+//!
+//! It is written when something begins and when it ends, never only at the end, so that whoever comes later (the agent that
+//! takes the place of one that was killed, `batch-agent status`, a person) finds how far the node is. It survives a reboot, and says of
+//! which boot it is: what a boot before this one has done is nobody's ground to build on.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::events::{Event, Events};
+use super::phase::Phase;
+use crate::durable::{self, FileError};
+use crate::outcome::{Cause, Failure};
+use crate::settings::Identity;
+use crate::shim::ProcessId;
+
+/// The version of [`Story`].
+const VERSION: u32 = 1;
+
+/// How far something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Its turn has not come.
+    Waiting,
+    /// It is being done.
+    Running,
+    /// It is done.
+    Done,
+    /// It could not be done.
+    Failed,
+    /// There is nothing to do, or something before it failed.
+    Skipped,
+}
+
+/// A step of the boot sequence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Which.
+    pub phase: Phase,
+    /// How far it is.
+    pub state: State,
+    /// When it was begun, the last time.
+    pub started: Option<Timestamp>,
+    /// When it was over.
+    pub ended: Option<Timestamp>,
+    /// How long it took by the monotonic clock, in milliseconds.
+    pub elapsed_ms: Option<u64>,
+    /// How often it was begun: more than once when an agent was killed in the middle of it.
+    pub begun: u32,
+    /// What it came to, or why it failed.
+    pub message: Option<String>,
+}
+
+/// A mount of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// What.
+    pub source: String,
+    /// Where.
+    pub target: PathBuf,
+    /// How far it is.
+    pub state: State,
+    /// How long mounting took, in milliseconds.
+    pub elapsed_ms: Option<u64>,
+    /// Why it failed.
+    pub message: Option<String>,
+}
+
+/// The start-up script, as far as another agent has to know of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapRun {
+    /// The process it runs under.
+    pub shim: Option<ProcessId>,
+}
+
+/// Why the node is of no use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// In which step.
+    pub phase: Phase,
+    /// Whose doing.
+    pub cause: Cause,
+    /// What to tell a person.
+    pub message: String,
+}
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Story {
+    /// The format's version.
+    pub version: u32,
+    /// Which boot of the machine it is about.
+    pub boot_id: String,
+    /// The agent that tells it.
+    pub agent: ProcessId,
+    /// Its version.
+    pub agent_version: String,
+    /// When the first agent of this boot began.
+    pub started: Timestamp,
+    /// How many agents there were before this one in this boot.
+    pub agents_before: u32,
+    /// Who the node is, once that is known.
+    pub identity: Option<Identity>,
+    /// Every step, in order.
+    pub steps: Vec<Step>,
+    /// Every mount, in the order of the settings.
+    pub mounts: Vec<Mounted>,
+    /// The start-up script, once it was started.
+    pub bootstrap: Option<BootstrapRun>,
+    /// The id of the task's run, once there is one.
+    pub job_id: Option<String>,
+    /// How long the start of the task's program had taken from the start of the agent, in milliseconds.
+    pub program_started_ms: Option<u64>,
+    /// How the task ended.
+    pub outcome: Option<serde_json::Value>,
+    /// Why the node is of no use, if it is not.
+    pub trouble: Option<Trouble>,
+}
+
+impl Story {
+    /// Where it is.
+    pub fn path(state: &Path) -> PathBuf {
+        state.join("boot.json")
+    }
+
+    /// Reads it; none when no agent has run here, or the file cannot be read any more.
+    ///
+    /// # Errors
+    /// When it is there and the system does not let us read it.
+    pub fn read(state: &Path) -> Result<Option<Self>, FileError> {
+        Ok(durable::read_json::<Self>(&Self::path(state))?.filter(|story| story.version == VERSION))
+    }
+
+    fn new(agent: ProcessId) -> Self {
+        let step = |phase| Step {
+            phase,
+            state: State::Waiting,
+            started: None,
+            ended: None,
+            elapsed_ms: None,
+            begun: 0,
+            message: None,
+        };
+        Self {
+            version: VERSION,
+            boot_id: agent.boot_id.clone(),
+            agent,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Timestamp::now(),
+            agents_before: 0,
+            identity: None,
+            steps: Phase::ALL.map(step).to_vec(),
+            mounts: Vec::new(),
+            bootstrap: None,
+            job_id: None,
+            program_started_ms: None,
+            outcome: None,
+            trouble: None,
+        }
+    }
+
+    /// A step.
+    pub fn step(&self, phase: Phase) -> Option<&Step> {
+        self.steps.iter().find(|step| step.phase == phase)
+    }
+
+    /// Whether a step is done, or there was nothing to do.
+    pub fn is_past(&self, phase: Phase) -> bool {
+        self.step(phase).is_some_and(|step| matches!(step.state, State::Done | State::Skipped))
+    }
+}
+
+/// Tells the story: to the file, and to whoever listens to events.
+#[derive(Debug)]
+pub struct Teller {
+    path: PathBuf,
+    story: Mutex<Story>,
+    events: Events,
+}
+
+impl Teller {
+    /// Begins a story, or goes on with the one of an agent before this one in the same boot. A job that had not ended keeps its id
+    /// beyond a reboot.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn begin(state: &Path) -> Result<Self, FileError> {
+        let agent = ProcessId::of_this().map_err(FileError::on("read", Path::new("/proc/self/stat")))?;
+        let path = Story::path(state);
+        let story = match Story::read(state)? {
+            Some(before) if before.boot_id == agent.boot_id => {
+                let agents_before = before.agents_before + 1;
+                Story { agent, agents_before, trouble: None, ..before }
+            }
+            Some(before) => {
+                let over = before.is_past(Phase::Task);
+                let (job_id, outcome) = (before.job_id, before.outcome.filter(|_| over));
+                Story { job_id, outcome, ..Story::new(agent) }
+            }
+            None => Story::new(agent),
+        };
+        let events = Events::open(state, &story.boot_id)?;
+        let teller = Self { path, story: Mutex::new(story), events };
+        teller.change(|_| {})?;
+        Ok(teller)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Story> {
+        self.story.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The story so far.
+    pub fn story(&self) -> Story {
+        self.lock().clone()
+    }
+
+    /// The file that events are kept in.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Changes it, and writes it down.
+    ///
+    /// # Errors
+    /// When it cannot be written. What is in memory has changed all the same.
+    pub fn change(&self, change: impl FnOnce(&mut Story)) -> Result<(), FileError> {
+        let mut story = self.lock();
+        change(&mut story);
+        durable::replace_json(&self.path, &*story)
+    }
+
+    /// The same where nothing depends on it: what cannot be written is said.
+    pub fn note(&self, change: impl FnOnce(&mut Story)) {
+        if let Err(error) = self.change(change) {
+            tracing::warn!(%error, "what happens to the node cannot be written down");
+        }
+    }
+
+    /// Changes a step.
+    pub fn step(&self, phase: Phase, change: impl FnOnce(&mut Step)) {
+        self.note(|story| {
+            if let Some(step) = story.steps.iter_mut().find(|step| step.phase == phase) {
+                change(step);
+            }
+        });
+    }
+
+    /// Changes a mount.
+    pub fn mount(&self, target: &Path, change: impl FnOnce(&mut Mounted)) {
+        self.note(|story| {
+            if let Some(mount) = story.mounts.iter_mut().find(|mount| mount.target == target) {
+                change(mount);
+            }
+        });
+    }
+
+    /// Tells an event.
+    pub fn event(&self, event: Event<'_>) {
+        self.events.tell(event, self.lock().identity.as_ref());
+    }
+
+    /// The node is of no use.
+    pub fn trouble(&self, phase: Phase, failure: &Failure) {
+        let message = failure.message.clone();
+        self.note(|story| story.trouble = Some(Trouble { phase, cause: failure.cause, message }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_agent_goes_on_and_another_boot_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let teller = Teller::begin(directory.path()).unwrap();
+        teller.step(Phase::Disks, |step| step.state = State::Done);
+        teller.note(|story| {
+            story.job_id = Some("job-1".to_owned());
+            story.outcome = Some("the last one".into());
+        });
+        drop(teller);
+        let teller = Teller::begin(directory.path()).unwrap();
+        let story = teller.story();
+        assert!(story.is_past(Phase::Disks) && !story.is_past(Phase::Task));
+        assert_eq!(story.agents_before, 1);
+        // As after a reboot.
+        teller.note(|story| story.boot_id = "another".to_owned());
+        let story = Teller::begin(directory.path()).unwrap().story();
+        assert!(!story.is_past(Phase::Disks));
+        assert_eq!((story.job_id.as_deref(), story.outcome), (Some("job-1"), None), "it had not ended");
+        let teller = Teller::begin(directory.path()).unwrap();
+        teller.step(Phase::Task, |step| step.state = State::Done);
+        teller.note(|story| {
+            story.outcome = Some("finished".into());
+            story.boot_id = "another".to_owned();
+        });
+        let story = Teller::begin(directory.path()).unwrap().story();
+        assert_eq!(story.outcome, Some("finished".into()), "it is not run again");
+    }
+
+    #[test]
+    fn a_torn_file_is_no_reason_not_to_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(Story::path(directory.path()), "{\"version\": 1, ").unwrap();
+        assert_eq!(Teller::begin(directory.path()).unwrap().story().agents_before, 0);
+    }
+}

@@ -1,0 +1,225 @@
+//! The node's task: one instance of one task of a job, as `batch-agent run` would run it.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use oss::transfer::TransferBudget;
+use oss::{GetOptions, Location, PutMode};
+
+use super::phase::{Came, Phase};
+use super::story::Story;
+use super::{Boot, Known, mounts};
+use crate::exit;
+use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, Place};
+use crate::job::names::JobId;
+use crate::job::{self, Format, JobDescription};
+use crate::outcome::{Cause, Failure, InstanceOutcome};
+use crate::run::ABILITIES;
+use crate::settings::{NodeTask, TaskSource};
+
+/// How long a program may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long mounting a network file system of the task's own may take.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(180);
+
+/// What has to be free on the scratch disk before a task is started, in bytes: logs and state have to fit even if the task uses the rest.
+const LEAST_SPACE: u64 = 256 << 20;
+
+/// Runs it, or goes on with one that an agent before this one has started. A task that has ended is not run again, whatever
+/// happens to the machine.
+pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutcome>>, Failure> {
+    let Some(wanted) = &known.settings.task else { return Ok(Came::ToNothing(None)) };
+    let story = boot.teller.story();
+    if let Some(outcome) = has_ended(&story, wanted) {
+        let message = format!("it ended before: {}", outcome.summary());
+        return Ok(Came::To(Some(outcome), Some(message)));
+    }
+    let job = fetch(wanted, known).await?;
+    let (task, job_name) = choose(&job, wanted)?;
+    let mut task = task.clone();
+    for (name, value) in known.settings.environment.iter().chain(&known.settings.user_data) {
+        task.environment.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    task.outputs.extend(known.settings.outputs.iter().cloned());
+    check(&job, &task.name)?;
+
+    let job_id = job_id(wanted, &story)?;
+    boot.teller.change(|story| story.job_id = Some(job_id.to_string()))?;
+    known.node.prepare()?;
+    check_space(&known.node.scratch)?;
+    tracing::info!(job = %job_id, task = task.name, instance = wanted.instance, "running the task of {job_name:?}");
+    let started = Arc::new(OnceLock::new());
+    let context = context(known, boot, job_id, Arc::clone(&started));
+    let outcome = instance::run(&context, &task, wanted.instance, boot.stop.clone()).await;
+    let summary = outcome.summary();
+    boot.teller.change(|story| {
+        story.outcome = serde_json::to_value(&outcome).ok();
+        let elapsed = started.get().map(|at| boot.elapsed(*at));
+        story.program_started_ms = story.program_started_ms.or(elapsed);
+    })?;
+    Ok(Came::To(Some(outcome), Some(summary)))
+}
+
+/// How it ended, if it has: in this boot or in one before. Another job, or another instance, is another task.
+fn has_ended(story: &Story, wanted: &NodeTask) -> Option<InstanceOutcome> {
+    let outcome: InstanceOutcome = serde_json::from_value(story.outcome.clone()?).ok()?;
+    let is_the_same = wanted.job_id.is_none() || wanted.job_id == story.job_id;
+    let is_the_instance =
+        outcome.instance == wanted.instance && wanted.task.as_ref().is_none_or(|task| *task == outcome.task);
+    (is_the_same && is_the_instance).then_some(outcome)
+}
+
+fn job_id(wanted: &NodeTask, story: &Story) -> Result<JobId, Failure> {
+    match wanted.job_id.as_ref().or(story.job_id.as_ref()) {
+        Some(id) => id
+            .parse()
+            .map_err(|error| Failure::new(Cause::User, exit::BAD_SETTINGS, format!("task.job_id {id:?} {error}"))),
+        None => Ok(JobId::generate()),
+    }
+}
+
+async fn fetch(wanted: &NodeTask, known: &Known) -> Result<JobDescription, Failure> {
+    let bad = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::new(Cause::User, exit::BAD_DATA, format!("{what}: {error}"))
+    };
+    let (job, warnings) = match &wanted.source {
+        TaskSource::Inline(text) => {
+            job::read(text.as_bytes(), Format::Detect).map_err(|problems| bad("the task in the settings", &problems))?
+        }
+        TaskSource::File(path) => job::read_file(path).map_err(|error| match error {
+            job::ReadError::File { .. } => Failure::new(Cause::User, exit::INPUT_MISSING, error.to_string()),
+            job::ReadError::Invalid { .. } => Failure::new(Cause::User, exit::BAD_DATA, error.to_string()),
+        })?,
+        TaskSource::Object(location) => {
+            let what = format!("job description {}", location.escaped());
+            let bytes = download(known, location, &what).await?;
+            let format = Format::of(Path::new(location.key().base_name()));
+            job::read(&bytes, format).map_err(|problems| bad(&what, &problems))?
+        }
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(job)
+}
+
+async fn download(known: &Known, location: &Location, what: &str) -> Result<Vec<u8>, Failure> {
+    let failed = |error: &oss::Error| Failure::reading(what, error);
+    let store = known.stores.open(location).map_err(|error| failed(&error))?;
+    let meta = store.head(location.key()).await.map_err(|error| failed(&error))?;
+    if meta.size > job::MAX_BYTES {
+        let message = format!("{what}: it has {} bytes and at most {} are read", meta.size, job::MAX_BYTES);
+        return Err(Failure::new(Cause::User, exit::BAD_DATA, message));
+    }
+    let whole = store.get(location.key(), GetOptions::default()).await.map_err(|error| failed(&error))?;
+    let bytes = whole.bytes().await.map_err(|error| failed(&error))?;
+    Ok(bytes.to_vec())
+}
+
+fn choose<'a>(job: &'a JobDescription, wanted: &NodeTask) -> Result<(&'a job::Task, &'a str), Failure> {
+    let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
+    let names = || job.tasks.iter().map(|task| task.name.as_str()).collect::<Vec<_>>().join(", ");
+    let task = match (&wanted.task, &job.tasks[..]) {
+        (Some(name), _) => {
+            job.task(name).ok_or_else(|| bad(format!("task.task: the job has no task {name:?}; it has {}", names())))?
+        }
+        (None, [only]) => only,
+        (None, _) => {
+            return Err(bad(format!(
+                "the job has several tasks ({}); say in task.task which one this node runs",
+                names()
+            )));
+        }
+    };
+    if wanted.instance >= task.instances {
+        return Err(bad(format!(
+            "task.instance: task {:?} has {} instances, numbered from 0; there is no instance {}",
+            task.name, task.instances, wanted.instance
+        )));
+    }
+    Ok((task, &job.name))
+}
+
+fn check(job: &JobDescription, name: &str) -> Result<(), Failure> {
+    let report = job::check::Report::new(job, &[], ABILITIES);
+    let missing =
+        report.tasks.into_iter().filter(|task| task.name == name).find_map(|task| task.missing.into_iter().next());
+    match missing {
+        None => Ok(()),
+        Some(missing) => Err(Failure::new(
+            Cause::User,
+            exit::BAD_DATA,
+            format!("task {name:?} needs {}: {}", missing.needs, missing.remedy),
+        )),
+    }
+}
+
+/// A task that cannot even write its log is not started.
+fn check_space(scratch: &Path) -> Result<(), Failure> {
+    let stat = nix::sys::statvfs::statvfs(scratch)
+        .map_err(|errno| Failure::platform(format!("cannot look at {}: {}", scratch.display(), errno.desc())))?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < LEAST_SPACE {
+        return Err(Failure::new(
+            Cause::DiskFull,
+            exit::OS,
+            format!(
+                "the scratch disk at {} has {} MiB left and {} are the least to start a task with; give the node a larger data disk, \
+                 or name another with scratch: in the settings",
+                scratch.display(),
+                free >> 20,
+                LEAST_SPACE >> 20
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn context(known: &Known, boot: &Boot, job: JobId, program_started: Arc<OnceLock<std::time::Instant>>) -> Context {
+    let identity = &known.identity;
+    Context {
+        node: known.node.clone(),
+        job,
+        stores: Arc::clone(&known.stores),
+        budget: TransferBudget::default(),
+        mounter: Mounter::new(mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss)),
+        network: NetworkMounter::new(boot.programs.clone(), NETWORK_DEADLINE),
+        mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
+        console: boot.console.clone(),
+        of_the_node: true,
+        program_started,
+        grace: GRACE,
+        place: Place {
+            region: identity.region.clone(),
+            cluster: identity.cluster.clone(),
+            worker: identity.instance_id.clone(),
+            path: std::env::var("PATH").ok(),
+        },
+    }
+}
+
+/// Sends the node's own story: events and outcome.
+pub async fn report(known: &Known, boot: &Boot, outcome: Option<&InstanceOutcome>) -> Result<Came<()>, Failure> {
+    let Some(directory) = &known.settings.report.directory else { return Ok(Came::ToNothing(())) };
+    boot.teller.event(super::events::Event {
+        event: "NodeDone",
+        subject: Phase::Report.name(),
+        elapsed_ms: None,
+        message: outcome.map(InstanceOutcome::summary).as_deref(),
+    });
+    let name = known.name();
+    let events = std::fs::read(boot.teller.events().path()).map_err(Failure::platform)?;
+    let story = serde_json::to_vec_pretty(&boot.teller.story()).map_err(Failure::platform)?;
+    for (object, body) in [(format!("events.{name}.jsonl"), events), (format!("node.{name}.json"), story)] {
+        let target = directory.join(&object);
+        let what = format!("report {}", target.escaped());
+        let store = known.stores.open(&target).map_err(|error| Failure::writing(&what, &error))?;
+        store
+            .put(target.key(), body.into(), PutMode::Overwrite)
+            .await
+            .map_err(|error| Failure::writing(&what, &error))?;
+    }
+    Ok(Came::To((), Some(directory.escaped())))
+}
