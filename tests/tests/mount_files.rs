@@ -180,7 +180,10 @@ fn sixteen_readers_at_random_places_get_the_right_bytes() {
     // because the machine was busy: at most a request's length each time.
     let (once, raced) = (2 * bytes.len() as u64, status["metrics"]["raced"].as_u64().unwrap());
     let allowed = once + once / 20 + raced * (8 << 20);
-    assert!(fetched <= allowed, "the same was fetched more than once: {fetched} for {once}, {raced} requests were raced");
+    assert!(
+        fetched <= allowed,
+        "the same was fetched more than once: {fetched} for {once}, {raced} requests were raced"
+    );
     assert!(status["memory_used"].as_u64().unwrap() <= 256 << 20, "{status}");
 }
 

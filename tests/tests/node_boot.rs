@@ -12,7 +12,8 @@ use tests::node::{BootNode, LIMIT, is_mounted};
 
 /// A job of one task that runs this line in a shell.
 fn job(node: &BootNode, line: &str, more: &Value) -> Value {
-    let mut task = json!({"command": ["bash", "-c", line], "stdout": node.location("out/"), "stderr": node.location("out/")});
+    let mut task =
+        json!({"command": ["bash", "-c", line], "stdout": node.location("out/"), "stderr": node.location("out/")});
     tests::agent::merge(&mut task, more);
     json!({"version": 1, "name": "a job", "tasks": {"only": task}})
 }
@@ -36,7 +37,12 @@ fn a_node_prepares_itself_runs_its_task_and_reports() {
         ),
     );
     let out = node.path("results");
-    let line = format!("cat {0}/deep/er {1}; echo $FLAVOUR; mkdir -p {2}; echo done > {2}/x", mnt.display(), one.display(), out.display());
+    let line = format!(
+        "cat {0}/deep/er {1}; echo $FLAVOUR; mkdir -p {2}; echo done > {2}/x",
+        mnt.display(),
+        one.display(),
+        out.display()
+    );
     node.settings(&json!({
         "mounts": [
             {"source": node.location("in/"), "target": mnt},
@@ -74,7 +80,10 @@ fn a_node_prepares_itself_runs_its_task_and_reports() {
         assert_eq!(node.run(&["wait", what, "--timeout=5"]).code, Some(code));
     }
     let timing = node.run(&["status", "--timing"]).stdout;
-    assert!(timing.contains("from the agent's start to the program's") && timing.contains("and the agent itself"), "{timing}");
+    assert!(
+        timing.contains("from the agent's start to the program's") && timing.contains("and the agent itself"),
+        "{timing}"
+    );
 }
 
 #[test]
@@ -82,7 +91,8 @@ fn an_agent_that_is_killed_is_followed_by_one_that_goes_on() {
     let node = BootNode::new();
     let mnt = node.path("mnt");
     let began = node.path("began");
-    let bootstrap = node.program("bootstrap", &format!("#!/bin/bash\necho x >> {}\nsleep 3\necho over\n", began.display()));
+    let bootstrap =
+        node.program("bootstrap", &format!("#!/bin/bash\necho x >> {}\nsleep 3\necho over\n", began.display()));
     let ran = node.path("ran");
     let line = format!("echo x >> {}; echo begun; sleep 4; cat {}/file", ran.display(), mnt.display());
     node.settings(&json!({
@@ -185,7 +195,8 @@ fn a_start_up_script_that_sleeps_or_fails_stops_the_node() {
 fn python_and_things_below_a_mount_serve_as_start_up_scripts() {
     let node = BootNode::new();
     let mnt = node.path("mnt");
-    fs::write(node.path("store/in/start.py"), "#!/usr/bin/env python3\nimport os\nprint(os.environ['HOME'])\n").unwrap();
+    fs::write(node.path("store/in/start.py"), "#!/usr/bin/env python3\nimport os\nprint(os.environ['HOME'])\n")
+        .unwrap();
     node.settings(&json!({
         "mounts": [{"source": node.location("in/"), "target": mnt}],
         "bootstrap": {"command": mnt.join("start.py"), "timeout": "60s", "log": node.location("out/")},
