@@ -219,7 +219,7 @@ async fn start(
     let shim = Shim::start(&workspace.shim_spec(), &spec)
         .await
         .map_err(|error| Failure::new(Cause::Mount, exit::OS, format!("the task's view cannot be built: {error}")))?;
-    let _ = context.program_started.set(std::time::Instant::now());
+    context.on_start.tell();
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
