@@ -123,7 +123,9 @@ fn on_such_a_kernel_a_view_stays_down_and_says_why() {
     sandbox.run(["mount".as_ref(), "--writable".as_ref(), location.as_ref(), view.as_os_str()]).succeeded();
     fs::write(view.join("mine"), "local").unwrap();
     kill_worker(&sandbox);
-    wait_until("the other mount is made anew", || fs::read(sandbox.mnt().join("small")).is_ok_and(|text| text == b"hello"));
+    wait_until("the other mount is made anew", || {
+        fs::read(sandbox.mnt().join("small")).is_ok_and(|text| text == b"hello")
+    });
     // Nothing is written to the directory below by mistake, and nobody waits.
     assert!(fs::read(view.join("large")).is_err());
     let down = sandbox.status()["mounts"].as_array().unwrap().iter().any(|mount| {
