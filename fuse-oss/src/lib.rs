@@ -1,16 +1,17 @@
 //! Object storage as a local file system.
 //!
 //! A mount shows buckets, prefixes and single objects of `oss://`, `s3://`, `gs://`, `az://` and `file://` as a read-only
-//! tree, or as one that can be changed locally ([`overlay`]): nothing of that is ever uploaded. One server process, `fuse-oss serve`, owns a cache directory and a memory budget and serves all mounts of a
-//! machine; [`client::Client`] asks it to mount and unmount.
+//! tree, or as one that can be changed locally ([`overlay`]): nothing of that is ever uploaded. One server, `fuse-oss serve`, owns a
+//! cache directory and a memory budget and serves all mounts of a machine; [`client::Client`] asks it to mount and unmount.
 //!
-//! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself and
-//! [`filesystem::ledger`] for what a process after this one has to know of that;
+//! A server is two processes: the [`keeper`] holds what must not be lost, and its worker, the [`server`] proper, may be killed at any time.
+//! What the next worker has to know travels in the journal of names ([`namespace`]) and the [`filesystem::ledger`] of open files.
+//!
+//! From the top down: [`filesystem`] is what the kernel asks, with [`filesystem::handles`] for what it reads by itself;
 //! [`namespace`] is the frozen tree of names; [`reader`] an open file and [`siblings`] the files beside it, which decide what to fetch
 //! ahead; [`allowance`] what a mount may keep; [`blocks`] the chain of memory, disk and store that bytes come from, counted by
-//! [`geometry`]; [`cache`] the disk.
-//! [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, [`server`] with its [`protocol`] and [`runtime`]
-//! files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
+//! [`geometry`]; [`cache`] the disk. [`observed`] counts what is asked of stores, for [`metrics`]. Beside them, the server's
+//! [`protocol`] and [`runtime`] files, [`charset`] between names and keys, [`mountpoint`] and [`transport`] towards the kernel.
 //!
 //! # Locks
 //!

@@ -109,7 +109,7 @@ impl Sandbox {
     }
 
     /// Every process of every server of this sandbox: keepers and workers.
-    fn processes(&self) -> Vec<Pid> {
+    pub fn processes(&self) -> Vec<Pid> {
         let here = self.directory.path().as_os_str().as_encoded_bytes();
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ours = processes.filter(|process| {

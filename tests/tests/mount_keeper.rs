@@ -113,6 +113,37 @@ fn on_a_kernel_that_cannot_send_again_a_mount_is_made_anew() {
 }
 
 #[test]
+fn on_such_a_kernel_a_view_stays_down_and_says_why() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    let view = sandbox.path("view");
+    fs::create_dir(&view).unwrap();
+    let mut server = serve(&sandbox, &["--without-resend"]);
+    let location = sandbox.location();
+    sandbox.run(["mount".as_ref(), "--writable".as_ref(), location.as_ref(), view.as_os_str()]).succeeded();
+    fs::write(view.join("mine"), "local").unwrap();
+    kill_worker(&sandbox);
+    wait_until("the other mount is made anew", || fs::read(sandbox.mnt().join("small")).is_ok_and(|text| text == b"hello"));
+    // Nothing is written to the directory below by mistake, and nobody waits.
+    assert!(fs::read(view.join("large")).is_err());
+    let down = sandbox.status()["mounts"].as_array().unwrap().iter().any(|mount| {
+        mount["target"] == view.to_str().unwrap() && mount["down"].as_str().is_some_and(|why| why.contains("again"))
+    });
+    assert!(down, "{}", sandbox.status());
+    assert!(sandbox.run(["status"]).stdout.contains("DOWN"), "people see it, too");
+    sandbox.run(["umount".as_ref(), view.as_os_str()]).succeeded();
+    assert!(fs::read_dir(&view).unwrap().next().is_none());
+    wait_until("what was written is gone", || {
+        fs::read_dir(sandbox.path("cache/upper")).is_ok_and(|mut uppers| uppers.next().is_none())
+    });
+    sandbox.run(["mount".as_ref(), "--writable".as_ref(), location.as_ref(), view.as_os_str()]).succeeded();
+    assert!(fs::read(view.join("mine")).is_err() && fs::read(view.join("small")).is_ok());
+    kill(pid(&server), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
 fn a_worker_without_a_keeper_goes_on_until_it_is_told_to_end() {
     let sandbox = Sandbox::new();
     fill(&sandbox);
@@ -143,6 +174,31 @@ fn a_mount_in_use_is_waited_for_and_then_detached() {
     inside.kill().unwrap();
     inside.wait().unwrap();
     assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn when_no_worker_comes_up_nobody_waits_for_ever() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    let mut server = serve(&sandbox, &[]);
+    let held = File::open(sandbox.mnt().join("large")).unwrap();
+    // No worker can begin without its cache directory.
+    fs::rename(sandbox.path("cache"), sandbox.path("elsewhere")).unwrap();
+    fs::write(sandbox.path("cache"), "no directory").unwrap();
+    kill(sandbox.processes().into_iter().find(|process| *process != pid(&server)).unwrap(), Signal::SIGKILL).unwrap();
+    // It waits as long as there is hope, and gets an error then.
+    let error = held.read_exact_at(&mut vec![0; 1 << 20], 4 << 20).unwrap_err();
+    assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)), "{error}");
+    assert_eq!(server.wait().unwrap().code(), Some(70));
+    let log = sandbox.log();
+    assert!(log.contains("giving up") && log.contains("a worker cannot serve"), "{log}");
+    fs::remove_file(sandbox.path("cache")).unwrap();
+    fs::rename(sandbox.path("elsewhere"), sandbox.path("cache")).unwrap();
+    drop(held);
+    // The next server removes what is left.
+    sandbox.mount();
+    assert_eq!(fs::read_to_string(sandbox.mnt().join("small")).unwrap(), "hello");
+    sandbox.umount();
 }
 
 #[test]

@@ -139,9 +139,7 @@ fn unmount(settings: &ServeSettings, target: &Path) -> Result<(), Failure> {
 
 /// Whether something is mounted exactly at `path`: by the mount table, because touching a dead mount can hang.
 fn is_mount_point(path: &Path) -> bool {
-    let Some(path) = path.to_str() else { return false };
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().any(|line| line.split(' ').nth(4) == Some(path))
+    fuse_oss::mountpoint::mounted_on(path).is_some()
 }
 
 fn kind(input: &Input) -> Kind {
