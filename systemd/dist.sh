@@ -72,7 +72,7 @@ for unit in systemd/drop-ins/*; do
 done
 install -D -m 755 -t "$TREE/usr/share/batch-agent/image" systemd/image/install.sh
 place usr/share/doc/batch-agent README.md CHANGELOG.md
-place usr/share/doc/batch-agent/examples systemd/cloud-init/*
+place usr/share/doc/batch-agent/examples systemd/cloud-init/* examples/node.yaml
 place usr/share/licenses/batch-agent LICENSE
 python3 systemd/package/licences.py "$target" $PROGRAMS >"$TREE/usr/share/licenses/batch-agent/THIRD-PARTY"
 chmod 644 "$TREE/usr/share/licenses/batch-agent/THIRD-PARTY"
