@@ -17,5 +17,5 @@ soak:       ## What takes longer than a test may.
 bench:      ## Ratios beside other mounts and beside the limit of disk and wire.
 	bash benches/run.sh
 
-dist:       ## Static binaries in a tarball, in dist/.
+dist:       ## Static programs as .deb, .rpm and tarball, in dist/.
 	bash systemd/dist.sh

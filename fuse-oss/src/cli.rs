@@ -10,8 +10,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
+use clap::{CommandFactory, Parser};
 use fuse_oss::client::{Client, servers};
 use fuse_oss::overlay::{leftovers, upper};
 use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
@@ -38,6 +38,9 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Serve(arguments) => return serve::serve(&arguments, &parsed.log),
         Command::Keeper(arguments) => return serve::keeper(&arguments, &parsed.log),
         Command::Worker(arguments) => return serve::worker(&arguments, &parsed.log),
+        Command::Manual { directory } => manual::write(Arguments::command(), &directory).map_err(|error| {
+            MountError::new(ErrorKind::System, format_args!("cannot write below {}: {error}", directory.display()))
+        }),
         Command::Mount(arguments) if arguments.foreground => {
             log_to_stderr(&parsed.log);
             serve::mount_in_foreground(&arguments, &parsed.log)
@@ -83,6 +86,10 @@ pub fn log_to_stderr(log: &LogArguments) {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // It can only be set once, and is.
     let _ = match log.log_format {
+        // journald adds a time of its own.
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() && !terminal => {
+            builder.with_ansi(false).with_target(false).without_time().try_init()
+        }
         LogFormat::Text => builder.with_ansi(terminal).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
