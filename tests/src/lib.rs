@@ -19,3 +19,4 @@ pub mod python;
 pub mod tls;
 pub mod tools;
 pub mod view;
+pub mod vm;
