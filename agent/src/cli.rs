@@ -11,10 +11,11 @@ mod status;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::console::{Console, LogFormat};
 use crate::exit;
+use crate::outcome::Failure;
 
 /// Runs batch jobs on this machine: fetches the package, mounts the inputs, runs the program, shows its output in
 /// object storage while it runs, uploads the results, and says how it ended.
@@ -55,6 +56,12 @@ enum Command {
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
     Schema(schema::SchemaArguments),
+    /// Write manual pages and shell completions below a directory, as they go below /usr/share. For packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where.
+        directory: PathBuf,
+    },
     /// The process between the agent and a task. Started by the agent only.
     #[command(hide = true)]
     Shim {
@@ -85,6 +92,9 @@ pub fn main() -> ExitCode {
             mount::mount(&mount)
         }
         Command::Schema(schema) => schema::print(&schema),
+        Command::Manual { directory } => manual::write(Arguments::command(), &directory)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| Failure::platform(format!("cannot write below {}: {error}", directory.display()))),
     };
     status.unwrap_or_else(|failure| {
         eprintln!("batch-agent: {}", failure.message);

@@ -10,8 +10,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
+use clap::{CommandFactory, Parser};
 use fuse_oss::client::{Client, servers};
 use fuse_oss::overlay::{leftovers, upper};
 use fuse_oss::{ErrorKind, MountError, MountReply, MountRequest, UnmountMode, mountpoint};
@@ -38,6 +38,9 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Serve(arguments) => return serve::serve(&arguments, &parsed.log),
         Command::Keeper(arguments) => return serve::keeper(&arguments, &parsed.log),
         Command::Worker(arguments) => return serve::worker(&arguments, &parsed.log),
+        Command::Manual { directory } => manual::write(Arguments::command(), &directory).map_err(|error| {
+            MountError::new(ErrorKind::System, format_args!("cannot write below {}: {error}", directory.display()))
+        }),
         Command::Mount(arguments) if arguments.foreground => {
             log_to_stderr(&parsed.log);
             serve::mount_in_foreground(&arguments, &parsed.log)

@@ -17,6 +17,7 @@
 
 mod errand;
 pub mod link;
+mod manager;
 pub mod message;
 pub mod replace;
 pub mod restarts;
@@ -42,6 +43,7 @@ use crate::runtime::{CacheLock, RuntimePaths, bind_private, clean_up, clean_up_l
 use crate::size::ByteSize;
 pub use errand::Errand;
 use errand::Errands;
+use manager::Manager;
 use message::{ToKeeper, ToWorker};
 use restarts::{Death, Next, Restarts};
 use worker::Worker;
@@ -150,6 +152,7 @@ pub struct Keeper {
     /// The program this one has taken over from, until a worker of ours answers.
     previous: Option<OwnedFd>,
     restarts: Restarts,
+    manager: Manager,
     worker: Option<Worker>,
     start_at: Option<Instant>,
     phase: Phase,
@@ -245,6 +248,7 @@ impl Keeper {
             replaced: 0,
             previous: None,
             restarts: Restarts::new(Instant::now()),
+            manager: Manager::new(Instant::now()),
             worker: None,
             start_at: Some(Instant::now()),
             phase: Phase::Starting,
@@ -268,6 +272,9 @@ impl Keeper {
         errand: Option<Errand>,
     ) -> Result<(), MountError> {
         let (mut ready, mut errand) = (Some(ready), errand);
+        if errand.is_some() {
+            self.manager.hold();
+        }
         loop {
             let turn = self.turn();
             if let Turn::Done(outcome) = turn {
@@ -294,6 +301,7 @@ impl Keeper {
     /// One turn: starts a worker that is due, waits for something to happen and deals with it.
     fn turn(&mut self) -> Turn {
         let now = Instant::now();
+        self.manager.beat(now);
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
             if let Err(error) = self.start_worker() {
@@ -328,7 +336,7 @@ impl Keeper {
             Phase::Ending(until, _) | Phase::Replacing(_, until) => Some(*until),
             _ => None,
         };
-        let next = [self.start_at, self.restarts.deadline(), ending].into_iter().flatten().min();
+        let next = [self.start_at, self.restarts.deadline(), ending, self.manager.due()].into_iter().flatten().min();
         let timeout = match next {
             Some(at) => {
                 // Rounded up: to wake a moment too early would mean to go round and round.
@@ -439,6 +447,7 @@ impl Keeper {
                 self.restarts.ready();
                 self.abandoned.clear();
                 self.previous = None;
+                self.manager.ready();
                 match self.phase {
                     Phase::Starting => self.phase = Phase::Serving,
                     _ => info!(before = self.workers - 1, mounts = self.mounts.len(), "another worker has taken over"),
@@ -487,6 +496,7 @@ impl Keeper {
         match self.errands.ended() {
             Some(Ok(())) if self.mounts.is_empty() => self.end(Ok(())),
             Some(Ok(())) => {
+                self.manager.release();
                 if matches!(self.phase, Phase::Serving) {
                     self.phase = Phase::UntilUnmounted;
                 }
@@ -498,6 +508,7 @@ impl Keeper {
 
     /// Has everything unmounted. Asked a second time, at once.
     fn end(&mut self, outcome: Result<(), MountError>) {
+        self.manager.stopping();
         let (patience, outcome) = match std::mem::replace(&mut self.phase, Phase::Serving) {
             Phase::Ending(_, outcome) => (Duration::ZERO, outcome),
             Phase::Ended(outcome) => return self.phase = Phase::Ended(outcome),

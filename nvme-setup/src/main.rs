@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use nvme_setup::{
     Device, Event, Evidence, Examiner, Inventory, Node, Plan, Request, Roots, Rules, Setup, SetupError, judge,
 };
@@ -55,6 +55,12 @@ enum Command {
     Release(ChangeArguments),
     /// Give freed space back to the disks of the mounted volumes that ask for it (`trim: periodic`); for a timer.
     Trim(ChangeArguments),
+    /// Write manual pages and shell completions below a directory, as they go below /usr/share. For packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where.
+        directory: PathBuf,
+    },
 }
 
 /// Shows every block device: what it is, what it carries, who uses it, whether it could be used as scratch space, and why
@@ -168,6 +174,8 @@ fn main() -> ExitCode {
         Command::Apply(arguments) => apply(&arguments.change),
         Command::Release(change) => release(change),
         Command::Trim(change) => trim(change),
+        Command::Manual { directory } => manual::write(Arguments::command(), directory)
+            .map_err(|error| Failure(OS, format!("cannot write below {}: {error}", directory.display()))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,6 +14,7 @@ use sd_notify::NotifyState;
 use tracing::{debug, info, warn};
 
 use super::phase::Broken;
+use crate::durable;
 use crate::exit;
 use crate::node::Node;
 use crate::outcome::{Cause, Failure};
@@ -21,6 +22,9 @@ use crate::programs::Programs;
 
 /// How long `systemctl` may take. Starting the server of object mounts is quick; a manager that is shutting down is not.
 const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(60);
+
+/// The agent's own unit.
+const AGENT_UNIT: &str = "batch-agent.service";
 
 /// The unit of the node's object mounts.
 const FUSE_OSS_UNIT: &str = "fuse-oss.service";
@@ -110,6 +114,7 @@ pub async fn start_fuse_oss(serve: &ServeSettings, node: &Node, programs: &Progr
     if is_there || !has_unit(FUSE_OSS_UNIT) {
         return Ok(());
     }
+    durable::private_directory(&node.runtime)?;
     write_environment(serve, &node.runtime.join("fuse-oss.env"))?;
     systemctl(programs, &["start", FUSE_OSS_UNIT]).await.map_err(|why| {
         Failure::new(
@@ -154,6 +159,44 @@ async fn systemctl(programs: &Programs, arguments: &[&str]) -> Result<(), String
     if output.code() == Some(0) { Ok(()) } else { Err(output.failed().to_string()) }
 }
 
+/// Whether the service manager is about to have an agent where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coming {
+    /// It is being started, or will be started again.
+    Yes,
+    /// It has ended for good, or was never wanted.
+    No,
+    /// There is no service manager that knows of it.
+    Unknown,
+}
+
+/// Asks the service manager.
+pub fn is_agent_coming(programs: &Programs) -> Coming {
+    if !has_unit(AGENT_UNIT) {
+        return Coming::Unknown;
+    }
+    let Some(command) = programs.command("systemctl", Duration::from_secs(10)) else { return Coming::Unknown };
+    match command.args(["show", "--property=LoadState,ActiveState,Job", AGENT_UNIT]).run() {
+        Ok(output) if output.code() == Some(0) => coming(&String::from_utf8_lossy(&output.stdout)),
+        _ => Coming::Unknown,
+    }
+}
+
+/// What `systemctl show` says. A unit that waits for its turn has a job and is still inactive.
+fn coming(properties: &str) -> Coming {
+    let value = |name: &str| {
+        let mut lines = properties.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(property, _)| *property == name).map_or("", |(_, value)| value)
+    };
+    let has_job = !matches!(value("Job"), "" | "0");
+    match (value("LoadState"), value("ActiveState")) {
+        ("loaded", "active" | "activating" | "reloading") => Coming::Yes,
+        ("loaded", _) if has_job => Coming::Yes,
+        ("loaded" | "masked", "inactive" | "failed" | "deactivating") => Coming::No,
+        _ => Coming::Unknown,
+    }
+}
+
 /// Whether the machine is on its way down. Then the task ends with it; else the agent is only being restarted.
 pub async fn is_shutting_down(programs: &Programs) -> bool {
     if !sd_notify::booted().unwrap_or(false) {
@@ -183,6 +226,21 @@ pub fn find_fuse_oss(given: Option<PathBuf>) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_waits_for_its_turn_is_coming() {
+        for (properties, expected) in [
+            ("Job=0\nLoadState=loaded\nActiveState=activating\n", Coming::Yes),
+            ("LoadState=loaded\nActiveState=inactive\nJob=217\n", Coming::Yes),
+            ("LoadState=loaded\nActiveState=inactive\n", Coming::No),
+            ("LoadState=loaded\nActiveState=failed\nJob=0\n", Coming::No),
+            ("LoadState=masked\nActiveState=inactive\n", Coming::No),
+            ("LoadState=not-found\nActiveState=inactive\n", Coming::Unknown),
+            ("", Coming::Unknown),
+        ] {
+            assert_eq!(coming(properties), expected, "{properties}");
+        }
+    }
 
     #[test]
     fn the_units_settings_cannot_be_broken_out_of() {

@@ -10,11 +10,13 @@ use jiff::Timestamp;
 
 use super::run::print;
 use crate::boot::phase::Phase;
+use crate::boot::service::{self, Coming};
 use crate::boot::story::{State, Step, Story};
 use crate::exit;
 use crate::network;
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
+use crate::programs::Programs;
 
 /// What `batch-agent status` can be told.
 #[derive(Debug, Args)]
@@ -65,6 +67,9 @@ const NOT_YET: u8 = 75;
 
 /// How often the story is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often the service manager is asked, while there is no agent.
+const ASK: Duration = Duration::from_secs(2);
 
 fn read(state: &std::path::Path) -> Result<Option<Story>, Failure> {
     Story::read(state).map_err(|error| match error.source.kind() {
@@ -243,8 +248,20 @@ fn timing(story: &Story) -> String {
 pub(super) fn wait(arguments: &WaitArguments) -> Result<ExitCode, Failure> {
     let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let boot = this_boot();
+    let programs = Programs::default();
+    let mut ask_at = Instant::now();
+    // Without an agent: whether there will be one, and how often the answer was no.
+    let (mut coming, mut refusals) = (Coming::Unknown, 0);
     loop {
         let story = read(&arguments.state_dir)?.filter(|story| Some(&story.boot_id) == boot.as_ref());
+        let is_alive = story.as_ref().is_some_and(|story| story.agent.is_alive());
+        if is_alive {
+            refusals = 0;
+        } else if Instant::now() >= ask_at {
+            ask_at = Instant::now() + ASK;
+            coming = service::is_agent_coming(&programs);
+            refusals = if coming == Coming::No { refusals + 1 } else { 0 };
+        }
         if let Some(story) = story {
             let past = |phases: &[Phase]| phases.iter().all(|phase| story.is_past(*phase));
             let prepared = [Phase::Disks, Phase::NetworkMounts, Phase::ObjectMounts];
@@ -256,10 +273,18 @@ pub(super) fn wait(arguments: &WaitArguments) -> Result<ExitCode, Failure> {
             if is_so {
                 return Ok(ExitCode::SUCCESS);
             }
-            if let Some(trouble) = &story.trouble {
+            // An agent that is on its way finds out for itself what the one before it has failed at.
+            if let Some(trouble) = &story.trouble
+                && (is_alive || coming != Coming::Yes)
+            {
                 eprintln!("batch-agent: {} failed: {}", trouble.phase.name(), trouble.message);
                 return Ok(ExitCode::from(1));
             }
+        }
+        // Asked twice, because it may just be about to be started.
+        if refusals > 1 {
+            eprintln!("batch-agent: no agent runs, and none is to be started; see: systemctl status batch-agent");
+            return Ok(ExitCode::from(1));
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             eprintln!("batch-agent: not yet; see: batch-agent status");

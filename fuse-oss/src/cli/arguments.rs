@@ -94,6 +94,12 @@ pub enum Command {
     Cache(CacheCommands),
     /// Run the server that answers for all mounts of a cache directory (mount starts one when none runs).
     Serve(ServeArguments),
+    /// Write manual pages and shell completions below a directory, as they go below /usr/share. For packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where.
+        directory: PathBuf,
+    },
     /// Go on as the keeper of a server; only `serve --replace` starts this.
     #[command(hide = true)]
     Keeper(KeeperArguments),
