@@ -128,7 +128,8 @@ impl Imds {
                 ("instance-type", "m7.large"),
             ],
         );
-        let document = serde_json::json!({"instanceId": "i-0double", "region": "xx-test-1", "availabilityZone": "xx-test-1a"});
+        let document =
+            serde_json::json!({"instanceId": "i-0double", "region": "xx-test-1", "availabilityZone": "xx-test-1a"});
         let document = ("dynamic/instance-identity/document".to_owned(), document.to_string());
         lock(&imds.state).values.extend([document]);
         imds
@@ -284,7 +285,8 @@ impl State {
             return Err(401);
         }
         // The versions of the interface differ in nothing that is here; `latest` is one of their names.
-        let (_, path) = path.trim_start_matches('/').split_once('/').filter(|(version, _)| is_version(version)).ok_or(404_u16)?;
+        let (_, path) =
+            path.trim_start_matches('/').split_once('/').filter(|(version, _)| is_version(version)).ok_or(404_u16)?;
         if path == "user-data" {
             return self.user_data.clone().ok_or(404);
         }

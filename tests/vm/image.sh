@@ -46,12 +46,11 @@ configure() { # configure TREE
     done
     printf '[Journal]\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\nMaxLevelConsole=info\nStorage=volatile\n' \
         >"$tree/etc/systemd/journald.conf.d/console.conf"
-    # No keys for a server that is not there, no waiting for a mirror.
-    printf 'ssh_deletekeys: false\nssh_genkeytypes: []\napt_preserve_sources_list: true\nmanage_etc_hosts: false\n' \
-        >"$tree/etc/cloud/cloud.cfg.d/90-test.cfg"
+    # It has no other locale than C.
+    printf 'locale: false\n' >"$tree/etc/cloud/cloud.cfg.d/90-test.cfg"
     # The NAS: served by the machine to itself.
     mkdir -p "$tree/srv/nas"
-    echo '/srv/nas 127.0.0.1(rw,sync,no_subtree_check,no_root_squash)' >"$tree/etc/exports"
+    echo '/srv/nas 127.0.0.1(rw,sync,no_subtree_check,no_root_squash,insecure)' >"$tree/etc/exports"
     # It has to outlive what is mounted from it; a real one is another machine.
     mkdir -p "$tree/etc/systemd/system/mnt-nas.mount.d"
     printf '[Unit]\nAfter=nfs-server.service\n' >"$tree/etc/systemd/system/mnt-nas.mount.d/server.conf"

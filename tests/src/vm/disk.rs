@@ -103,6 +103,28 @@ impl Disk {
         }
     }
 
+    /// Whether these bytes are anywhere in it.
+    pub fn has(&self, wanted: &[u8]) -> bool {
+        let overlap = wanted.len().saturating_sub(1);
+        let mut file = self.open();
+        // What was read before, of which the end may be the beginning of what is wanted.
+        let mut kept = 0;
+        let mut buffer = vec![0; overlap + (1 << 20)];
+        loop {
+            let count =
+                file.read(&mut buffer[kept..]).unwrap_or_else(|error| panic!("{}: {error}", self.path.display()));
+            if count == 0 {
+                return false;
+            }
+            let filled = kept + count;
+            if has(&buffer[..filled], wanted) {
+                return true;
+            }
+            kept = overlap.min(filled);
+            buffer.copy_within(filled - kept..filled, 0);
+        }
+    }
+
     /// Whether every byte is zero.
     pub fn is_blank(&self) -> bool {
         let mut file = self.open();
@@ -117,6 +139,18 @@ impl Disk {
             }
         }
     }
+}
+
+/// Whether `wanted`, which is not empty, is in `bytes`.
+pub fn has(bytes: &[u8], wanted: &[u8]) -> bool {
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| *byte == wanted[0]) {
+        if rest[at..].starts_with(wanted) {
+            return true;
+        }
+        rest = &rest[at + 1..];
+    }
+    false
 }
 
 /// See [`Disk::identity`].
@@ -136,4 +170,35 @@ pub fn made_up(path: &Path, len: usize, seed: u64) -> String {
     let written = File::create(path).and_then(|mut file| file.write_all(&bytes));
     written.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     hex::encode(Sha256::digest(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_known_again_and_searched_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::empty(&folder.path().join("disk"), 3);
+        assert!(disk.is_blank());
+        let (before, sum) = (disk.identity(), disk.sha256());
+        // Over the edge of what is read at once.
+        disk.open().write_all_at(b"needle", (1 << 20) - 3).unwrap();
+        assert!(disk.has(b"needle") && !disk.has(b"needles") && !disk.is_blank());
+        assert_ne!(disk.sha256(), sum);
+        assert!(disk.identity() == before, "only what is between the tables has changed");
+        for offset in [100, (3 << 20) - 1, ROOT_PARTITION + EXT4_UUID + 15] {
+            disk.open().write_all_at(b"x", offset).unwrap();
+            assert!(disk.identity() != before, "{offset}");
+            disk.open().write_all_at(b"\0", offset).unwrap();
+        }
+    }
+
+    #[test]
+    fn foreign_data_is_where_only_a_careful_look_finds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::foreign(&folder.path().join("disk"), 8);
+        assert!(!disk.is_blank());
+        assert!(disk.bytes(0, 1 << 20).iter().chain(&disk.bytes(7 << 20, 1 << 20)).all(|byte| *byte == 0));
+    }
 }

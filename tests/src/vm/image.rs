@@ -52,7 +52,9 @@ impl Image {
     /// # Panics
     /// When it cannot be made: that needs root, for mounting it, and some 600 MB.
     pub fn with(&self, path: &Path, payload: &[Payload]) -> Disk {
-        tools::done(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(self.cache.join("root.img")).arg(path));
+        tools::done(
+            Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(self.cache.join("root.img")).arg(path),
+        );
         let mut install = Command::new(script("install.sh"));
         install.arg(path);
         for item in payload {

@@ -111,7 +111,8 @@ impl Machine {
     fn arguments(&self) -> Vec<String> {
         let kvm = std::env::var("TEST_VM_ACCEL").is_ok_and(|accel| accel == "kvm");
         // An old processor has less to be set up and to be emulated.
-        let accel = if kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"] };
+        let accel =
+            if kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"] };
         let mut all: Vec<String> = accel.map(str::to_owned).to_vec();
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
         for (name, value) in [
@@ -133,7 +134,8 @@ impl Machine {
         add("-smbios", format!("type=2,manufacturer={manufacturer},asset={asset_tag}"));
         let relay = programs::path("guest-relay");
         for (index, network) in self.network.iter().enumerate() {
-            let mut value = format!("user,id=net{index},restrict=on,ipv6=off,net={},host={}", network.net, network.router);
+            let mut value =
+                format!("user,id=net{index},restrict=on,ipv6=off,net={},host={}", network.net, network.router);
             for (address, port) in &network.open {
                 value.push_str(&format!(",guestfwd=tcp:{address}:80-cmd:{} {port}", relay.display()));
             }
@@ -195,10 +197,19 @@ impl Running {
         let end = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().ok().flatten() {
-                assert!(status.success(), "QEMU failed ({status}): {}", fs::read_to_string(&self.error).unwrap_or_default());
+                assert!(
+                    status.success(),
+                    "QEMU failed ({status}): {}",
+                    fs::read_to_string(&self.error).unwrap_or_default()
+                );
                 return self.console();
             }
-            assert!(Instant::now() < end, "the machine is still on after {} s:\n{}", limit.as_secs(), self.last_words());
+            assert!(
+                Instant::now() < end,
+                "the machine is still on after {} s:\n{}",
+                limit.as_secs(),
+                self.last_words()
+            );
             thread::sleep(LOOK);
         }
     }
@@ -212,7 +223,11 @@ impl Running {
         while !self.console().contains(text) {
             assert!(Instant::now() < end, "no {text:?} after {} s:\n{}", limit.as_secs(), self.last_words());
             let off = self.child.try_wait().ok().flatten();
-            assert!(off.is_none() || self.console().contains(text), "off ({off:?}) without {text:?}:\n{}", self.last_words());
+            assert!(
+                off.is_none() || self.console().contains(text),
+                "off ({off:?}) without {text:?}:\n{}",
+                self.last_words()
+            );
             thread::sleep(LOOK);
         }
     }

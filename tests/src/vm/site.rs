@@ -42,6 +42,13 @@ impl Cloud {
         }
     }
 
+    fn region(self) -> &'static str {
+        match self {
+            Self::Aws => "xx-test-1",
+            Self::Alibaba => "cn-test",
+        }
+    }
+
     fn metadata(self) -> (Imds, Ipv4Addr) {
         match self {
             Self::Aws => (Imds::aws(), Ipv4Addr::new(169, 254, 169, 254)),
@@ -96,17 +103,22 @@ impl Site {
     /// # Panics
     /// When something of it cannot be made.
     pub fn new(cloud: Cloud) -> Self {
-        let folder = tempfile::Builder::new().prefix("vm-").tempdir().unwrap_or_else(|error| panic!("no directory: {error}"));
+        let folder =
+            tempfile::Builder::new().prefix("vm-").tempdir().unwrap_or_else(|error| panic!("no directory: {error}"));
         let path = |name: &str| folder.path().join(name);
         let key = AccessKey::new("ROLEKEYID", SECRET).with_token(TOKEN, Duration::from_secs(6 * 3600));
         let (imds, address) = cloud.metadata();
         imds.set_role("worker", &key);
         let card = format!("network/interfaces/macs/{MAC}");
-        for (name, value) in [("device-number", "0"), ("mac", MAC), ("local-ipv4s", "169.254.0.15"), ("subnet-ipv4-cidr-block", "169.254.0.0/16")] {
+        for (name, value) in [
+            ("device-number", "0"),
+            ("mac", MAC),
+            ("local-ipv4s", "169.254.0.15"),
+            ("subnet-ipv4-cidr-block", "169.254.0.0/16"),
+        ] {
             imds.set(&format!("{card}/{name}"), Some(value));
         }
-        let region = if cloud == Cloud::Aws { "xx-test-1" } else { "cn-test" };
-        let store = Double::start(DoubleConfig::empty().bucket(BUCKET, region).key(key));
+        let store = Double::start(DoubleConfig::empty().bucket(BUCKET, cloud.region()).key(key));
 
         // What is read: some files small, one larger than a block.
         let (mut nas, mut input, mut all) = (Vec::new(), Vec::new(), Vec::new());
@@ -133,7 +145,8 @@ impl Site {
 
         let image = Image::made();
         let root = image.with(&path("root.img"), &payload(cloud, &path("nas")));
-        let mut machine = Machine::new(folder.path(), &image.kernel(), cloud.firmware(), networks(address, &imds, &store));
+        let mut machine =
+            Machine::new(folder.path(), &image.kernel(), cloud.firmware(), networks(address, &imds, &store));
         let identity = root.identity();
         machine.attach(Bus::Nvme, root, "vol0root");
         let foreign = Disk::foreign(&path("foreign.img"), 400);
@@ -173,7 +186,11 @@ impl Site {
 
     /// The settings of the object server for the node.
     pub fn storage(&self) -> String {
-        format!("storage: {{{}: {{endpoint: 'http://{STORE}'}}}}\n", self.cloud.scheme())
+        format!(
+            "storage: {{{}: {{endpoint: 'http://{STORE}', region: {}}}}}\n",
+            self.cloud.scheme(),
+            self.cloud.region()
+        )
     }
 
     /// A location in the bucket.
