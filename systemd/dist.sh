@@ -5,7 +5,7 @@
 #   systemd/dist.sh --programs DIR [FORM]  the programs that are in DIR, as they are, in one form (deb, rpm or tar) or all: to try packaging
 #
 # Needs a Rust toolchain and python3; cargo-deb and cargo-generate-rpm are installed below target/. What comes out depends only on what is
-# committed and on the toolchain.
+# committed and on the toolchain. The environment variable DIST names another directory than dist/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_INCREMENTAL=0
@@ -15,6 +15,7 @@ readonly CARGO_GENERATE_RPM_VERSION=0.21.1
 readonly PROGRAMS="batch-agent fuse-oss nvme-setup"
 readonly TOOLS="$PWD/target/dist-tools"
 readonly TREE="$PWD/target/dist-tree"
+readonly DIST=${DIST:-dist}
 
 programs="" forms="deb rpm tar" quick=""
 if [ "${1:-}" = --programs ]; then
@@ -77,22 +78,22 @@ python3 systemd/package/licences.py "$target" $PROGRAMS >"$TREE/usr/share/licens
 chmod 644 "$TREE/usr/share/licenses/batch-agent/THIRD-PARTY"
 find "$TREE" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
-mkdir -p dist
+mkdir -p "$DIST"
 for form in $forms; do
     case $form in
     deb)
         tool cargo-deb "$CARGO_DEB_VERSION" --no-default-features --features gzip
-        "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output dist/
+        "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output "$DIST/"
         ;;
     rpm)
         tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION"
-        "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o dist/
+        "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o "$DIST/"
         ;;
     tar)
         name="batch-agent-$version-${target%%-*}"
         tar -C "$TREE" --owner=root:0 --group=root:0 --sort=name --mtime="@$SOURCE_DATE_EPOCH" --transform "s,^\./,$name/," -cf - . |
-            gzip -9n >"dist/$name.tar.gz"
+            gzip -9n >"$DIST/$name.tar.gz"
         ;;
     esac
 done
-ls -l dist/
+ls -l "$DIST/"

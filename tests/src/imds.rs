@@ -92,6 +92,7 @@ struct State {
     tokens_given: u64,
     requests: Vec<ImdsRequest>,
     failing: Option<u16>,
+    without_token: bool,
 }
 
 /// A running metadata service. It is gone when this is dropped.
@@ -144,6 +145,7 @@ impl Imds {
             tokens_given: 0,
             requests: Vec::new(),
             failing: None,
+            without_token: false,
         }));
         let served = Arc::clone(&state);
         let server = Server::start(move |request| lock(&served).answer(request));
@@ -193,6 +195,11 @@ impl Imds {
     /// Answers everything with this status, or normally again.
     pub fn fail_with(&self, status: Option<u16>) {
         lock(&self.state).failing = status;
+    }
+
+    /// Whether it also answers who brings no token, as instances do unless their owner has forbidden it.
+    pub fn answer_without_token(&self, yes: bool) {
+        lock(&self.state).without_token = yes;
     }
 
     /// Every request so far.
@@ -280,9 +287,11 @@ impl State {
         if request.method() != Method::GET {
             return Err(405);
         }
-        let token = header(self.cloud.token_header()).ok_or_else(|| self.cloud.without_token())?;
-        if self.tokens.get(token).is_none_or(|until| *until < Instant::now()) {
-            return Err(401);
+        match header(self.cloud.token_header()) {
+            None if self.without_token => {}
+            None => return Err(self.cloud.without_token()),
+            Some(token) if self.tokens.get(token).is_none_or(|until| *until < Instant::now()) => return Err(401),
+            Some(_) => {}
         }
         // The versions of the interface differ in nothing that is here; `latest` is one of their names.
         let (_, path) =
@@ -347,6 +356,10 @@ mod tests {
             assert_eq!(get("spot/instance-action", &token).0, 404);
             imds.expire_tokens();
             assert_eq!(get("instance-id", &token).0, 401);
+            imds.answer_without_token(true);
+            assert_eq!(ask(&imds, "GET /latest/meta-data/instance-id").0, 200);
+            assert_eq!(get("instance-id", &token).0, 401, "a bad token is no token");
+            imds.answer_without_token(false);
             let (_, token) = put("1");
             std::thread::sleep(Duration::from_millis(1100));
             assert_eq!(get("instance-id", &token).0, 401);

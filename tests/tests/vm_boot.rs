@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tests::vm::disk;
+use tests::vm::plan::Plan;
 use tests::vm::site::{self, BUCKET, Cloud, SECRET, Site, TOKEN};
 
 /// How long a machine may take from power-on to its task, its story and power-off, everything emulated on a busy host.
@@ -28,45 +29,6 @@ echo '== the script of the user data is done'
 systemctl --no-block poweroff
 ";
 
-fn settings(site: &Site) -> String {
-    let at = |key: &str| site.location(key);
-    format!(
-        "\
-disks:
-  volumes:
-    - {{what: instance-store, mount: /data, count: 2}}
-    - {{what: only-empty, mount: /reference, fs: ext4}}
-mounts:
-  - {{source: 'nas://127.0.0.1:/srv/nas', target: /mnt/nas, writable: true, version: '4.1'}}
-  - {{source: '{input}', target: /mnt/input}}
-{storage}bootstrap:
-  command: /bin/sh -c 'ls /mnt/input && echo ready > /mnt/nas/from-the-bootstrap'
-  log: {logs}
-task:
-  job_id: job-vm
-  job:
-    version: 1
-    name: vm
-    tasks:
-      only:
-        command: ./work.sh
-        package: {package}
-        inputs: [{{source: '{input}', target: /home/input/}}]
-        outputs: [{{source: /home/output/, target: '{results}'}}]
-        stdout: {logs}
-        stderr: {logs}
-        timeout: 5m
-report: {{directory: '{report}'}}
-",
-        input = at("input/"),
-        logs = at("logs/"),
-        results = at("results/"),
-        report = at("report/"),
-        package = at("work.sh"),
-        storage = site.storage(),
-    )
-}
-
 /// The phases in the order in which they are over; the two kinds of mounts are made side by side.
 const PHASES: [&str; 8] =
     ["settings", "identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"];
@@ -74,7 +36,7 @@ const PHASES: [&str; 8] =
 #[test]
 fn a_bare_instance_boots_runs_its_task_and_harms_nothing() {
     let site = Site::new(Cloud::Aws);
-    site.imds.set_user_data(&site::user_data(&settings(&site), SCRIPT));
+    site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
     let running = site.machine.power_on();
     let console = running.off(LIFE);
     site.nothing_was_harmed();

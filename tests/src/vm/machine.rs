@@ -4,7 +4,9 @@
 //! and works on few of them.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -61,13 +63,13 @@ pub struct Machine {
     kernel: PathBuf,
     console: PathBuf,
     firmware: Firmware,
-    network: Vec<Network>,
+    network: Network,
     disks: Vec<(Bus, Disk, String)>,
 }
 
 impl Machine {
     /// A machine without disks, whose console is written to a file in `folder`.
-    pub fn new(folder: &Path, kernel: &Path, firmware: Firmware, network: Vec<Network>) -> Self {
+    pub fn new(folder: &Path, kernel: &Path, firmware: Firmware, network: Network) -> Self {
         Self { kernel: kernel.to_owned(), console: folder.join("console.log"), firmware, network, disks: Vec::new() }
     }
 
@@ -105,7 +107,11 @@ impl Machine {
         let out = said.try_clone().unwrap_or_else(|error| panic!("cannot share a file: {error}"));
         let child = command.stdin(Stdio::null()).stdout(out).stderr(said).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-        Running { child, console: self.console.clone(), error, began: Instant::now() }
+        Running { child, console: self.console.clone(), monitor: self.monitor(), error, began: Instant::now() }
+    }
+
+    fn monitor(&self) -> PathBuf {
+        self.console.with_file_name("monitor")
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -120,29 +126,26 @@ impl Machine {
             ("-smp", "2"),
             ("-m", "1536"),
             ("-display", "none"),
-            ("-monitor", "none"),
             // Without it the kernel gathers randomness for seconds.
             ("-object", "rng-builtin,id=random"),
             ("-device", "virtio-rng-pci,rng=random"),
         ] {
             add(name, value.to_owned());
         }
+        add("-monitor", format!("unix:{},server=on,wait=off", self.monitor().display()));
         add("-serial", format!("file:{}", self.console.display()));
         let Firmware { manufacturer, product, uuid, asset_tag } = &self.firmware;
         add("-uuid", (*uuid).to_owned());
         add("-smbios", format!("type=1,manufacturer={manufacturer},product={product},serial={uuid}"));
         add("-smbios", format!("type=2,manufacturer={manufacturer},asset={asset_tag}"));
         let relay = programs::path("guest-relay");
-        for (index, network) in self.network.iter().enumerate() {
-            let mut value =
-                format!("user,id=net{index},restrict=on,ipv6=off,net={},host={}", network.net, network.router);
-            for (address, port) in &network.open {
-                value.push_str(&format!(",guestfwd=tcp:{address}:80-cmd:{} {port}", relay.display()));
-            }
-            add("-netdev", value);
-            let card = if index == 0 { format!(",mac={MAC}") } else { String::new() };
-            add("-device", format!("virtio-net-pci,netdev=net{index}{card}"));
+        let Network { net, router, open } = &self.network;
+        let mut network = format!("user,id=net,restrict=on,ipv6=off,net={net},host={router}");
+        for (address, port) in open {
+            network.push_str(&format!(",guestfwd=tcp:{address}:80-cmd:{} {port}", relay.display()));
         }
+        add("-netdev", network);
+        add("-device", format!("virtio-net-pci,netdev=net,mac={MAC}"));
         for (index, (bus, disk, serial)) in self.disks.iter().enumerate() {
             add("-drive", format!("if=none,id=disk{index},format=raw,discard=unmap,file={}", disk.path().display()));
             let device = match bus {
@@ -173,6 +176,7 @@ impl Machine {
 pub struct Running {
     child: Child,
     console: PathBuf,
+    monitor: PathBuf,
     error: PathBuf,
     began: Instant,
 }
@@ -230,6 +234,20 @@ impl Running {
             );
             thread::sleep(LOOK);
         }
+    }
+
+    /// Waits until its console says `text` and presses the power button; what it has written when it is off.
+    ///
+    /// # Panics
+    /// When it does not say that, or is still on, within `limit`.
+    pub fn off_after(mut self, text: &str, limit: Duration) -> String {
+        self.says(text, limit);
+        let mut monitor = UnixStream::connect(&self.monitor).unwrap_or_else(|error| panic!("no monitor: {error}"));
+        writeln!(monitor, "system_powerdown").unwrap_or_else(|error| panic!("no monitor: {error}"));
+        // It is read before the connection ends; closing it at once would take the command back.
+        let console = self.off(limit);
+        drop(monitor);
+        console
     }
 
     fn last_words(&self) -> String {

@@ -10,9 +10,10 @@ use tempfile::TempDir;
 use super::disk::{self, Disk, RootIdentity};
 use super::image::{Image, Payload};
 use super::machine::{Bus, Firmware, MAC, Machine, Network};
+use super::package;
 use crate::double::{AccessKey, Double, DoubleConfig};
 use crate::imds::Imds;
-use crate::{programs, tools};
+use crate::tools;
 
 /// The bucket that everything is in.
 pub const BUCKET: &str = "lab";
@@ -20,9 +21,6 @@ pub const BUCKET: &str = "lab";
 pub const SECRET: &str = "this-is-the-secret-of-the-role";
 /// The token of the role.
 pub const TOKEN: &str = "this-is-the-token-of-the-role";
-
-/// Where the object server is for the machine.
-const STORE: Ipv4Addr = Ipv4Addr::new(169, 254, 10, 1);
 
 /// Whose machine it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +47,31 @@ impl Cloud {
         }
     }
 
+    /// Where the object server is for the machine.
+    fn store(self) -> Ipv4Addr {
+        match self {
+            Self::Aws => Ipv4Addr::new(169, 254, 10, 1),
+            Self::Alibaba => Ipv4Addr::new(100, 100, 10, 1),
+        }
+    }
+
+    /// The network that both are in.
+    fn network(self, open: Vec<(Ipv4Addr, u16)>) -> Network {
+        match self {
+            Self::Aws => Network { net: "169.254.0.0/16", router: Ipv4Addr::new(169, 254, 0, 2), open },
+            Self::Alibaba => Network { net: "100.100.0.0/16", router: Ipv4Addr::new(100, 100, 0, 2), open },
+        }
+    }
+
     fn metadata(self) -> (Imds, Ipv4Addr) {
         match self {
             Self::Aws => (Imds::aws(), Ipv4Addr::new(169, 254, 169, 254)),
-            Self::Alibaba => (Imds::aliyun(), Ipv4Addr::new(100, 100, 100, 200)),
+            Self::Alibaba => {
+                let imds = Imds::aliyun();
+                // cloud-init of Debian 12 knows no tokens there. The agent does, and uses them.
+                imds.answer_without_token(true);
+                (imds, Ipv4Addr::new(100, 100, 100, 200))
+            }
         }
     }
 
@@ -103,6 +122,14 @@ impl Site {
     /// # Panics
     /// When something of it cannot be made.
     pub fn new(cloud: Cloud) -> Self {
+        Self::with(cloud, &[])
+    }
+
+    /// The same with more in the image: files of `tests/vm/guest`, and where they go.
+    ///
+    /// # Panics
+    /// As [`Site::new`].
+    pub fn with(cloud: Cloud, more: &[(&str, &str)]) -> Self {
         let folder =
             tempfile::Builder::new().prefix("vm-").tempdir().unwrap_or_else(|error| panic!("no directory: {error}"));
         let path = |name: &str| folder.path().join(name);
@@ -144,9 +171,11 @@ impl Site {
         let all = Disk::at(&whole).sha256();
 
         let image = Image::made();
-        let root = image.with(&path("root.img"), &payload(cloud, &path("nas")));
-        let mut machine =
-            Machine::new(folder.path(), &image.kernel(), cloud.firmware(), networks(address, &imds, &store));
+        let mut payload = payload(cloud, &path("nas"), package::debian(&path("package")));
+        payload.extend(more.iter().map(|(name, to)| Payload::File(guest(name), (*to).to_owned())));
+        let root = image.with(&path("root.img"), &payload);
+        let network = cloud.network(vec![(address, port(&imds.endpoint())), (cloud.store(), store.port())]);
+        let mut machine = Machine::new(folder.path(), &image.kernel(), cloud.firmware(), network);
         let identity = root.identity();
         machine.attach(Bus::Nvme, root, "vol0root");
         let foreign = Disk::foreign(&path("foreign.img"), 400);
@@ -186,11 +215,9 @@ impl Site {
 
     /// The settings of the object server for the node.
     pub fn storage(&self) -> String {
-        format!(
-            "storage: {{{}: {{endpoint: 'http://{STORE}', region: {}}}}}\n",
-            self.cloud.scheme(),
-            self.cloud.region()
-        )
+        let Self { cloud, .. } = self;
+        let (scheme, at, region) = (cloud.scheme(), cloud.store(), cloud.region());
+        format!("storage: {{{scheme}: {{endpoint: 'http://{at}', region: {region}}}}}\n")
     }
 
     /// A location in the bucket.
@@ -220,32 +247,6 @@ impl Site {
     }
 }
 
-/// User data in MIME form, as clouds pass it on to cloud-init: the node's settings, and a script.
-pub fn user_data(settings: &str, script: &str) -> String {
-    let settings: String = settings.lines().map(|line| format!("      {line}\n")).collect();
-    format!(
-        "MIME-Version: 1.0
-Content-Type: multipart/mixed; boundary=\"==BOUNDARY==\"
-
---==BOUNDARY==
-Content-Type: text/cloud-config; charset=\"us-ascii\"
-
-#cloud-config
-write_files:
-  - path: /etc/batch-agent/node.yaml
-    owner: root:root
-    permissions: '0600'
-    content: |
-{settings}
---==BOUNDARY==
-Content-Type: text/x-shellscript; charset=\"us-ascii\"
-
-{script}
---==BOUNDARY==--
-"
-    )
-}
-
 /// What lists of checksums say: the sum and the name of each file, as `sha256sum` prints them.
 pub fn as_sums(files: &[(String, String)]) -> String {
     let mut lines: Vec<String> = files.iter().map(|(name, sum)| format!("{sum}  ./{name}\n")).collect();
@@ -253,33 +254,15 @@ pub fn as_sums(files: &[(String, String)]) -> String {
     lines.concat()
 }
 
-fn networks(address: Ipv4Addr, imds: &Imds, store: &Double) -> Vec<Network> {
-    let metadata = (address, port(&imds.endpoint()));
-    let store = (STORE, store.port());
-    let router = Ipv4Addr::new(169, 254, 0, 2);
-    let first = |open| Network { net: "169.254.0.0/16", router, open };
-    if address.octets()[0] == 169 {
-        return vec![first(vec![metadata, store])];
-    }
-    vec![
-        Network { net: "100.100.0.0/16", router: Ipv4Addr::new(100, 100, 0, 2), open: vec![metadata] },
-        first(vec![store]),
-    ]
-}
-
 fn port(endpoint: &str) -> u16 {
     let port = endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
     port.unwrap_or_else(|| panic!("no port in {endpoint}"))
 }
 
-fn payload(cloud: Cloud, nas: &Path) -> Vec<Payload> {
+fn payload(cloud: Cloud, nas: &Path, package: PathBuf) -> Vec<Payload> {
     let to = |from: PathBuf, to: &str| Payload::File(from, to.to_owned());
     let unit = |name: &str| to(guest(name), &format!("/etc/systemd/system/{name}"));
-    let mut all = vec![to(nas.to_owned(), "/srv/nas/reference")];
-    for name in ["batch-agent", "fuse-oss", "nvme-setup"] {
-        all.push(to(programs::path(name), &format!("/usr/bin/{name}")));
-    }
-    all.push(unit("batch-agent.service"));
+    let mut all = vec![Payload::Package(package), to(nas.to_owned(), "/srv/nas/reference")];
     if cloud == Cloud::Aws {
         all.push(unit("instance-store.service"));
         all.push(to(guest("instance-store.sh"), "/usr/local/sbin/instance-store.sh"));
