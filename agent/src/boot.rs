@@ -102,11 +102,6 @@ impl Known {
 }
 
 impl Boot {
-    /// How long after its beginning that was, in milliseconds.
-    fn elapsed(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// Lives.
     pub async fn live(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> End {
         let end = self.phases(settings).await;

@@ -233,6 +233,10 @@ async fn reach(service: &Metadata, end: Instant) -> Result<(), String> {
             Ok(Ok(_)) => return Ok(()),
             // It is there; what it does not say is found out one by one.
             Ok(Err(MetadataError::Refused { .. })) => return Ok(()),
+            // It is there and is turned off, or is not this cloud's: that does not change by asking again.
+            Ok(Err(error @ MetadataError::NoToken { status, .. })) if status.is_client_error() && status != 429 => {
+                return Err(error.to_string());
+            }
             Ok(Err(error @ MetadataError::Address { .. })) => return Err(error.to_string()),
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => return Err(last),

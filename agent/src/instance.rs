@@ -12,8 +12,9 @@ mod stop;
 pub mod view;
 mod workspace;
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use oss::Stores;
@@ -54,12 +55,35 @@ pub struct Context {
     pub console: Console,
     /// Whether this is the node's own daemon, whose programs outlive it.
     pub of_the_node: bool,
-    /// Is set when the program has been started.
-    pub program_started: Arc<OnceLock<Instant>>,
+    /// Is told when a program has been started.
+    pub on_start: OnStart,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// What the task is told about where it runs.
     pub place: Place,
+}
+
+/// Somebody who wants to know when a program has been started; nobody by default.
+#[derive(Clone, Default)]
+pub struct OnStart(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl OnStart {
+    /// Has this called.
+    pub fn call(told: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(told)))
+    }
+
+    fn tell(&self) {
+        if let Some(told) = &self.0 {
+            told();
+        }
+    }
+}
+
+impl fmt::Debug for OnStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnStart").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Where a node is, as far as anyone has said.

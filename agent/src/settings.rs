@@ -19,6 +19,7 @@ mod description;
 mod files;
 mod format;
 mod overrides;
+mod secrets;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use oss::Settings;
 
 pub use self::check::SettingsReport;
+use self::format::SettingsDocument;
 pub use self::shape::json_schema;
 use self::tree::{Node, Origin, Value};
 use crate::job::finding::{Findings, Place};
@@ -137,7 +139,7 @@ pub fn read_with(
     for (order, path) in paths.iter().enumerate() {
         let file = files::read(path)?;
         let Some(node) = tree::parse(&file.text, &file.name, order, &mut findings) else { continue };
-        if file.is_open && overrides::holds_secret(&[], &node) {
+        if file.is_open && secrets::are_in(&[], &node) {
             open_secret(path, &mut findings);
         }
         tree.merge(node);
@@ -157,7 +159,12 @@ fn open_secret(path: &Path, findings: &mut Findings) {
 
 /// From the merged tree to settings.
 fn judge(tree: &Node, base: Settings, mut findings: Findings) -> Result<(NodeSettings, Vec<Warning>), Problems> {
-    let document = shape::read(tree, &mut findings);
+    // Nothing that was written is shown then, because a secret can be in it.
+    let document = if secrets::swallowed(tree, &Place::root(), &mut findings) {
+        SettingsDocument::default()
+    } else {
+        shape::read(tree, &mut findings)
+    };
     let settings = validate::validate(document, base, &mut findings);
     let origins = tree.origins();
     findings.locate(|path| match locate(path, &origins) {

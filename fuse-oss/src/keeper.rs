@@ -375,7 +375,12 @@ impl Keeper {
                 worker.send(&ToWorker::Abandoned { target: target.clone() }, &[])?;
             }
             let before = self.workers - 1;
-            worker.send(&ToWorker::Begin { next_id: self.next_id, before, replaced: self.replaced }, &[])
+            worker.send(&ToWorker::Begin { next_id: self.next_id, before, replaced: self.replaced }, &[])?;
+            match self.phase {
+                // It was asked to end while there was no worker to tell.
+                Phase::Ending(..) => worker.send(&ToWorker::End { patience_ms: 0 }, &[]),
+                _ => Ok(()),
+            }
         };
         let handed_over = hand_over();
         self.worker = Some(worker);

@@ -13,6 +13,7 @@ pub mod model;
 pub mod moto;
 pub mod mounts;
 pub mod network;
+pub mod node;
 pub mod programs;
 pub mod proxy;
 pub mod python;

@@ -176,9 +176,14 @@ fn sixteen_readers_at_random_places_get_the_right_bytes() {
     });
     let status = sandbox.status();
     let fetched = status["fetched"].as_u64().unwrap();
-    // Nothing is fetched twice but what lies between two missing stretches and costs less than another request.
-    let once = 2 * bytes.len() as u64;
-    assert!(fetched <= once + once / 20, "the same was fetched more than once: {fetched} for {once}");
+    // Nothing is fetched twice but what lies between two missing stretches and costs less than another request, and what was raced
+    // because the machine was busy: at most a request's length each time.
+    let (once, raced) = (2 * bytes.len() as u64, status["metrics"]["raced"].as_u64().unwrap());
+    let allowed = once + once / 20 + raced * (8 << 20);
+    assert!(
+        fetched <= allowed,
+        "the same was fetched more than once: {fetched} for {once}, {raced} requests were raced"
+    );
     assert!(status["memory_used"].as_u64().unwrap() <= 256 << 20, "{status}");
 }
 

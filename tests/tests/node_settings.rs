@@ -88,7 +88,8 @@ storage: {oss: {access_key_id: LTAI5t, access_key_secret: hunter2, region: [hunt
     assert_eq!((status, stdout.as_str()), (78, ""));
     let expected = format!(
         "batch-agent: the settings have 5 problems:
-  mounts[0].source: \"smb://h/d\" is a share for Windows, and this node runs Linux (line 2 of {shown}); write nas://HOST:/DIRECTORY
+  mounts[0].source: \"smb://h/d\" is a mount for Windows, and this node runs Linux (line 2 of {shown}); write \
+         nas://HOST:/DIRECTORY/ for NFS
   mounts[0].target: the local path \"E:\" is of the Windows form, and this node runs Linux (line 2 of {shown}); write an absolute \
          path such as /home/data/
   mounts[1].writeable: the key \"writeable\" is not known (line 3 of {shown}); did you mean writable?
@@ -152,6 +153,16 @@ fn the_command_line_is_checked_and_the_schema_is_one() {
     assert_eq!((status, &schema["title"]), (0, &"batch-agent node".into()));
     let (_, schema) = run(&["schema"]);
     assert!(schema.contains("\"batch-agent job\""));
+}
+
+#[test]
+fn the_example_is_accepted() {
+    let node = Node::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/node.yaml");
+    let path = file(&node, &fs::read_to_string(example).unwrap(), 0o600);
+    let (status, stdout, stderr) = check(&node, &path, &[]);
+    assert_eq!((status, stderr.as_str()), (0, ""));
+    assert!(!stdout.contains("warnings"), "{stdout}");
 }
 
 #[test]
@@ -300,6 +311,17 @@ async fn what_cannot_be_found_out_is_said() {
             "the metadata service's zone makes no sense: \"<html>hello\\nworld\"",
             "the metadata service does not say the instance type",
         ]
+    );
+
+    // The service is turned off, which does not change by asking again.
+    let off = Imds::aws();
+    off.fail_with(Some(403));
+    let (turned_off, _dmi) = sources("Amazon EC2", NOWHERE, &off.endpoint());
+    let (found, notes) = discover(&Identity::default(), &turned_off).await;
+    assert_eq!((found.cloud, off.requests().len()), (Some(Cloud::Aws), 1));
+    assert!(
+        notes[0].is_warning && notes[0].text.contains("answered 403 Forbidden when asked for a token"),
+        "{notes:?}"
     );
 
     // The firmware names the cloud, but nobody is there for as long as may be waited.

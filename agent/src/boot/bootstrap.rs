@@ -82,8 +82,9 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         working_directory: "/root",
         more_path: None,
     };
-    let mut all = known.settings.environment.clone();
-    all.extend(known.settings.user_data.clone());
+    // Where both name a variable, `environment` wins, as it does for tasks.
+    let mut all = known.settings.user_data.clone();
+    all.extend(known.settings.environment.clone());
     let spec = Spec {
         version: crate::shim::SPEC_VERSION,
         command: bootstrap.program.command.clone(),

@@ -1,7 +1,7 @@
 //! The node's task: one instance of one task of a job, as `batch-agent run` would run it.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oss::transfer::TransferBudget;
@@ -11,7 +11,7 @@ use super::phase::{Came, Phase};
 use super::story::Story;
 use super::{Boot, Known, mounts};
 use crate::exit;
-use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, Place};
+use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, OnStart, Place};
 use crate::job::names::JobId;
 use crate::job::{self, Format, JobDescription};
 use crate::outcome::{Cause, Failure, InstanceOutcome};
@@ -50,15 +50,15 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
     known.node.prepare()?;
     check_space(&known.node.scratch)?;
     tracing::info!(job = %job_id, task = task.name, instance = wanted.instance, "running the task of {job_name:?}");
-    let started = Arc::new(OnceLock::new());
-    let context = context(known, boot, job_id, Arc::clone(&started));
+    let (teller, began) = (Arc::clone(&boot.teller), boot.began);
+    let on_start = OnStart::call(move || {
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        teller.note(|story| story.program_started_ms = story.program_started_ms.or(Some(elapsed_ms)));
+    });
+    let context = context(known, boot, job_id, on_start);
     let outcome = instance::run(&context, &task, wanted.instance, boot.stop.clone()).await;
     let summary = outcome.summary();
-    boot.teller.change(|story| {
-        story.outcome = serde_json::to_value(&outcome).ok();
-        let elapsed = started.get().map(|at| boot.elapsed(*at));
-        story.program_started_ms = story.program_started_ms.or(elapsed);
-    })?;
+    boot.teller.change(|story| story.outcome = serde_json::to_value(&outcome).ok())?;
     Ok(Came::To(Some(outcome), Some(summary)))
 }
 
@@ -177,7 +177,7 @@ fn check_space(scratch: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn context(known: &Known, boot: &Boot, job: JobId, program_started: Arc<OnceLock<std::time::Instant>>) -> Context {
+fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context {
     let identity = &known.identity;
     Context {
         node: known.node.clone(),
@@ -189,7 +189,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, program_started: Arc<OnceLock
         mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
         console: boot.console.clone(),
         of_the_node: true,
-        program_started,
+        on_start,
         grace: GRACE,
         place: Place {
             region: identity.region.clone(),

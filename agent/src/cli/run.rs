@@ -16,7 +16,7 @@ use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, Place, StopSignal, Stopper};
+use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -194,7 +194,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,
-        program_started: Arc::default(),
+        on_start: OnStart::default(),
         grace: Duration::from_secs(arguments.grace),
         node,
     })

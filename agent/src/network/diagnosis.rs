@@ -17,10 +17,11 @@ const LINES: usize = 5;
 /// How much of a message is kept, in characters.
 const LENGTH: usize = 600;
 
-/// The port of NFS, and that of Lustre over TCP.
+/// The server's port: that of NFS unless the option `port` says another, and that of Lustre over TCP.
 pub(super) fn port(what: &NetworkFileSystem) -> u16 {
+    let given = what.more_options().iter().rev().find_map(|option| option.strip_prefix("port=")?.parse().ok());
     match what {
-        NetworkFileSystem::Nfs { .. } => 2049,
+        NetworkFileSystem::Nfs { .. } => given.unwrap_or(2049),
         NetworkFileSystem::Lustre { .. } => 988,
     }
 }
@@ -89,7 +90,9 @@ pub(super) fn diagnose(what: &NetworkFileSystem, options: &str, output: &str, sy
         "is not supported",
     ]) && !lustre
     {
-        return Cause::VersionUnsupported { said };
+        // "Protocol not supported" is the answer of a server of version 4 that knows other minor versions; the rest is what a port
+        // mapper says, which is there before the file service is.
+        return Cause::VersionUnsupported { said, may_be_starting: !has(&["protocol not supported"]) };
     }
     if has(&[
         "timed out",
@@ -245,6 +248,29 @@ mod tests {
         ];
         for (words, expected) in lustre_words {
             assert_eq!(name(&diagnose(&lustre, "", &words, &system)), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn the_port_that_is_asked_for_is_the_one_that_is_named() {
+        let mut nfs = NetworkFileSystem::parse("nas://h:/d").unwrap();
+        assert_eq!((port(&nfs), port(&NetworkFileSystem::parse("h@tcp:/name").unwrap())), (2049, 988));
+        if let NetworkFileSystem::Nfs { options, .. } = &mut nfs {
+            options.push("port=2051".to_owned());
+        }
+        assert_eq!(port(&nfs), 2051);
+    }
+
+    #[test]
+    fn a_server_that_may_be_starting_is_told_from_one_that_will_never_do() {
+        let nfs = NetworkFileSystem::parse("nas://h:/d").unwrap();
+        for (words, expected) in [
+            ("mount.nfs: requested NFS version or transport protocol is not supported", true),
+            ("mount.nfs: Protocol not supported for h:/d on /t", false),
+        ] {
+            let cause = diagnose(&nfs, "", words, &System::here());
+            let Cause::VersionUnsupported { may_be_starting, .. } = cause else { panic!("{cause:?}") };
+            assert_eq!(may_be_starting, expected, "{words}");
         }
     }
 

@@ -156,6 +156,8 @@ pub enum Cause {
     VersionUnsupported {
         /// What was printed.
         said: String,
+        /// Whether a server that is only just starting would have said the same.
+        may_be_starting: bool,
     },
     /// Locks across nodes were asked for, and what keeps them does not run here.
     #[error(
@@ -283,7 +285,9 @@ impl Cause {
     pub(super) fn retry(&self) -> Retry {
         match self {
             Self::NameUnknown { .. } | Self::Refused { .. } | Self::Unreachable { .. } => Retry::UntilDeadline,
-            Self::Stale { .. } | Self::VersionUnsupported { .. } => Retry::AtMost(3),
+            Self::Stale { .. } => Retry::AtMost(3),
+            // Half a minute, with the pauses: what a Linux server takes from answering at all to serving files.
+            Self::VersionUnsupported { may_be_starting: true, .. } => Retry::AtMost(8),
             _ => Retry::Never,
         }
     }

@@ -151,6 +151,7 @@ fn mount(mount: &NodeMount) -> MountReport {
                         NfsVersion::V4_0 => "NFS 4.0",
                         NfsVersion::V4_1 => "NFS 4.1",
                     };
+                    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
                     (format!("{host}:{}", path.display()), version, options)
                 }
                 NetworkFileSystem::Lustre { device, options } => (device.clone(), "Lustre", options),

@@ -205,7 +205,9 @@ pub struct Bootstrap {
 }
 
 /// Where the job description is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// `Debug` does not show an inline one: a job can hold storage keys and variables.
+#[derive(Clone, PartialEq, Eq)]
 pub enum TaskSource {
     /// In the settings themselves: the text, in either format.
     Inline(String),
@@ -213,6 +215,16 @@ pub enum TaskSource {
     File(PathBuf),
     /// In object storage.
     Object(Location),
+}
+
+impl fmt::Debug for TaskSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline(text) => write!(f, "Inline({} bytes)", text.len()),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Object(location) => f.debug_tuple("Object").field(location).finish(),
+        }
+    }
 }
 
 /// What a node runs: one instance of one task.

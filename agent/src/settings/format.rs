@@ -180,7 +180,7 @@ pub(super) struct StorageDocument {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct StoreDocument {
-    /// The endpoint, such as https://oss-cn-hangzhou-internal.aliyuncs.com; a bare host means https. From the region when
+    /// The endpoint, such as `https://oss-cn-hangzhou-internal.aliyuncs.com`; a bare host means https. From the region when
     /// absent.
     pub endpoint: Option<String>,
     /// The region. From the endpoint's name or the instance when absent.

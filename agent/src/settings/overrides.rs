@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::shape;
+use super::secrets;
 use super::tree::{self, Entry, Node, Origin, Value};
 use crate::job::finding::{Findings, Place, quoted};
 
@@ -33,24 +33,14 @@ fn one(text: &str, order: usize, findings: &mut Findings) -> Option<Node> {
         return None;
     }
     let place = keys.iter().fold(root, |place, key| place.key(key));
-    if shape::is_secret(&keys) {
-        findings.error_with(
-            &place,
-            "a secret was given with --set, where every user of the machine can read it",
-            "put it into a file that only root can read, and give the node another key: this one has been seen",
-        );
-        return None;
+    if secrets::is_secret(&keys) {
+        return seen(&place, findings);
     }
     let source: Arc<str> = format!("--set {path}").into();
     let origin = Origin { order, line: 0, source: Arc::clone(&source) };
     let mut node = tree::parse_value(value, &source, order, findings)?;
-    if holds_secret(&keys, &node) {
-        findings.error_with(
-            &place,
-            "a secret was given with --set, where every user of the machine can read it",
-            "put it into a file that only root can read, and give the node another key: this one has been seen",
-        );
-        return None;
+    if secrets::are_in(&keys, &node) {
+        return seen(&place, findings);
     }
     relocate(&mut node, &origin);
     for key in keys.iter().rev() {
@@ -60,24 +50,13 @@ fn one(text: &str, order: usize, findings: &mut Findings) -> Option<Node> {
     Some(node)
 }
 
-/// Whether somewhere in the value, which is at `path`, there is a secret.
-pub(super) fn holds_secret(path: &[&str], node: &Node) -> bool {
-    match &node.value {
-        Value::Nothing | Value::Scalar { .. } => false,
-        Value::List(items) => items.iter().any(|item| holds_secret(path, item)),
-        Value::Map(entries) => entries.iter().any(|entry| {
-            let mut path = path.to_vec();
-            path.push(&entry.key);
-            let is_given = matches!(&entry.node.value, Value::Scalar { text, .. } if !text.is_empty());
-            (is_given && is_secret(&path)) || holds_secret(&path, &entry.node)
-        }),
-    }
-}
-
-/// The secrets of the settings, and those that a job description in them can hold.
-fn is_secret(path: &[&str]) -> bool {
-    let in_job = path.starts_with(&["task", "job"]);
-    shape::is_secret(path) || (in_job && matches!(path.last(), Some(&("AccessKeySecret" | "SecurityToken"))))
+fn seen<T>(place: &Place, findings: &mut Findings) -> Option<T> {
+    findings.error_with(
+        place,
+        "a secret was given with --set, where every user of the machine can read it",
+        "put it into a file that only root can read, and give the node another key: this one has been seen",
+    );
+    None
 }
 
 /// A command line has no lines worth naming.

@@ -5,6 +5,8 @@
 //! that value every scalar has the type that is wanted. Then the value is read into the document's types; what one of those
 //! refuses (a length of time, for example) is said, left out too, and the value is read again.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value as Json};
 
 use super::format::SettingsDocument;
@@ -13,17 +15,15 @@ use crate::job::finding::{Findings, Place, nearest, quoted};
 
 /// The JSON Schema (draft 2020-12) of `node.yaml`, as indented JSON with a line end.
 pub fn json_schema() -> String {
-    format!("{:#}\n", schema())
+    format!("{:#}\n", *SCHEMA)
 }
 
-fn schema() -> Json {
-    schemars::schema_for!(SettingsDocument).to_value()
-}
+static SCHEMA: LazyLock<Json> = LazyLock::new(|| schemars::schema_for!(SettingsDocument).to_value());
 
 /// Reads the tree as far as it can be read; everything wrong with its form is in `findings`.
 pub(super) fn read(tree: &Node, findings: &mut Findings) -> SettingsDocument {
-    let root = schema();
-    let mut value = Shape { root: &root, findings }.value(&root, tree, &Place::root()).unwrap_or_default();
+    let root: &Json = &SCHEMA;
+    let mut value = Shape { root, findings }.value(root, tree, &Place::root()).unwrap_or_default();
     loop {
         let refused = match serde_path_to_error::deserialize::<_, SettingsDocument>(&value) {
             Ok(document) => return document,
@@ -76,10 +76,10 @@ fn remove<'p>(value: &mut Json, path: impl Iterator<Item = &'p serde_path_to_err
 
 /// Whether a value at this place of the format is a secret.
 pub(super) fn is_secret(path: &[&str]) -> bool {
-    let root = schema();
-    let mut at = &root;
+    let root: &Json = &SCHEMA;
+    let mut at = root;
     for key in path {
-        match resolve(&root, at).get("properties").and_then(|known| known.get(*key)) {
+        match resolve(root, at).get("properties").and_then(|known| known.get(*key)) {
             Some(inner) => at = inner,
             None => return false,
         }

@@ -147,6 +147,41 @@ fn every_key_is_read() {
     assert_eq!(node.report.directory, Some("oss://bucket/node-logs/".parse().unwrap()));
     assert_eq!(node.at_end, AtEnd::PowerOff);
     assert!(!format!("{node:?}").contains("hunter2"));
+    let job = "task: {job: {DAG: {Tasks: {a: {Mounts: {OSS: {AccessKeyId: a, AccessKeySecret: hunter2}}, \
+               Parameters: {Command: {CommandLine: x}}}}}}}";
+    let (node, _) = settings(job).unwrap();
+    assert!(matches!(&node.task.as_ref().unwrap().source, TaskSource::Inline(job) if job.contains("hunter2")));
+    assert!(!format!("{node:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_job_in_the_settings_means_what_it_means_in_a_file() {
+    let job = "\
+version: 1
+name: 007
+tasks:
+  a:
+    command: [echo, 5, yes, 1.10, 0x10, ~x, '7']
+    environment: {N: 5, ON: yes, V: 1.10, F: 1.5, Z: 007, T: true, Q: '5', E: '', L: 1e3, B: 18446744073709551616}
+    inputs: [{source: oss://b/d/, target: /home/x, writable: yes}, {source: oss://b/e/, target: /home/y, writable: true}]
+    instances: 3
+    timeout: 90
+  b:
+    command: |
+      /bin/sh -c 'echo a
+      echo b'
+    timeout: 1h30m
+    after: [a]
+";
+    let (direct, _) = crate::job::read(job.as_bytes(), crate::job::Format::Yaml).unwrap();
+    let indented: String = job.lines().map(|line| format!("    {line}\n")).collect();
+    let node = good(&format!("task:\n  task: b\n  job:\n{indented}"));
+    let TaskSource::Inline(text) = node.task.unwrap().source else { panic!() };
+    let (inline, _) = crate::job::read(text.as_bytes(), crate::job::Format::Detect).unwrap();
+    assert_eq!(inline, direct);
+    for task in [&inline.tasks[0], &direct.tasks[0]] {
+        assert_eq!((task.environment["ON"].as_str(), task.environment["V"].as_str()), ("yes", "1.10"));
+    }
 }
 
 #[test]
@@ -268,8 +303,24 @@ fn rules_are_kept_with_place_and_line() {
         ),
         (
             "disks: {volumes: [{what: instance-store}]}",
-            "disks.volumes[0].mount: is missing, or no text (line 1 of n.yaml); write where the volume is to be mounted, \
-             such as /data",
+            "disks.volumes[0]: the key mount is missing (line 1 of n.yaml); add it",
+        ),
+        (
+            "disks: {volumes: [{what: instance-stor, mount: /data}]}",
+            "disks.volumes[0].what: \"instance-stor\" is not known (line 1 of n.yaml); did you mean instance-store?",
+        ),
+        (
+            "disks: {volumes: [{what: {serial: 5}, mount: /data}]}",
+            "disks.volumes[0].what.serial: invalid type: integer `5`, expected a string (line 1 of n.yaml); correct the value; a text \
+             that looks like a number needs quotes",
+        ),
+        (
+            "disks: {volumes: [{what: instance-store, mount: /data, exsting: true}]}",
+            "disks.volumes[0].exsting: the key \"exsting\" is not known (line 1 of n.yaml); did you mean existing?",
+        ),
+        (
+            "disks: {volumes: [{what: instance-store, mount: /data, existing: true}]}",
+            "disks.volumes[0]: `existing` needs one disk that is named: by device, serial, by-id, volume-id or size (line 1 of n.yaml)",
         ),
         (
             "environment: {A=B: x}",
@@ -286,13 +337,15 @@ fn mounts_are_judged_by_their_kind() {
     for (text, message) in [
         (
             mount("source: 'smb://h/d'"),
-            "mounts[0].source: \"smb://h/d\" is a share for Windows, and this node runs Linux (line 1 of n.yaml); write \
-             nas://HOST:/DIRECTORY",
+            "mounts[0].source: \"smb://h/d\" is a mount for Windows, and this node runs Linux (line 1 of n.yaml); write nas://HOST:/DIRECTORY/ for NFS",
         ),
         (
             mount("source: 'nas://h:/d!'"),
-            "mounts[0].source: \"nas://h:/d!\" ends in '!', which is the form for Windows, and this node runs Linux (line 1 \
-             of n.yaml); remove the '!'",
+            "mounts[0].source: \"nas://h:/d!\" is a mount for Windows, and this node runs Linux (line 1 of n.yaml); write nas://HOST:/DIRECTORY/ for NFS",
+        ),
+        (
+            mount("source: 'E:'"),
+            "mounts[0].source: \"E:\" is a mount for Windows, and this node runs Linux (line 1 of n.yaml); write nas://HOST:/DIRECTORY/ for NFS",
         ),
         (
             "mounts: [{source: oss://b/d/, target: 'E:'}]".to_owned(),
@@ -314,17 +367,15 @@ fn mounts_are_judged_by_their_kind() {
         ),
         (
             mount("source: 'nas://h:/d', options: ['a,b']"),
-            "mounts[0].options[0]: \"a,b\" is not one mount option (line 1 of n.yaml); write one option in each item, such as \
-             nconnect=4",
+            "mounts[0].options[0]: the mount option \"a,b\" holds a comma; give each option by itself (line 1 of n.yaml)",
         ),
         (
-            mount("source: 'nas://h:/d', options: [vers=4]"),
-            "mounts[0].options[0]: \"vers=4\" is the version of the protocol (line 1 of n.yaml); use version: instead",
+            mount("source: 'nas://h:/d', version: 4.1, options: [vers=4.2]"),
+            "mounts[0].options[0]: \"vers=4.2\" is said by version already (line 1 of n.yaml); remove one of them",
         ),
         (
             mount("source: 'nas://h:/d', options: [rw]"),
-            "mounts[0].options[0]: \"rw\" contradicts the mount, which is read-only (line 1 of n.yaml); use writable: true \
-             instead",
+            "mounts[0].options[0]: the mount option \"rw\" is not given here; set `writable` to true or false (line 1 of n.yaml)",
         ),
         (
             "mounts: [{source: oss://b/k, target: /home/x/}]".to_owned(),
@@ -362,8 +413,8 @@ fn things_in_each_others_way_are_named() {
             "\"/a\" is taken already, by a volume of disks (disks.volumes[0].mount)",
         ),
         (
-            "disks: {volumes: [{what: x, mount: /a}, {what: y, mount: /a/}]}".to_owned(),
-            "\"/a\" is taken already, by a volume of disks (disks.volumes[0].mount)",
+            "disks: {volumes: [{what: instance-store, mount: /a}, {what: only-empty, mount: /a/}]}".to_owned(),
+            "disks.volumes[1]: two volumes have this mount point; give each its own",
         ),
         (mounts(&[at(object, "/a")]) + &volume("/a/b"), "which is mounted later and would hide it"),
         (mounts(&[at(object, "/a"), at(nas, "/a/b")]), "which is mounted later and would hide it"),

@@ -351,6 +351,7 @@ impl<'a> Builder<'a, '_> {
 
     fn map(&mut self, place: &Place, depth: usize) -> Result<Value, Broken> {
         let mut entries: Vec<Entry> = Vec::new();
+        let mut lines: HashMap<String, usize> = HashMap::new();
         while let Some((event, span)) = self.next()? {
             let key = match event {
                 Event::MappingEnd => break,
@@ -364,10 +365,11 @@ impl<'a> Builder<'a, '_> {
             let origin = self.origin(&span);
             let Some((event, value_span)) = self.next()? else { return Err(Broken) };
             let node = self.node(event, &value_span, &at, depth + 1)?;
-            if let Some(first) = entries.iter().find(|known| known.key == key) {
-                let cause = format!("is given twice, first in line {}", first.origin.line);
+            if let Some(first) = lines.get(&key) {
+                let cause = format!("is given twice, first in line {first}");
                 self.complain(&at, &span, &cause, "remove one of them");
             } else {
+                lines.insert(key.clone(), origin.line);
                 entries.push(Entry { key, origin, node });
             }
         }

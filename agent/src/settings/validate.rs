@@ -2,6 +2,7 @@
 //!
 //! The rules for paths, locations, command lines and variables are those of jobs.
 
+mod disks;
 mod mounts;
 mod places;
 mod task;
@@ -12,15 +13,12 @@ use std::time::Duration;
 
 use fuse_oss::{ByteSize, Charset, CharsetError, MIN_MEMORY};
 use oss::{CredentialSource, Settings, StoreSettings};
-use serde_json::{Map, Value as Json};
 
 use self::places::{Claim, Kind, Places};
-use super::description::{
-    AtEnd, Bootstrap, CacheSettings, Cloud, DiskSettings, Identity, NodeSettings, Program, Report,
-};
+use super::description::{AtEnd, Bootstrap, CacheSettings, Cloud, Identity, NodeSettings, Program, Report};
 use super::format::{
-    AtEndDocument, BootstrapDocument, CacheDocument, CloudDocument, DisksDocument, IdentityDocument, OutputDocument,
-    SettingsDocument, StoreDocument,
+    AtEndDocument, BootstrapDocument, CacheDocument, CloudDocument, IdentityDocument, OutputDocument, SettingsDocument,
+    StoreDocument,
 };
 use crate::job::draft::DraftCommand;
 use crate::job::finding::{At, Findings, Place, is_deceptive, quoted};
@@ -31,9 +29,6 @@ use crate::node::Node;
 
 /// The longest time that anything may be given, in seconds: a week.
 const MAX_TIME: i64 = 7 * 86_400;
-
-/// The longest wait for disks, in seconds.
-const MAX_WAIT: i64 = 3_600;
 
 /// How long the bootstrap may run when nothing is said. Long enough to install a few packages from a slow mirror.
 const BOOTSTRAP: Duration = Duration::from_secs(30 * 60);
@@ -49,7 +44,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     if let Some(path) = &scratch {
         places.claim(Claim { path: path.clone(), place: root.key("scratch"), kind: Kind::Scratch }, findings);
     }
-    let disks = disks(document.disks.unwrap_or_default(), &root.key("disks"), &mut places, findings);
+    let disks = disks::check(document.disks.unwrap_or_default(), &root.key("disks"), &mut places, findings);
     let mounts = mounts::check(document.mounts.unwrap_or_default(), &root.key("mounts"), &mut places, findings);
     let outputs = outputs(document.outputs.unwrap_or_default(), &root.key("outputs"), &mut places, findings);
     let cache = cache(&document.cache.unwrap_or_default(), &root.key("cache"), &mut places, findings);
@@ -149,34 +144,6 @@ fn is_metadata_address(text: &str) -> bool {
     let host = host.strip_suffix('/').unwrap_or(host);
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
     !host.is_empty() && host.chars().all(fine)
-}
-
-fn disks(document: DisksDocument, place: &Place, places: &mut Places, findings: &mut Findings) -> DiskSettings {
-    let wait = document.wait.and_then(|wait| time(wait, &place.key("wait"), 0..=MAX_WAIT, findings));
-    let volumes = document.volumes.unwrap_or_default();
-    for (index, volume) in volumes.iter().enumerate() {
-        let place = place.key("volumes").index(index).key("mount");
-        // What is not even a map has been said already; what else is in it is for nvme-setup to judge.
-        let Some(volume) = volume.as_object() else { continue };
-        let Some(mount) = volume.get("mount").and_then(Json::as_str) else {
-            findings.error_with(
-                &place,
-                "is missing, or no text",
-                "write where the volume is to be mounted, such as /data",
-            );
-            continue;
-        };
-        if let Some(path) = local(mount, &place, findings) {
-            places.claim(Claim { path, place, kind: Kind::Volume }, findings);
-        }
-    }
-    if volumes.is_empty() {
-        return DiskSettings::default();
-    }
-    let mut request = Map::new();
-    request.insert("volumes".to_owned(), Json::Array(volumes));
-    request.extend(wait.map(|wait| ("wait".to_owned(), Json::from(wait.as_secs()))));
-    DiskSettings { request: Json::Object(request) }
 }
 
 fn outputs(

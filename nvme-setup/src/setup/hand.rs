@@ -8,7 +8,10 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{Setup, StepError};
+use crate::command::CommandError;
 use crate::device::{Device, Kind};
 use crate::identity::{Owner, Uuid};
 use crate::inventory::{Inventory, number_of};
@@ -39,7 +42,28 @@ pub(super) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> StepE
 
 impl Setup {
     /// Does one step.
+    ///
+    /// A program that wants a device for itself may find it in use for a moment: when another thread of ours has just
+    /// started a program, that one still has a copy of the file by which we had the device. So a failure is tried again
+    /// for a while. Each try looks at everything anew; if the first one has changed anything, there is no second one.
     pub(super) fn perform(&self, lock: &Lock, step: &Step) -> Result<(), StepError> {
+        let start = Instant::now();
+        let mut first = None;
+        loop {
+            match (self.attempt(lock, step), first.take()) {
+                (Ok(()), _) => return Ok(()),
+                // What the first try has left is not what it was planned for. It says more.
+                (Err(StepError::Changed { .. }), Some(error)) => return Err(error),
+                (Err(error @ StepError::Command(CommandError::Failed { .. })), _) if start.elapsed() < MOMENT => {
+                    first = Some(error);
+                }
+                (Err(error), _) => return Err(error),
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn attempt(&self, lock: &Lock, step: &Step) -> Result<(), StepError> {
         let run = |program: &str, arguments: &[&str]| {
             let result = lock.shared_with_children(|| self.tools.run(program, arguments));
             result.map_err(system("passing on the lock"))?.map_err(StepError::from)
@@ -308,6 +332,11 @@ fn exclusive(target: &Target) -> Result<File, StepError> {
         }
     };
     same(&file, target)?;
+    // What is cached may be older than the disk: a file system writes past the cache of its device, which goes only with the
+    // last one who has the device open. What is decided now is decided from the disk.
+    file.sync_all().map_err(system(format!("writing to {target}")))?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .map_err(|error| system(format!("forgetting what is cached of {target}"))(error.into()))?;
     Ok(file)
 }
 

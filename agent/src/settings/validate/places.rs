@@ -55,6 +55,8 @@ impl Places {
         let here = self.0.entry(claim.path.clone()).or_default();
         let taken = here.iter().find(|other| match (&other.kind, &claim.kind) {
             (Kind::Output { .. }, Kind::Output { .. }) => true,
+            // nvme-setup judges volumes by each other.
+            (Kind::Volume, Kind::Volume) => false,
             (one, other) => one.is_mount() && other.is_mount(),
         });
         if let Some(other) = taken {

@@ -221,6 +221,14 @@ proptest! {
         let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (index, planned) in plan.steps.iter().enumerate() {
             for target in planned.step.written() {
+                // A loop device is somebody's file, unless a person has named it.
+                let is_loop = model.inventory().get(&target.name).is_some_and(|device| device.kind == Kind::Loop);
+                let named = request.volumes.iter().any(|volume| match &volume.what {
+                    What::Device(path) => *path == target.path,
+                    What::Devices(paths) => paths.contains(&target.path),
+                    _ => false,
+                });
+                prop_assert!(!is_loop || named, "{} {model:?}", planned.step);
                 let allowed = may_write(&model, &planned.step, &target.name, &steps[..index]);
                 prop_assert_eq!(&allowed, &Ok(()), "{} {:?}", planned.step, model);
                 let owner = owners.entry(target.name.clone()).or_insert_with(|| planned.volume.clone());
