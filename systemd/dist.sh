@@ -2,7 +2,8 @@
 # Packages of the three programs, in dist/: .deb, .rpm and .tar.gz, each with units, manual pages, completions, samples and licences.
 #
 #   systemd/dist.sh                        static programs that run on any Linux of this architecture, in all three forms
-#   systemd/dist.sh --programs DIR [FORM]  the programs that are in DIR, as they are, in one form (deb, rpm or tar) or all: to try packaging
+#   systemd/dist.sh --programs DIR [FORM]  the programs that are in DIR, as they are, in one form (deb, rpm, tar, or tree for only laying
+#                                          it all out in target/dist-tree) or all: to try packaging
 #
 # Needs a Rust toolchain and python3; cargo-deb and cargo-generate-rpm are installed below target/. What comes out depends only on what is
 # committed and on the toolchain. The environment variable DIST names another directory than dist/.
@@ -23,9 +24,9 @@ if [ "${1:-}" = --programs ]; then
     forms=${3:-$forms} quick=--fast
     shift $(($# < 3 ? $# : 3))
 fi
-[ $# = 0 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+[ $# = 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 for form in $forms; do
-    case $form in deb | rpm | tar) ;; *) echo "no such form: $form; there are deb, rpm and tar" >&2; exit 64 ;; esac
+    case $form in deb | rpm | tar | tree) ;; *) echo "no such form: $form; there are deb, rpm, tar and tree" >&2; exit 64 ;; esac
 done
 
 target=$(rustc -vV | sed -n 's/^host: //p')
@@ -79,21 +80,28 @@ chmod 644 "$TREE/usr/share/licenses/batch-agent/THIRD-PARTY"
 find "$TREE" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$DIST"
+made=()
 for form in $forms; do
     case $form in
     deb)
         tool cargo-deb "$CARGO_DEB_VERSION" --no-default-features --features gzip
         "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output "$DIST/"
+        case $target in x86_64-*) architecture=amd64 ;; aarch64-*) architecture=arm64 ;; *) architecture=${target%%-*} ;; esac
+        made+=("$DIST/batch-agent_${version}_$architecture.deb")
         ;;
     rpm)
         tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION"
         "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o "$DIST/"
+        made+=("$DIST/batch-agent-$version-1.${target%%-*}.rpm")
         ;;
     tar)
         name="batch-agent-$version-${target%%-*}"
         tar -C "$TREE" --owner=root:0 --group=root:0 --sort=name --mtime="@$SOURCE_DATE_EPOCH" --transform "s,^\./,$name/," -cf - . |
             gzip -9n >"$DIST/$name.tar.gz"
+        made+=("$DIST/$name.tar.gz")
         ;;
     esac
 done
-ls -l "$DIST/"
+[ ${#made[@]} = 0 ] && exit 0
+python3 systemd/package/contents.py "$TREE" "${made[@]}"
+ls -l "${made[@]}"

@@ -86,6 +86,10 @@ pub fn log_to_stderr(log: &LogArguments) {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // It can only be set once, and is.
     let _ = match log.log_format {
+        // journald adds a time of its own.
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() && !terminal => {
+            builder.with_ansi(false).with_target(false).without_time().try_init()
+        }
         LogFormat::Text => builder.with_ansi(terminal).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };

@@ -70,7 +70,7 @@ units() { systemctl --root="$root" "$@"; }
 command -v systemctl >/dev/null || refuse "systemctl is needed for looking at the image's units; install systemd here"
 
 # What a path leads to in the image. A link out of it would have us write into this machine.
-for folder in $FOLDERS etc/systemd/system var/lib; do
+for folder in $FOLDERS etc/systemd/system etc/batch-agent var/lib/batch-agent var/lib/dbus var/lib/systemd var/lib/cloud; do
     real=$(realpath -m "$at/$folder")
     case $real/ in "$at"/*) ;; *) refuse "$at/$folder leads out of the image, to $real" ;; esac
 done

@@ -262,7 +262,8 @@ pub(super) fn wait(arguments: &WaitArguments) -> Result<ExitCode, Failure> {
             coming = service::is_agent_coming(&programs);
             refusals = if coming == Coming::No { refusals + 1 } else { 0 };
         }
-        if let Some(story) = story {
+        // An agent that is on its way finds out for itself what the one before it has done or has failed at.
+        if let Some(story) = story.filter(|_| is_alive || coming != Coming::Yes) {
             let past = |phases: &[Phase]| phases.iter().all(|phase| story.is_past(*phase));
             let prepared = [Phase::Disks, Phase::NetworkMounts, Phase::ObjectMounts];
             let is_so = match arguments.what {
@@ -273,10 +274,7 @@ pub(super) fn wait(arguments: &WaitArguments) -> Result<ExitCode, Failure> {
             if is_so {
                 return Ok(ExitCode::SUCCESS);
             }
-            // An agent that is on its way finds out for itself what the one before it has failed at.
-            if let Some(trouble) = &story.trouble
-                && (is_alive || coming != Coming::Yes)
-            {
+            if let Some(trouble) = &story.trouble {
                 eprintln!("batch-agent: {} failed: {}", trouble.phase.name(), trouble.message);
                 return Ok(ExitCode::from(1));
             }
