@@ -38,7 +38,7 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
     ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip
     mmdebstrap:mmdebstrap sfdisk:fdisk setpriv:util-linux"
-readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender"
+readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...
     local need=() entry
@@ -171,6 +171,7 @@ test)
 soak)
     # shellcheck disable=SC2086 # a list of words
     setup $SOAK_PROGRAMS
+    step "newer kernel of a virtual machine" $SUDO bash tests/vm/kernel.sh "$ENV_DIR/vm"
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak
     step "nothing left behind" nothing_left

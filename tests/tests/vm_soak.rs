@@ -142,6 +142,24 @@ fn soak_vm_alibaba_with_its_metadata_role_and_oss() {
 
 #[test]
 #[ignore = "soak"]
+fn soak_vm_newer_kernel_reads_by_itself() {
+    let site = Site::with_newer_kernel(Cloud::Aws);
+    let mut plan = Plan::of(&site);
+    // Whole in the cache after the first time, and opened anew for the second.
+    plan.bootstrap = "bootstrap: {command: \"/bin/sh -c 'cat /mnt/input/a.bin | md5sum; sleep 5; cat /mnt/input/a.bin | md5sum; \
+                      echo ready > /mnt/nas/from-the-bootstrap; uname -r > /dev/ttyS0; fuse-oss status > /dev/ttyS0'\"}\n"
+        .to_owned();
+    site.imds.set_user_data(&plan.user_data(SCRIPT));
+    let boot = Boot::of(site.machine.power_on());
+    boot.finished();
+    let opened = boot.console.lines().find(|line| line.contains("read by the kernel alone")).unwrap_or_default();
+    assert!(!opened.is_empty() && !opened.contains(" 0 read by the kernel alone"), "{opened:?} in\n{}", boot.console);
+    assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
+    site.nothing_was_harmed();
+}
+
+#[test]
+#[ignore = "soak"]
 fn soak_vm_nas_is_down() {
     let site = Site::with(Cloud::Aws, &[("none.conf", "/etc/systemd/system/nfs-server.service.d/none.conf")]);
     let mut plan = Plan::of(&site);

@@ -47,6 +47,17 @@ impl Image {
         self.cache.join("vmlinuz")
     }
 
+    /// The newer kernel that `tests/vm/kernel.sh` has made, and its modules.
+    ///
+    /// # Panics
+    /// When it is not there, with the command that makes it.
+    pub fn newer_kernel(&self) -> (PathBuf, PathBuf) {
+        let folder = self.cache.join("newer");
+        let (kernel, modules) = (folder.join("vmlinuz"), folder.join("modules"));
+        assert!(kernel.exists(), "there is no {}; run `tests/vm/kernel.sh .test-env/vm`", kernel.display());
+        (kernel, modules)
+    }
+
     /// A copy of the image with more in it, as a disk at `path`.
     ///
     /// # Panics

@@ -73,6 +73,11 @@ impl Machine {
         Self { kernel: kernel.to_owned(), console: folder.join("console.log"), firmware, network, disks: Vec::new() }
     }
 
+    /// Starts another kernel from now on.
+    pub fn boot_with(&mut self, kernel: &Path) {
+        kernel.clone_into(&mut self.kernel);
+    }
+
     /// Attaches a disk with a serial number. The first one is the root disk.
     pub fn attach(&mut self, bus: Bus, disk: Disk, serial: &str) {
         self.disks.push((bus, disk, serial.to_owned()));

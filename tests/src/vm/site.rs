@@ -130,6 +130,21 @@ impl Site {
     /// # Panics
     /// As [`Site::new`].
     pub fn with(cloud: Cloud, more: &[(&str, &str)]) -> Self {
+        Self::with_payload(cloud, more.iter().map(|(name, to)| Payload::File(guest(name), (*to).to_owned())))
+    }
+
+    /// The same with the newer kernel.
+    ///
+    /// # Panics
+    /// As [`Site::new`], and when there is none.
+    pub fn with_newer_kernel(cloud: Cloud) -> Self {
+        let (kernel, modules) = Image::made().newer_kernel();
+        let mut site = Self::with_payload(cloud, [Payload::File(modules, "/usr/lib/modules".to_owned())]);
+        site.machine.boot_with(&kernel);
+        site
+    }
+
+    fn with_payload(cloud: Cloud, more: impl IntoIterator<Item = Payload>) -> Self {
         let folder =
             tempfile::Builder::new().prefix("vm-").tempdir().unwrap_or_else(|error| panic!("no directory: {error}"));
         let path = |name: &str| folder.path().join(name);
@@ -172,7 +187,7 @@ impl Site {
 
         let image = Image::made();
         let mut payload = payload(cloud, &path("nas"), package::debian(&path("package")));
-        payload.extend(more.iter().map(|(name, to)| Payload::File(guest(name), (*to).to_owned())));
+        payload.extend(more);
         let root = image.with(&path("root.img"), &payload);
         let network = cloud.network(vec![(address, port(&imds.endpoint())), (cloud.store(), store.port())]);
         let mut machine = Machine::new(folder.path(), &image.kernel(), cloud.firmware(), network);
