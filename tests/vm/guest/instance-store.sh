@@ -4,11 +4,12 @@
 # host keeps (or empties, as when an instance is stopped and started).
 set -euo pipefail
 readonly DRAWER=/run/hypervisor
-modprobe -a nvmet nvmet-tcp nvme-tcp
+modprobe -a virtio_blk nvmet nvmet-tcp nvme-tcp
 mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
 mkdir -p "$DRAWER"
-for _ in $(seq 100); do [ -e /dev/disk/by-id/virtio-hypervisor ] && break; sleep 0.1; done
-mount /dev/disk/by-id/virtio-hypervisor "$DRAWER"
+# Names for it are udev's, and may come much later than the disk.
+until disk=$(grep -lx hypervisor /sys/block/vd*/serial); do sleep 0.1; done
+mount "/dev/$(basename "$(dirname "$disk")")" "$DRAWER"
 ip link set lo up
 cd /sys/kernel/config/nvmet
 mkdir ports/1
