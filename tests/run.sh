@@ -36,9 +36,9 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
 
 # The programs the tests use, each with the package that has it; and what is run in mounts to see whether it works there.
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
-    ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip
-    mmdebstrap:mmdebstrap sfdisk:fdisk setpriv:util-linux"
-readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod"
+    ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip"
+readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod mmdebstrap:mmdebstrap sfdisk:fdisk
+    setpriv:util-linux"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...
     local need=() entry
@@ -136,8 +136,6 @@ setup() {
     step "packages" debian_packages $PROGRAMS "$@"
     step "Python environment" python_environment
     step "pjdfstest and fsx" suites
-    step "emulator" emulator
-    step "image of a virtual machine" machine_image
 }
 
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
@@ -171,6 +169,8 @@ test)
 soak)
     # shellcheck disable=SC2086 # a list of words
     setup $SOAK_PROGRAMS
+    step "emulator" emulator
+    step "image of a virtual machine" machine_image
     step "newer kernel of a virtual machine" $SUDO bash tests/vm/kernel.sh "$ENV_DIR/vm"
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak

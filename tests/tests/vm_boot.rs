@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 use tests::vm::plan::Plan;
 use tests::vm::site::{self, BUCKET, Cloud, SECRET, Site, TOKEN};
 
-/// How long a machine may take from power-on to its task, its story and power-off, everything emulated on a busy host.
-const LIFE: Duration = Duration::from_secs(480);
+/// How long a machine may take from power-on to power-off: some two minutes where nothing else runs, much longer on a busy host.
+const LIFE: Duration = Duration::from_secs(900);
 
 /// What the user's own script does: cloud-init runs it when everything else has been started.
 const SCRIPT: &str = "\
@@ -33,7 +33,8 @@ const PHASES: [&str; 8] =
     ["settings", "identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"];
 
 #[test]
-fn a_bare_instance_boots_runs_its_task_and_harms_nothing() {
+#[ignore = "soak"]
+fn soak_vm_a_bare_instance_boots_runs_its_task_and_harms_nothing() {
     let site = Site::new(Cloud::Aws);
     site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
     let running = site.machine.power_on();
