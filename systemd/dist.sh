@@ -6,7 +6,7 @@
 #                                          it all out in target/dist-tree) or all: to try packaging
 #
 # Needs a Rust toolchain and python3; cargo-deb and cargo-generate-rpm are installed below target/. What comes out depends only on what is
-# committed and on the toolchain.
+# committed and on the toolchain. The environment variable DIST names another directory than dist/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_INCREMENTAL=0
@@ -16,6 +16,7 @@ readonly CARGO_GENERATE_RPM_VERSION=0.21.1
 readonly PROGRAMS="batch-agent fuse-oss nvme-setup"
 readonly TOOLS="$PWD/target/dist-tools"
 readonly TREE="$PWD/target/dist-tree"
+readonly DIST=${DIST:-dist}
 
 programs="" forms="deb rpm tar" quick=""
 if [ "${1:-}" = --programs ]; then
@@ -78,26 +79,26 @@ python3 systemd/package/licences.py "$target" $PROGRAMS >"$TREE/usr/share/licens
 chmod 644 "$TREE/usr/share/licenses/batch-agent/THIRD-PARTY"
 find "$TREE" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
-mkdir -p dist
+mkdir -p "$DIST"
 made=()
 for form in $forms; do
     case $form in
     deb)
         tool cargo-deb "$CARGO_DEB_VERSION" --no-default-features --features gzip
-        "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output dist/
+        "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output "$DIST/"
         case $target in x86_64-*) architecture=amd64 ;; aarch64-*) architecture=arm64 ;; *) architecture=${target%%-*} ;; esac
-        made+=("dist/batch-agent_${version}_$architecture.deb")
+        made+=("$DIST/batch-agent_${version}_$architecture.deb")
         ;;
     rpm)
         tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION"
-        "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o dist/
-        made+=("dist/batch-agent-$version-1.${target%%-*}.rpm")
+        "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o "$DIST/"
+        made+=("$DIST/batch-agent-$version-1.${target%%-*}.rpm")
         ;;
     tar)
         name="batch-agent-$version-${target%%-*}"
         tar -C "$TREE" --owner=root:0 --group=root:0 --sort=name --mtime="@$SOURCE_DATE_EPOCH" --transform "s,^\./,$name/," -cf - . |
-            gzip -9n >"dist/$name.tar.gz"
-        made+=("dist/$name.tar.gz")
+            gzip -9n >"$DIST/$name.tar.gz"
+        made+=("$DIST/$name.tar.gz")
         ;;
     esac
 done

@@ -37,7 +37,8 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
 # The programs the tests use, each with the package that has it; and what is run in mounts to see whether it works there.
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
     ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip"
-readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender"
+readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod mmdebstrap:mmdebstrap sfdisk:fdisk
+    setpriv:util-linux"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...
     local need=() entry
@@ -87,6 +88,32 @@ suites() {
     rm -rf target/suites
 }
 
+# QEMU, for booting a node in a machine of its own. Debian 12 has tools of it from its backports on many machines, and those go only with
+# an emulator from there.
+emulator() {
+    command -v qemu-system-x86_64 >/dev/null && return 0
+    local sources release
+    release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    if [ "$release" != bookworm ]; then
+        debian_packages qemu-system-x86_64:qemu-system-x86
+        return
+    fi
+    sources=$(mktemp -d)
+    mkdir "$sources/parts" "$sources/lists"
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/%s main\n' \
+        "debian $release" "debian $release-backports" "debian-security $release-security" >"$sources/parts/emulator.list"
+    # Only for this: the machine's own sources stay what they are.
+    local apt=($SUDO env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dir::Etc::SourceList=/dev/null
+        -o "Dir::Etc::SourceParts=$sources/parts" -o "Dir::State::Lists=$sources/lists")
+    local log status=0
+    log=$({ "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends -t "$release-backports" qemu-system-x86; } 2>&1) || status=$?
+    $SUDO rm -rf "$sources"
+    [ $status = 0 ] || echo "$log" >&2
+    return $status
+}
+
+machine_image() { $SUDO bash tests/vm/image.sh "$ENV_DIR/vm"; }
+
 dependencies() {
     "$ENV_DIR/bin/cargo-deny" --log-level error check licenses sources bans || return 1
     # The advisory database is a git repository on the internet, which not every machine reaches.
@@ -117,7 +144,7 @@ documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-
 nothing_left() {
     local left
     left=$(grep -E '(fuse\.)?fuse-oss|/batch-agent' /proc/self/mountinfo || true)
-    left+=$(pgrep -fa '(^|/)(fuse-oss serve|batch-agent shim)' || true)
+    left+=$(pgrep -fa '(^|/)(fuse-oss serve|batch-agent shim|guest-relay|qemu-system-x86_64 .*guest-relay)' || true)
     [ -z "$left" ] && return 0
     printf 'left behind by the tests:\n%s\n' "$left" >&2
     return 1
@@ -142,6 +169,9 @@ test)
 soak)
     # shellcheck disable=SC2086 # a list of words
     setup $SOAK_PROGRAMS
+    step "emulator" emulator
+    step "image of a virtual machine" machine_image
+    step "newer kernel of a virtual machine" $SUDO bash tests/vm/kernel.sh "$ENV_DIR/vm"
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak
     step "nothing left behind" nothing_left

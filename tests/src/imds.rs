@@ -35,6 +35,9 @@ pub enum Cloud {
     Aws,
 }
 
+/// Where most of it is, below the version.
+const METADATA: &str = "meta-data/";
+
 impl Cloud {
     fn ttl_header(self) -> &'static str {
         match self {
@@ -52,8 +55,8 @@ impl Cloud {
 
     fn role_folder(self) -> &'static str {
         match self {
-            Self::Aliyun => "ram/security-credentials/",
-            Self::Aws => "iam/security-credentials/",
+            Self::Aliyun => "meta-data/ram/security-credentials/",
+            Self::Aws => "meta-data/iam/security-credentials/",
         }
     }
 
@@ -80,13 +83,16 @@ pub struct ImdsRequest {
 #[derive(Debug)]
 struct State {
     cloud: Cloud,
-    /// Below `/latest/meta-data/`.
+    /// Below `/latest/`: `meta-data/...`, `dynamic/...`.
     values: BTreeMap<String, String>,
+    /// What `/latest/user-data` is.
+    user_data: Option<String>,
     /// Tokens that were given out, and until when they count.
     tokens: BTreeMap<String, Instant>,
     tokens_given: u64,
     requests: Vec<ImdsRequest>,
     failing: Option<u16>,
+    without_token: bool,
 }
 
 /// A running metadata service. It is gone when this is dropped.
@@ -113,7 +119,7 @@ impl Imds {
 
     /// AWS's, for the instance `i-0double` in zone `xx-test-1a` of region `xx-test-1`.
     pub fn aws() -> Self {
-        Self::start(
+        let imds = Self::start(
             Cloud::Aws,
             &[
                 ("instance-id", "i-0double"),
@@ -122,17 +128,24 @@ impl Imds {
                 ("local-ipv4", "192.168.0.2"),
                 ("instance-type", "m7.large"),
             ],
-        )
+        );
+        let document =
+            serde_json::json!({"instanceId": "i-0double", "region": "xx-test-1", "availabilityZone": "xx-test-1a"});
+        let document = ("dynamic/instance-identity/document".to_owned(), document.to_string());
+        lock(&imds.state).values.extend([document]);
+        imds
     }
 
     fn start(cloud: Cloud, values: &[(&str, &str)]) -> Self {
         let state = Arc::new(Mutex::new(State {
             cloud,
-            values: values.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect(),
+            values: values.iter().map(|(path, value)| (format!("{METADATA}{path}"), (*value).to_owned())).collect(),
+            user_data: None,
             tokens: BTreeMap::new(),
             tokens_given: 0,
             requests: Vec::new(),
             failing: None,
+            without_token: false,
         }));
         let served = Arc::clone(&state);
         let server = Server::start(move |request| lock(&served).answer(request));
@@ -148,9 +161,14 @@ impl Imds {
     pub fn set(&self, path: &str, value: Option<&str>) {
         let values = &mut lock(&self.state).values;
         match value {
-            Some(value) => values.insert(path.to_owned(), value.to_owned()),
-            None => values.remove(path),
+            Some(value) => values.insert(format!("{METADATA}{path}"), value.to_owned()),
+            None => values.remove(&format!("{METADATA}{path}")),
         };
+    }
+
+    /// Sets what whoever started the instance has given it, for cloud-init.
+    pub fn set_user_data(&self, text: &str) {
+        lock(&self.state).user_data = Some(text.to_owned());
     }
 
     /// Gives the instance a role with these temporary credentials, in place of the role it has.
@@ -179,6 +197,11 @@ impl Imds {
         lock(&self.state).failing = status;
     }
 
+    /// Whether it also answers who brings no token, as instances do unless their owner has forbidden it.
+    pub fn answer_without_token(&self, yes: bool) {
+        lock(&self.state).without_token = yes;
+    }
+
     /// Every request so far.
     pub fn requests(&self) -> Vec<ImdsRequest> {
         lock(&self.state).requests.clone()
@@ -187,6 +210,11 @@ impl Imds {
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `latest`, or the date that a version of the interface is called by.
+fn is_version(text: &str) -> bool {
+    text == "latest" || text.parse::<jiff::civil::Date>().is_ok()
 }
 
 fn iso(time: SystemTime) -> String {
@@ -259,16 +287,23 @@ impl State {
         if request.method() != Method::GET {
             return Err(405);
         }
-        let token = header(self.cloud.token_header()).ok_or_else(|| self.cloud.without_token())?;
-        if self.tokens.get(token).is_none_or(|until| *until < Instant::now()) {
-            return Err(401);
+        match header(self.cloud.token_header()) {
+            None if self.without_token => {}
+            None => return Err(self.cloud.without_token()),
+            Some(token) if self.tokens.get(token).is_none_or(|until| *until < Instant::now()) => return Err(401),
+            Some(_) => {}
         }
-        let path = path.strip_prefix("/latest/meta-data/").ok_or(404_u16)?;
+        // The versions of the interface differ in nothing that is here; `latest` is one of their names.
+        let (_, path) =
+            path.trim_start_matches('/').split_once('/').filter(|(version, _)| is_version(version)).ok_or(404_u16)?;
+        if path == "user-data" {
+            return self.user_data.clone().ok_or(404);
+        }
         if let Some(value) = self.values.get(path) {
             return Ok(value.clone());
         }
         // A folder lists its names, one per line.
-        let folder = if path.is_empty() || path.ends_with('/') { path.to_owned() } else { format!("{path}/") };
+        let folder = if path.ends_with('/') { path.to_owned() } else { format!("{path}/") };
         let mut names: Vec<&str> = self
             .values
             .keys()
@@ -321,10 +356,30 @@ mod tests {
             assert_eq!(get("spot/instance-action", &token).0, 404);
             imds.expire_tokens();
             assert_eq!(get("instance-id", &token).0, 401);
+            imds.answer_without_token(true);
+            assert_eq!(ask(&imds, "GET /latest/meta-data/instance-id").0, 200);
+            assert_eq!(get("instance-id", &token).0, 401, "a bad token is no token");
+            imds.answer_without_token(false);
             let (_, token) = put("1");
             std::thread::sleep(Duration::from_millis(1100));
             assert_eq!(get("instance-id", &token).0, 401);
         }
+    }
+
+    #[test]
+    fn cloud_init_s_versions_and_user_data() {
+        let imds = Imds::aws();
+        let token = ask(&imds, "PUT /latest/api/token\nX-aws-ec2-metadata-token-ttl-seconds: 60").1;
+        let get = |path: &str| ask(&imds, &format!("GET {path}\nX-aws-ec2-metadata-token: {token}"));
+        assert_eq!(get("/latest/user-data").0, 404);
+        imds.set_user_data("#!/bin/sh\n");
+        assert_eq!(get("/2021-03-23/user-data"), (200, "#!/bin/sh\n".to_owned()));
+        assert_eq!(get("/2021-03-23/meta-data/instance-id").0, 200);
+        for path in ["/newest/user-data", "/2021-03-99/user-data", "/user-data", "/latest/", "/latest/dynamic/fws/"] {
+            assert_eq!(get(path).0, 404, "{path}");
+        }
+        assert_eq!(get("/latest/dynamic/instance-identity"), (200, "document".to_owned()));
+        assert_eq!(ask(&imds, "GET /latest/user-data").0, 401);
     }
 
     #[test]

@@ -20,3 +20,4 @@ pub mod python;
 pub mod tls;
 pub mod tools;
 pub mod view;
+pub mod vm;

@@ -172,6 +172,10 @@ impl<'a> Planner<'a> {
         let names = || found.iter().map(|disk| disk.path.display().to_string()).collect::<Vec<_>>().join(", ");
         let expected = volume.count.and_then(|count| usize::try_from(count).ok());
         match expected {
+            Some(expected) if found.is_empty() => {
+                self.missing(volume, format!("there is no instance-store disk, and {expected} are expected"));
+                None
+            }
             Some(expected) if found.len() < expected => {
                 let why = format!("{} of {expected} instance-store disks are there: {}", found.len(), names());
                 self.missing(volume, why);

@@ -194,6 +194,7 @@ fn the_number_of_disks_is_checked() {
     let count = |count| request([Volume { count: Some(count), ..Volume::new(What::InstanceStore, "/data") }]);
     let model = Model::store(2);
     assert!(model.plan(&count(3)).refusals[0].may_pass);
+    assert!(refusals(&Model::store(0), &count(2)).contains("there is no instance-store disk, and 2 are expected"));
     assert!(refusals(&model, &count(1)).contains("2 instance-store disks are there, and 1 are expected"));
     assert!(!model.plan(&count(1)).refusals[0].may_pass);
     assert!(model.plan(&count(2)).refusals.is_empty());

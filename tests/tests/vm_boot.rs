@@ -1,0 +1,137 @@
+//! A bare instance becomes a node that runs its task, with no hand on it: a real kernel, systemd, cloud-init, NVMe disks, NFS, FUSE.
+
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tests::vm::plan::Plan;
+use tests::vm::site::{self, BUCKET, Cloud, SECRET, Site, TOKEN};
+
+/// How long a machine may take from power-on to power-off: some two minutes where nothing else runs, much longer on a busy host.
+const LIFE: Duration = Duration::from_secs(900);
+
+/// What the user's own script does: cloud-init runs it when everything else has been started.
+const SCRIPT: &str = "\
+#!/bin/bash
+exec >/dev/ttyS0 2>&1
+batch-agent wait task --timeout 400
+echo \"wait: $?\"
+batch-agent status
+batch-agent status --timing
+nvme-setup status
+systemctl --failed --no-legend
+grep -h WARN /var/log/cloud-init.log
+echo '== the script of the user data is done'
+systemctl --no-block poweroff
+";
+
+/// The phases in the order in which they are over; the two kinds of mounts are made side by side.
+const PHASES: [&str; 8] =
+    ["settings", "identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"];
+
+#[test]
+#[ignore = "soak"]
+fn soak_vm_a_bare_instance_boots_runs_its_task_and_harms_nothing() {
+    let site = Site::new(Cloud::Aws);
+    site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
+    let running = site.machine.power_on();
+    let console = running.off(LIFE);
+    site.nothing_was_harmed();
+    assert!(console.contains("wait: 0\n"), "{console}");
+    assert!(console.contains("== the script of the user data is done"), "{console}");
+
+    the_task_found_and_left_what_it_should(&site, &console);
+    the_disks_are_what_was_asked_for(&site, &console);
+    the_story_is_told(&site, &console);
+    no_secret_got_out(&site, &console);
+}
+
+fn the_task_found_and_left_what_it_should(site: &Site, console: &str) {
+    assert!(console.contains("only.0 Finished"), "{console}");
+    assert_eq!(site.text("results/nas.sums"), site::as_sums(&site.nas));
+    assert_eq!(site.text("results/mapped.sums"), site::as_sums(&site.input));
+    assert_eq!(site.text("results/mounted.sums"), site::as_sums(&site.input));
+    assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
+    let whole = site.store.get(BUCKET, "results/deep/all in one").map(|bytes| hex::encode(Sha256::digest(bytes)));
+    assert_eq!(whole, Some(site.all.clone()));
+
+    let said = "worker i-0double in xx-test-1, instance 0 of job-vm\ndone\n";
+    assert_eq!(site.text("logs/stdout.job-vm.only.0"), said);
+    assert_eq!(site.text("logs/stderr.job-vm.only.0"), "a line of errors\n");
+    assert_eq!(site.text("logs/bootstrap.i-0double"), "a.bin\nb.bin\ndeep\n");
+    let manifest: Value = serde_json::from_str(&site.text("logs/manifest.job-vm.only.0.json")).unwrap();
+    assert!(manifest.to_string().contains("all in one"), "{manifest:#}");
+}
+
+fn the_disks_are_what_was_asked_for(site: &Site, console: &str) {
+    let data = site.text("results/data.mount");
+    assert!(data.starts_with("xfs ") && data.contains("noatime"), "{data}");
+    let disks = site.text("results/disks");
+    let array = disks.lines().filter(|line| line.contains(" raid0 ") && line.ends_with(" /data")).count();
+    assert_eq!(array, 2, "the array is on both disks: {disks}");
+    // As `nvme-setup status` shows them: what each is, and why it is not used.
+    for (device, role, why) in [
+        ("nvme0n1 ", "root", "the root file system lies on it"),
+        ("nvme1n1 ", "instance store", "md127 is mounted at /data"),
+        ("nvme2n1 ", "instance store", "md127 is mounted at /data"),
+        ("vda ", "data disk", "it carries data of no known kind: the byte at 209715200 is not zero"),
+        ("vdb ", "data disk", "vdb is mounted at /reference"),
+    ] {
+        let line = console.lines().find(|line| line.starts_with(device)).unwrap_or_default();
+        assert!(line.contains(role) && line.contains(why), "{device}: {line:?}\n{console}");
+    }
+    assert!(!site.machine.disk("data").is_blank());
+}
+
+fn the_story_is_told(site: &Site, console: &str) {
+    let node: Value = serde_json::from_str(&site.text("report/node.i-0double.json")).unwrap();
+    assert_eq!((&node["outcome"]["state"], &node["outcome"]["exit_code"]), (&"Finished".into(), &0.into()), "{node:#}");
+    let identity = &node["identity"];
+    let who = ["cloud", "region", "zone", "instance_id", "instance_type"].map(|name| identity[name].as_str().unwrap());
+    assert_eq!(who, ["aws", "xx-test-1", "xx-test-1a", "i-0double", "m7.large"]);
+    assert_eq!((&node["trouble"], &node["agents_before"]), (&Value::Null, &0.into()));
+
+    let events = site.text("report/events.i-0double.jsonl");
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut done: Vec<&str> = events
+        .iter()
+        .filter(|event| event["event"] == "PhaseDone")
+        .map(|event| event["subject"].as_str().unwrap())
+        .collect();
+    // Whichever came first.
+    done[3..5].sort_unstable_by(|a, b| b.cmp(a));
+    done[3..5].reverse();
+    assert_eq!(
+        done,
+        [PHASES[0], PHASES[1], PHASES[2], PHASES[3], PHASES[4], PHASES[5], PHASES[6]],
+        "the last is the one that sends them"
+    );
+    for mount in ["/mnt/nas", "/mnt/input"] {
+        assert!(events.iter().any(|event| event["event"] == "MountDone" && event["subject"] == mount), "{mount}");
+    }
+    let ids: HashSet<&str> = events.iter().map(|event| event["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), events.len(), "every event has an id of its own");
+    assert!(events[3..].iter().all(|event| event["instance_id"] == "i-0double"), "{events:#?}");
+    // What the machine itself says is the same.
+    for phase in PHASES {
+        let line = console.lines().find(|line| line.trim_start().starts_with(phase)).unwrap_or_default();
+        assert!(line.contains(" done "), "{phase}: {line:?}\n{console}");
+    }
+    assert!(console.contains("from the agent's start to the program's"), "{console}");
+}
+
+/// Neither in what was sent, nor on the console, nor anywhere on a disk.
+fn no_secret_got_out(site: &Site, console: &str) {
+    for secret in [SECRET, TOKEN] {
+        for (key, object) in site.store.objects(BUCKET) {
+            assert!(!String::from_utf8_lossy(&object.bytes()).contains(secret), "a secret got into {key}");
+        }
+        assert!(!console.contains(secret), "a secret got onto the console");
+        for serial in ["vol0root", "data", "hypervisor"] {
+            assert!(!site.machine.disk(serial).has(secret), "a secret got onto the disk {serial}");
+        }
+    }
+}
