@@ -269,8 +269,9 @@ impl Handles {
 
     /// Gives the backing file of an inode up, if nobody uses it.
     pub fn give_up(&self, ino: INodeNo) {
-        let idle = self.inodes().idle.pop(&ino.0);
-        drop(idle);
+        let mut inodes = self.inodes();
+        let idle = inodes.idle.pop(&ino.0);
+        inodes.close_idle(idle);
     }
 
     /// Whether an inode is open.
@@ -296,15 +297,19 @@ impl Handles {
         handle: FileHandle,
         make: impl FnOnce() -> Option<Reader>,
     ) -> Option<Arc<Reader>> {
-        // Held, so that it is not closed meanwhile.
-        let inodes = self.inodes();
-        inodes.ledger.find(handle.0).filter(|file| file.ino == ino.0)?;
-        if let Some(reader) = self.reader(handle) {
-            return Some(reader);
+        let is_open = |inodes: &Inodes| inodes.ledger.find(handle.0).is_some_and(|file| file.ino == ino.0);
+        if !is_open(&self.inodes()) {
+            return None;
         }
+        // Not under the lock: it may read the disk, and ask what else is open.
         let reader = Arc::new(make()?);
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle.0, Arc::clone(&reader));
-        Some(reader)
+        let inodes = self.inodes();
+        // Nor was it closed meanwhile; while the lock is held it cannot be.
+        if !is_open(&inodes) {
+            return None;
+        }
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(open.entry(handle.0).or_insert(reader)))
     }
 
     /// Opens an inode and answers the kernel's `request`. `keep_pages` says that what the kernel has cached of it is right.

@@ -14,9 +14,11 @@ use tests::bucket::{Bucket, sample};
 use tests::tools;
 use tests::view::View;
 
-/// Everything fsx can do to a file, at sizes that cross pages and blocks.
+/// Everything fsx can do to a file, at sizes that cross pages and blocks. Never nothing at all: an allocation of no bytes is EINVAL
+/// everywhere, which fsx takes for a file system that cannot allocate.
 const LOCAL: &str = "flen = 3000000
 [opsize]
+min = 1
 max = 300000
 [weights]
 close_open = 2.0

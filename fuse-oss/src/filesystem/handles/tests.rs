@@ -95,3 +95,32 @@ fn what_was_agreed_with_the_kernel_stands() {
     second.found_wrong();
     assert!(take_over(&second.inodes().ledger).dropped.is_some());
 }
+
+#[test]
+fn what_is_given_up_is_noted_nowhere_any_more() {
+    let mut ledger = Ledger::create().unwrap();
+    let handle = ledger.open(20, Access::Passthrough(3), request(1)).unwrap();
+    let mut inodes = take_over(&ledger);
+    let file = inodes.ledger.find(handle).unwrap();
+    inodes.close(&file);
+    assert_eq!(inodes.ledger.idle().count(), 1);
+    let handles = Handles::with(inodes);
+    handles.give_up(INodeNo(20));
+    assert_eq!(handles.inodes().ledger.idle().count(), 0);
+    assert!(handles.inodes().idle.is_empty());
+}
+
+#[test]
+fn making_a_reader_may_ask_what_is_open() {
+    let mut ledger = Ledger::create().unwrap();
+    let handle = ledger.open(10, Access::Cached, request(1)).unwrap();
+    let handles = Handles::with(take_over(&ledger));
+    let mut asked = false;
+    let reader = handles.adopt_reader(INodeNo(10), FileHandle(handle), || {
+        asked = handles.is_open(INodeNo(10));
+        None
+    });
+    assert!(reader.is_none() && asked);
+    let none = handles.adopt_reader(INodeNo(11), FileHandle(handle), || unreachable!("it is another file's handle"));
+    assert!(none.is_none());
+}
