@@ -35,6 +35,8 @@ mod tests {
             "instances",
             "retries",
             "timeout",
+            "limits",
+            "user",
             "after",
         ];
         assert_eq!(keys, known);
