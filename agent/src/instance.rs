@@ -24,7 +24,7 @@ pub use follow::{Follower, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
-pub use stop::{StopSignal, Stopper, Urgency};
+pub use stop::{StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;
@@ -32,7 +32,7 @@ use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, InstanceOutcome, State};
-use record::Record;
+use record::{Record, stop_request};
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
 #[derive(Debug)]
@@ -122,6 +122,13 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (u32, Optio
 pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
     let (mut retries, mut begun) = left_unfinished(context, task, number);
+    let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
+    let request = stop_request(&context.node, first);
+    if begun.is_none() {
+        // It was meant for one of the same name.
+        let _ = std::fs::remove_file(&request);
+    }
+    let (stop, _listening) = stop.with_requests_in(request.clone());
     loop {
         let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
         let may_retry = retries < task.max_retries;
@@ -130,6 +137,7 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
         outcome.started = started;
         let again = may_retry && outcome.state == State::Failed && outcome.cause != Some(Cause::Cancelled);
         if !again || stop.is_asked() {
+            let _ = std::fs::remove_file(&request);
             return outcome;
         }
         retries += 1;

@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod boot;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 mod disk;

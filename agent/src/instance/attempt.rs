@@ -19,6 +19,7 @@ use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
+use crate::account::{Account, AccountError};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -72,7 +73,7 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
     }
-    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
+    Workspace::create(attempt, &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {
@@ -206,9 +207,11 @@ async fn start(
         }
     };
     check_targets(task).await?;
+    let account = account(task)?;
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
+        let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
+        let plan = |made| plan(context, task, attempt, workspace, views, account, &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
     // Whoever comes after us finds a program that may have been started, and what it leaves.
@@ -223,6 +226,13 @@ async fn start(
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Who the program runs as, if not as root.
+fn account(task: &Task) -> Result<Option<Account>, Failure> {
+    let Some(user) = &task.user else { return Ok(None) };
+    let bad = |error: AccountError| Failure::new(Cause::User, exit::BAD_DATA, format!("user {user}: {error}"));
+    Account::find(user).map(Some).map_err(bad)
 }
 
 /// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
@@ -263,6 +273,16 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     tracing::info!(task = label, elapsed_ms = exit.elapsed_ms, "the program has ended: {}", ending(&exit));
     if exit.left_behind > 0 {
         tracing::warn!(task = label, "{} processes it had left running were killed", exit.left_behind);
+    }
+    if exit.outlived_grace > 0 {
+        let killed = exit.outlived_grace;
+        tracing::warn!(task = label, "{killed} processes that had not ended when asked to were killed; none is left");
+    }
+    if exit.stuck > 0 {
+        tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);
+    }
+    for note in &exit.notes {
+        tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
 }

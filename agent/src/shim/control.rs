@@ -1,6 +1,6 @@
 //! The agent's end of a shim: start it, stop it, read what it wrote.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -138,14 +138,11 @@ impl Shim {
             StopMode::Gracefully => supervise::STOP,
             StopMode::AtOnce => supervise::KILL,
         };
-        // A child that has not been waited for keeps its number; one that was found is looked at again.
-        let is_there = match &self.process {
-            Process::Child(child) => child.id().is_some(),
-            Process::Found(_) => self.id.is_alive(),
-            Process::Ended => false,
-        };
-        if is_there {
-            let _ = kill(Pid::from_raw(self.id.pid), signal);
+        match &self.process {
+            // A child that has not been waited for keeps its number.
+            Process::Child(child) if child.id().is_some() => drop(kill(Pid::from_raw(self.id.pid), signal)),
+            Process::Found(process) => send(process.get_ref(), signal),
+            Process::Child(_) | Process::Ended => {}
         }
     }
 
@@ -195,6 +192,13 @@ fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
         Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Sends a signal to the process behind a descriptor, and never to another one. One that has ended does not hear it.
+fn send(process: &OwnedFd, signal: Signal) {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes an open descriptor, two plain numbers, and a pointer that may be null.
+    let _ = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as i32, no_info, 0) };
 }
 
 #[cfg(test)]

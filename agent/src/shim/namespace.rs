@@ -23,12 +23,12 @@ pub(super) fn enter(spec: &Spec) -> Result<(), String> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
         .map_err(|errno| format!("cannot keep the task's mounts from the host: {errno}"))?;
     for step in &spec.steps {
-        take(step, &spec.hold)?;
+        take(step, spec)?;
     }
     Ok(())
 }
 
-fn take(step: &Step, hold: &Path) -> Result<(), String> {
+fn take(step: &Step, spec: &Spec) -> Result<(), String> {
     match step {
         Step::MakeDirectory { path } => {
             fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()))
@@ -44,9 +44,15 @@ fn take(step: &Step, hold: &Path) -> Result<(), String> {
                 None => {
                     // The host's own programs keep what they may do.
                     let flags = MsFlags::empty();
-                    overlay_host(&Overlay { lower: hold, upper, work, whole_files, volatile, source, flags }, target)
+                    let lower = &spec.hold;
+                    overlay_host(&Overlay { lower, upper, work, whole_files, volatile, source, flags }, target)
                 }
-            }
+            }?;
+            // It looks like what is below, and that is root's. What is below stays as it is.
+            spec.account.as_ref().map_or(Ok(()), |account| {
+                std::os::unix::fs::lchown(target, Some(account.uid), Some(account.gid))
+                    .map_err(|error| format!("cannot give {} to the user {}: {error}", target.display(), account.name))
+            })
         }
         Step::Seal { target } => {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
