@@ -61,14 +61,22 @@ pub struct GroupSpec {
     pub limits: Limits,
 }
 
-/// The name of the group of the attempt `id`, whose runtime directory is `runtime`. Short, and of letters, digits, `-`, `_` and `.`, as
-/// names of units want it; two agents of one machine may have attempts of one id.
+/// The name of the group of the attempt `id` of the agent that has this runtime directory. Short, and of letters, digits, `-`, `_` and `.`,
+/// as names of units want it; two agents of one machine may have attempts of one id.
 pub fn group_name(id: &str, runtime: &Path) -> String {
     const SHOWN: usize = 80;
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let shown: String = id.chars().map(safe).take(SHOWN).collect();
-    let mark = oss::crc::crc64(format!("{id}\0{}", runtime.display()).as_bytes());
-    format!("batch-{shown}-{mark:016x}")
+    format!("batch-{shown}-{}-{}", mark(id.as_bytes()), agent_mark(runtime))
+}
+
+/// What names of groups end in whose agent has this runtime directory.
+pub fn agent_mark(runtime: &Path) -> String {
+    mark(runtime.as_os_str().as_encoded_bytes())
+}
+
+fn mark(bytes: &[u8]) -> String {
+    format!("{:08x}", oss::crc::crc64(bytes) >> 32)
 }
 
 /// The control group of a task, in all hierarchies. What it names may be gone.
@@ -382,6 +390,7 @@ mod tests {
         assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')));
         assert_ne!(name, group_name("job-1.a_b_c.0", Path::new("/run/x")));
         assert_ne!(name, group_name("job-1.a/b c.0", Path::new("/run/y")));
+        assert!(name.ends_with(&agent_mark(Path::new("/run/x"))));
         assert!(group_name(&"ä".repeat(500), Path::new("/")).len() < 128);
     }
 

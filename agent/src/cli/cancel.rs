@@ -63,7 +63,10 @@ pub(super) fn cancel(arguments: &CancelArguments) -> Result<ExitCode, Failure> {
             let shim = Shim::find(shim, record.exit_record(&node)).map_err(Failure::platform)?;
             shim.stop(if arguments.now { StopMode::AtOnce } else { StopMode::Gracefully });
         }
-        println!("{}: its agent is gone, so the task itself has been told; the next agent sends what it has left", record.id);
+        println!(
+            "{}: its agent is gone, so the task itself has been told; the next agent sends what it has left",
+            record.id
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

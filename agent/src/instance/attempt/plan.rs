@@ -114,7 +114,7 @@ pub(super) fn plan(
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
         group: Some(GroupSpec {
-            name: group_name(&workspace.record.id, &workspace.record.runtime),
+            name: group_name(&workspace.record.id, &context.node.runtime),
             record: workspace.record.group(),
             limits: task.limits,
         }),
