@@ -118,17 +118,22 @@ impl TaskGroup {
         let planned = Self::planned(&hierarchies, &spec.name, scope.as_deref());
         durable::replace_json(&spec.record, &planned)?;
         let mut group = Self { branches: Vec::new() };
+        let mut refused = Vec::new();
         for branch in planned.branches {
             match branch.make(scope.is_some()) {
                 Ok(()) => group.branches.push(branch),
-                Err(error) => notes.push(error.to_string()),
+                Err(error) => refused.push(error.to_string()),
             }
         }
+        let why = match &refused[..] {
+            [] => String::new(),
+            [only] => format!(" ({only})"),
+            [first, more @ ..] => format!(" ({first}; and {} more)", more.len()),
+        };
         if group.branches.is_empty() {
-            notes.push(
-                "this machine has no control groups that can be used: the task's processes are found in /proc"
-                    .to_owned(),
-            );
+            notes.push(format!("the task has no control group{why}: its processes are found in /proc"));
+        } else if !refused.is_empty() {
+            notes.push(format!("the task is not in all control groups of this machine{why}"));
         }
         group.limit(&spec.limits, &mut notes);
         Ok((group, notes))
@@ -349,17 +354,19 @@ fn processes(group: &Path) -> BTreeSet<i32> {
 /// Removes a group with all groups inside of it, which no process may be in.
 fn remove(group: &Path) -> io::Result<()> {
     let began = Instant::now();
-    loop {
+    // Asked first: of a read-only tree nothing can be removed, not even what was never there.
+    while group.exists() {
         let removed = tree(group).iter().rev().try_for_each(|group| match fs::remove_dir(group) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", group.display()))),
         });
         match removed {
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
             Err(error) if began.elapsed() >= REMOVAL_LIMIT => return Err(error),
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use control::{Shim, ShimError, StopMode, find_by_spec};
+pub use control::{Shim, ShimError, StopMode, find_by_spec, stop_shim};
 pub use descendants::{ProcessId, kill_descendants};
 pub use record::{ExitRecord, StartFailure, Stopped, Usage};
 pub use spec::{Place, Spec, VERSION as SPEC_VERSION};

@@ -352,7 +352,7 @@ fn a_task_may_run_as_another_user() {
         id -un; id -G; umask; ulimit -c; ls -ld . | cut -c1-10
         sed -n 's/^NoNewPrivs:\\t//p; s/^CapEff:\\t//p' /proc/self/status
         echo $HOME $USER $LOGNAME
-        echo here > here && echo result > $OUT/result && echo one > $ONE && echo written > /dev/stdout
+        echo here > here && echo result > $OUT/result && echo one > $ONE && echo written >> /dev/stdout
         cat $SECRET 2>/dev/null || echo kept
         readlink /proc/self/fd/* | grep -c -v -E '/dev/null|logs/std|/proc/' ";
     let secret = node.path().join("secret");

@@ -11,7 +11,7 @@ use crate::instance::StopRequest;
 use crate::instance::record::Record;
 use crate::node::Node;
 use crate::outcome::{Cause, Failure};
-use crate::shim::{ProcessId, Shim, StopMode, find_by_spec};
+use crate::shim::{ProcessId, StopMode, find_by_spec, stop_shim};
 
 /// What `batch-agent cancel` can be told.
 #[derive(Debug, Args)]
@@ -60,8 +60,8 @@ pub(super) fn cancel(arguments: &CancelArguments) -> Result<ExitCode, Failure> {
             continue;
         }
         for shim in shims(record) {
-            let shim = Shim::find(shim, record.exit_record(&node)).map_err(Failure::platform)?;
-            shim.stop(if arguments.now { StopMode::AtOnce } else { StopMode::Gracefully });
+            let mode = if arguments.now { StopMode::AtOnce } else { StopMode::Gracefully };
+            stop_shim(&shim, mode).map_err(Failure::platform)?;
         }
         println!(
             "{}: its agent is gone, so the task itself has been told; the next agent sends what it has left",

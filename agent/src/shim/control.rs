@@ -31,6 +31,32 @@ pub enum StopMode {
     AtOnce,
 }
 
+impl StopMode {
+    /// What a shim is told.
+    fn signal(self) -> Signal {
+        match self {
+            Self::Gracefully => supervise::STOP,
+            Self::AtOnce => supervise::KILL,
+        }
+    }
+}
+
+/// Asks a task to end whose agent is somebody else, or nobody. A shim that is gone does not hear it.
+///
+/// # Errors
+/// When the kernel cannot watch processes (before Linux 5.3).
+pub fn stop_shim(id: &ProcessId, mode: StopMode) -> Result<(), ShimError> {
+    match open_process(id.pid) {
+        // Looked at after it was opened: from here on the number cannot become another's.
+        Ok(process) if id.is_alive() => send(&process, mode.signal()),
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            return Err(ShimError::Start(format!("process {} cannot be watched: {error}", id.pid)));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 /// Why there is no running shim, or no record from it.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
@@ -134,10 +160,7 @@ impl Shim {
 
     /// Asks the task to end. The record follows when it has.
     pub fn stop(&self, mode: StopMode) {
-        let signal: Signal = match mode {
-            StopMode::Gracefully => supervise::STOP,
-            StopMode::AtOnce => supervise::KILL,
-        };
+        let signal = mode.signal();
         match &self.process {
             // A child that has not been waited for keeps its number.
             Process::Child(child) if child.id().is_some() => drop(kill(Pid::from_raw(self.id.pid), signal)),
