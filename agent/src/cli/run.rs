@@ -28,6 +28,10 @@ pub(super) struct RunArguments {
     /// The job description: BatchCompute JSON, or YAML (see `batch-agent schema`).
     job: PathBuf,
 
+    /// The description of the App that an App job is made from: JSON, or the same in YAML.
+    #[arg(long, value_name = "FILE")]
+    app: Option<PathBuf>,
+
     /// Run one instance of this task only, whatever it depends on.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
@@ -109,7 +113,7 @@ pub(super) struct RunArguments {
 
 /// Runs the job and prints its outcome.
 pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode, Failure> {
-    let (job, warnings) = read(&arguments.job)?;
+    let (job, warnings) = read(&arguments.job, arguments.app.as_deref())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -149,10 +153,10 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
 }
 
 /// Reads a job description, for `run` and `check` alike.
-pub(super) fn read(path: &Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
-    job::read_file(path).map_err(|error| {
+pub(super) fn read(path: &Path, app: Option<&Path>) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
+    job::read_file_with_app(path, app).map_err(|error| {
         let exit_status = match error {
-            job::ReadError::File { .. } => exit::INPUT_MISSING,
+            job::ReadError::File { .. } | job::ReadError::App { .. } => exit::INPUT_MISSING,
             job::ReadError::Invalid { .. } => exit::BAD_DATA,
         };
         Failure::new(Cause::User, exit_status, error.to_string())
