@@ -203,6 +203,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         of_the_node: true,
         on_start,
         grace: GRACE,
+        faults: instance::retry::FAULTS,
         place: Place {
             region: identity.region.clone(),
             cluster: identity.cluster.clone(),

@@ -16,7 +16,7 @@ use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper};
+use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, retry};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -52,6 +52,11 @@ pub(super) struct RunArguments {
     /// How long a program may take to end after SIGTERM before it is killed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+
+    /// How often an instance is tried again after a fault that is not the job's (a mount, storage, the machine), with growing pauses.
+    /// These do not count as retries of the job's own. A program that has run is run again only if its job allows retries.
+    #[arg(long, value_name = "N", default_value_t = retry::FAULTS, value_parser = clap::value_parser!(u32).range(..=100))]
+    fault_retries: u32,
 
     /// Write the outcome here as well as to standard output.
     #[arg(long, value_name = "FILE")]
@@ -200,6 +205,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         of_the_node: false,
         on_start: OnStart::default(),
         grace: Duration::from_secs(arguments.grace),
+        faults: arguments.fault_retries,
         node,
     })
 }
