@@ -46,7 +46,8 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
     check(&job, &task.name)?;
 
     let job_id = job_id(wanted, &story)?;
-    boot.teller.change(|story| story.job_id = Some(job_id.to_string()))?;
+    // What is there of another task is not how this one ended.
+    boot.teller.change(|story| (story.job_id, story.outcome) = (Some(job_id.to_string()), None))?;
     known.node.prepare()?;
     check_space(&known.node.scratch)?;
     tracing::info!(job = %job_id, task = task.name, instance = wanted.instance, "running the task of {job_name:?}");

@@ -12,6 +12,7 @@ use oss::transfer::TransferBudget;
 use oss::{Settings, Stores};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::node::NodeArguments;
 use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
@@ -75,18 +76,8 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: Option<u64>,
 
-    /// Where working directories, outputs and the object cache are: the largest and fastest disk.
-    /// [default: STATE/scratch]
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-
-    /// Where the agent keeps what must survive a reboot.
-    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
-    state_dir: PathBuf,
-
-    /// Where sockets and mounts of tasks are.
-    #[arg(long, value_name = "DIR", default_value = Node::RUNTIME, env = "BATCH_AGENT_RUNTIME_DIR")]
-    runtime_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeArguments,
 
     /// How much the object cache may hold, such as 50GiB; a fifth of the scratch disk when absent.
     #[arg(long, value_name = "SIZE")]
@@ -95,10 +86,6 @@ pub(super) struct RunArguments {
     /// How much memory mounted objects may take, such as 512MiB; a quarter of the machine's, at most 2 GiB, when absent.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
-
-    /// The fuse-oss program. [default: the one beside this program, else the one on PATH]
-    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_FUSE_OSS")]
-    fuse_oss: Option<PathBuf>,
 
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
@@ -174,19 +161,13 @@ fn processors() -> u32 {
 
 fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failure> {
     let settings = storage_settings(arguments)?;
-    let node = Node {
-        state: absolute(&arguments.state_dir)?,
-        runtime: absolute(&arguments.runtime_dir)?,
-        scratch: absolute(&arguments.scratch.clone().unwrap_or_else(|| arguments.state_dir.join("scratch")))?,
-    };
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::platform(format!("cannot find this program itself: {error}")))?;
+    let node = arguments.node.node()?;
     let serve = ServeSettings {
         cache_dir: node.object_cache(),
         cache_size: arguments.cache_size,
         memory_limit: arguments.memory_limit,
         runtime_dir: node.runtime.join("fuse-oss"),
-        ..ServeSettings::new(fuse_oss(arguments, &program))
+        ..ServeSettings::new(arguments.node.fuse_oss())
     };
     Ok(Context {
         job: arguments.job_id.clone().unwrap_or_else(JobId::generate),
@@ -208,22 +189,6 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         faults: arguments.fault_retries,
         node,
     })
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|error| Failure::new(Cause::User, exit::USAGE, format!("{}: {error}", path.display())))
-}
-
-/// The `fuse-oss` that belongs to this `batch-agent`: they are installed and built side by side.
-fn fuse_oss(arguments: &RunArguments, program: &Path) -> PathBuf {
-    const NAME: &str = "fuse-oss";
-    let beside = program.with_file_name(NAME);
-    match &arguments.fuse_oss {
-        Some(given) => given.clone(),
-        None if beside.exists() => beside,
-        None => PathBuf::from(NAME),
-    }
 }
 
 fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {

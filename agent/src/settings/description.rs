@@ -17,7 +17,7 @@ pub struct NodeSettings {
     pub identity: Identity,
     /// The disks that are wanted, in the order in which they are prepared.
     pub disks: DiskSettings,
-    /// Where working directories, logs, outputs, uppers and the object cache are; when absent, the first prepared volume, else
+    /// Where working directories, logs, outputs, uppers and the object cache are; when absent, [`DiskSettings::scratch`], else
     /// `/var/lib/batch-agent/scratch`.
     pub scratch: Option<PathBuf>,
     /// What is mounted for every program of the node. No two have the same target.
@@ -102,6 +102,9 @@ pub struct Identity {
 pub struct DiskSettings {
     /// As `nvme-setup` takes them: its request, in its own words.
     pub request: serde_json::Value,
+    /// Where scratch is when nothing else is said: in a directory of its own on the first volume that is made for this node. On one that
+    /// is only mounted (`existing`) there are somebody's data.
+    pub scratch: Option<PathBuf>,
 }
 
 impl DiskSettings {
@@ -257,5 +260,8 @@ pub enum AtEnd {
     #[default]
     Stay,
     /// It is powered off through systemd, when all is uploaded.
-    PowerOff,
+    PowerOff {
+        /// How long it stays when something could not be uploaded.
+        deadline: Duration,
+    },
 }

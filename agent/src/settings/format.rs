@@ -20,8 +20,8 @@ use crate::job::yaml::values::{CommandDocument, TimeoutDocument};
 pub(super) struct SettingsDocument {
     /// Who this node is. What is left out is asked of the cloud's metadata service.
     pub identity: Option<IdentityDocument>,
-    /// Where working directories, logs, outputs and the object cache are: an absolute path. When absent, the first of
-    /// `disks.volumes`, else /var/lib/batch-agent/scratch.
+    /// Where working directories, logs, outputs and the object cache are: an absolute path. When absent, the directory batch-agent on
+    /// the first of `disks.volumes` that is not `existing`, else /var/lib/batch-agent/scratch.
     pub scratch: Option<String>,
     /// Disks that are prepared and mounted first.
     pub disks: Option<DisksDocument>,
@@ -47,6 +47,9 @@ pub(super) struct SettingsDocument {
     pub report: Option<ReportDocument>,
     /// What happens when the task has ended and everything is uploaded. `stay` when absent.
     pub at_end: Option<AtEndDocument>,
+    /// With `at_end: poweroff`: how long the node stays all the same when something of the task could not be uploaded, so that a person
+    /// can save it: `30m`, or seconds; at most a week. An hour when absent.
+    pub poweroff_deadline: Option<TimeoutDocument>,
 }
 
 /// Who a node is.
