@@ -4,6 +4,7 @@ mod boot;
 mod cancel;
 mod check;
 mod mount;
+mod node;
 mod programs;
 mod run;
 mod schema;
