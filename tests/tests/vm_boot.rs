@@ -66,7 +66,8 @@ fn the_disks_are_what_was_asked_for(site: &Site, boot: &Boot) {
     assert!(data.starts_with("xfs ") && data.contains("noatime"), "{data}");
     let disks = site.text("results/disks");
     // Of each disk the array is on, with all places that the task sees of it.
-    let is_there = |line: &&str| line.contains(" raid0 ") && line.split([' ', '\\']).any(|place| place.ends_with("/data"));
+    let is_there =
+        |line: &&str| line.contains(" raid0 ") && line.split([' ', '\\']).any(|place| place.ends_with("/data"));
     assert_eq!(disks.lines().filter(is_there).count(), 2, "the array is on both disks: {disks}");
     // As `nvme-setup status` shows them: what each is, and why it is not used.
     for (device, role, why) in [
