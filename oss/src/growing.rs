@@ -34,6 +34,7 @@ use self::tail::TailMark;
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
 use crate::store::Store;
+use crate::sums::Sums;
 
 /// How an object grows. The defaults are right; tests make them small.
 #[derive(Debug, Clone)]
@@ -95,7 +96,7 @@ pub struct GrowingMark(Mark);
 #[serde(rename_all = "kebab-case", tag = "by")]
 enum Mark {
     Append(TailMark),
-    Segments { sealed: Vec<SegmentMark> },
+    Segments { sealed: Vec<SegmentMark>, present: Sums },
 }
 
 impl GrowingMark {
@@ -103,7 +104,15 @@ impl GrowingMark {
     pub fn len(&self) -> u64 {
         match &self.0 {
             Mark::Append(tail) => tail.len(),
-            Mark::Segments { sealed } => sealed.iter().map(|segment| segment.sums.size).sum(),
+            Mark::Segments { sealed, .. } => sealed.iter().map(|segment| segment.sums.size).sum(),
+        }
+    }
+
+    /// How many bytes have arrived, some of which perhaps not for good: they may have to be appended again.
+    pub fn arrived(&self) -> u64 {
+        match &self.0 {
+            Mark::Append(_) => self.len(),
+            Mark::Segments { present, .. } => self.len() + present.size,
         }
     }
 
@@ -143,18 +152,22 @@ impl GrowingObject {
         Ok(Self { how, len: 0 })
     }
 
-    /// Goes on with one that another process has begun, behind `mark`. [`GrowingObject::len`] is then that of the mark, and the
-    /// same bytes must be appended from there on that the other process has appended, or was about to; what of them is there already
+    /// Goes on with one that another process has begun, behind `mark`. [`GrowingObject::len`] is then what the mark says has arrived, or
+    /// has arrived for good, and the same bytes must be appended from there on that the other process has appended, or was about to; what of them is there already
     /// is not sent again. `options` are those of the other process.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when the store is of another kind than the one that `mark` is of.
-    pub fn resume(store: Arc<dyn Store>, key: Key, options: &GrowingOptions, mark: GrowingMark) -> Result<Self> {
+    pub async fn resume(store: Arc<dyn Store>, key: Key, options: &GrowingOptions, mark: GrowingMark) -> Result<Self> {
         let names = Names { root: store.root().clone(), key };
-        let len = mark.len();
+        let mut len = mark.len();
         let how = match (store.capabilities().append, mark.0) {
             (true, Mark::Append(tail)) => How::Appended(Appended::resume(store, names, options, tail)),
-            (false, Mark::Segments { sealed }) => How::Segmented(Segmented::resume(store, names, options, sealed)),
+            (false, Mark::Segments { sealed, present }) => {
+                let segmented = Segmented::resume(store, names, options, sealed, present).await;
+                len = segmented.len();
+                How::Segmented(segmented)
+            }
             _ => return Err(names.error(ErrorKind::Invalid, "it was begun in another kind of store")),
         };
         Ok(Self { how, len })
@@ -164,7 +177,10 @@ impl GrowingObject {
     pub fn mark(&self) -> Option<GrowingMark> {
         match &self.how {
             How::Appended(appended) => appended.mark().map(Mark::Append).map(GrowingMark),
-            How::Segmented(segmented) => Some(GrowingMark(Mark::Segments { sealed: segmented.mark() })),
+            How::Segmented(segmented) => {
+                let (sealed, present) = segmented.mark();
+                Some(GrowingMark(Mark::Segments { sealed, present }))
+            }
         }
     }
 

@@ -15,6 +15,8 @@ use crate::store::{Checksum, GetOptions, PutMode, Store};
 
 /// How often a call tries before it fails. The store itself does not repeat an append, because it must be looked first.
 const ATTEMPTS: u32 = 6;
+/// What a store says to an append that would make the object longer than it may be.
+const TOO_LARGE: &str = "EntityTooLarge";
 /// How often the store may refuse a position that it has just named. More than one request can be under way, but not many.
 const CONTRADICTIONS: u32 = 10;
 /// The pause before the second attempt; it doubles.
@@ -87,6 +89,8 @@ impl Appended {
             };
             match result {
                 Ok(()) => {}
+                // The store's limit is another one than is documented.
+                Err(error) if error.code() == Some(TOO_LARGE) && self.tail.refused_to_grow() => {}
                 // An earlier request has arrived after all: looking at once tells what of it.
                 Err(error) if matches!(error.kind(), ErrorKind::PositionMismatch { .. }) => {
                     contradictions += 1;

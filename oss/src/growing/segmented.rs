@@ -13,7 +13,7 @@ use super::compose::{self, Composed};
 use super::{GrowingOptions, GrownObject, GrownPart, Names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::Key;
-use crate::store::{Checksum, ETag, ObjectMeta, PutMode, Store};
+use crate::store::{Checksum, ETag, GetOptions, ObjectMeta, PutMode, Store};
 use crate::sums::Sums;
 
 /// How often a segment is put that turns out to be another one each time.
@@ -89,25 +89,49 @@ impl Segmented {
         }
     }
 
-    /// Goes on behind the segments that another process has sealed.
-    pub(super) fn resume(
+    /// Goes on behind the segments that another process has sealed, and behind what is in the present one, if that is still there.
+    pub(super) async fn resume(
         store: Arc<dyn Store>,
         names: Names,
         options: &GrowingOptions,
         sealed: Vec<SegmentMark>,
+        present: Sums,
     ) -> Self {
         let segment = |(number, mark): (usize, SegmentMark)| {
             let SegmentMark { sums, etag } = mark;
             Segment { key: names.part(number), sums, etag }
         };
         let sealed = sealed.into_iter().enumerate().map(segment).collect();
-        Self { sealed, in_doubt: true, is_heir: true, ..Self::new(store, names, options) }
+        let mut resumed = Self { sealed, in_doubt: true, is_heir: true, ..Self::new(store, names, options) };
+        resumed.present = resumed.read_back(present).await.unwrap_or_default();
+        resumed
     }
 
-    /// The sealed segments. The present one is not in it: it is sent again.
-    pub(super) fn mark(&self) -> Vec<SegmentMark> {
+    /// The beginning of the present segment, as the store has it. None if that is anything else; then it must be sent again.
+    async fn read_back(&self, present: Sums) -> Option<Vec<u8>> {
+        if present.size == 0 || present.size > self.options.segment_size {
+            return None;
+        }
+        let options = GetOptions { range: Some(0..present.size), if_match: None };
+        let read = async { self.store.get(&self.key(), options).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => (Sums::of(&bytes) == present).then(|| bytes.to_vec()),
+            Err(error) => {
+                tracing::debug!("{error}; the last segment is sent again");
+                None
+            }
+        }
+    }
+
+    /// How many bytes are there.
+    pub(super) fn len(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.sums.size).sum::<u64>() + self.present.len() as u64
+    }
+
+    /// The sealed segments, and what is known of the present one, which has to be kept all the same.
+    pub(super) fn mark(&self) -> (Vec<SegmentMark>, Sums) {
         let mark = |segment: &Segment| SegmentMark { sums: segment.sums, etag: segment.etag.clone() };
-        self.sealed.iter().map(mark).collect()
+        (self.sealed.iter().map(mark).collect(), Sums::of(&self.present))
     }
 
     /// What is left of the present segment; then every byte is sent once by whoever has so much.

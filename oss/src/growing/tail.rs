@@ -234,6 +234,22 @@ impl Tail {
         }
     }
 
+    /// The store lets the present object grow no more although it is shorter than was thought to be allowed. Whether that can be,
+    /// and it goes on in the next one.
+    pub(super) fn refused_to_grow(&mut self) -> bool {
+        if self.present.size == 0 {
+            return false;
+        }
+        self.limit = self.present.size;
+        self.in_doubt = None;
+        self.seal_if_full();
+        if self.is_heir {
+            // The process before this one has gone on there as well.
+            self.before = Before::Unknown;
+        }
+        true
+    }
+
     fn seal_if_full(&mut self) {
         if self.present.size >= self.limit {
             self.sealed.push(Sealed { extent: std::mem::take(&mut self.present), abandoned: false });

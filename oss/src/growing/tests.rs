@@ -312,7 +312,7 @@ async fn live_and_die(model: MemoryStore, bytes: Bytes, steps: &[usize], kills: 
     let grown = loop {
         let mut grow = match mark.clone() {
             None => GrowingObject::create(Arc::clone(&store), key(), small()).await.unwrap(),
-            Some(mark) => GrowingObject::resume(Arc::clone(&store), key(), &small(), mark).unwrap(),
+            Some(mark) => GrowingObject::resume(Arc::clone(&store), key(), &small(), mark).await.unwrap(),
         };
         mark = mark.or(grow.mark());
         // How many of its writes succeed, and what becomes of the one that does not; then nothing works for this process any more.
@@ -372,7 +372,8 @@ async fn a_log_that_something_else_has_changed_goes_on_in_the_next_part() {
     grow.append("ours ".into()).await.unwrap();
     let mark = grow.mark().unwrap();
     model.append(&Key::new("log"), 5, "theirs".into()).await.unwrap();
-    for mut grow in [grow, GrowingObject::resume(model.clone(), Key::new("log"), &small(), mark).unwrap()] {
+    let heir = GrowingObject::resume(model.clone(), Key::new("log"), &small(), mark).await.unwrap();
+    for mut grow in [grow, heir] {
         // The second one cannot know that it was not the first that has sent what it finds, but for its checksum.
         let error = grow.append("and more".into()).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Changed | ErrorKind::Corrupt), "{error}");
