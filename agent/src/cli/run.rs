@@ -17,7 +17,7 @@ use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper};
+use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, retry};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -28,6 +28,10 @@ use crate::run::{Part, RunError};
 pub(super) struct RunArguments {
     /// The job description: BatchCompute JSON, or YAML (see `batch-agent schema`).
     job: PathBuf,
+
+    /// The description of the App that an App job is made from: JSON, or the same in YAML.
+    #[arg(long, value_name = "FILE")]
+    app: Option<PathBuf>,
 
     /// Run one instance of this task only, whatever it depends on.
     #[arg(long, value_name = "NAME")]
@@ -49,6 +53,11 @@ pub(super) struct RunArguments {
     /// How long a program may take to end after SIGTERM before it is killed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+
+    /// How often an instance is tried again after a fault that is not the job's (a mount, storage, the machine), with growing pauses.
+    /// These do not count as retries of the job's own. A program that has run is run again only if its job allows retries.
+    #[arg(long, value_name = "N", default_value_t = retry::FAULTS, value_parser = clap::value_parser!(u32).range(..=100))]
+    fault_retries: u32,
 
     /// Write the outcome here as well as to standard output.
     #[arg(long, value_name = "FILE")]
@@ -96,7 +105,7 @@ pub(super) struct RunArguments {
 
 /// Runs the job and prints its outcome.
 pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode, Failure> {
-    let (job, warnings) = read(&arguments.job)?;
+    let (job, warnings) = read(&arguments.job, arguments.app.as_deref())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -136,10 +145,10 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
 }
 
 /// Reads a job description, for `run` and `check` alike.
-pub(super) fn read(path: &Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
-    job::read_file(path).map_err(|error| {
+pub(super) fn read(path: &Path, app: Option<&Path>) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
+    job::read_file_with_app(path, app).map_err(|error| {
         let exit_status = match error {
-            job::ReadError::File { .. } => exit::INPUT_MISSING,
+            job::ReadError::File { .. } | job::ReadError::App { .. } => exit::INPUT_MISSING,
             job::ReadError::Invalid { .. } => exit::BAD_DATA,
         };
         Failure::new(Cause::User, exit_status, error.to_string())
@@ -177,6 +186,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         of_the_node: false,
         on_start: OnStart::default(),
         grace: Duration::from_secs(arguments.grace),
+        faults: arguments.fault_retries,
         node,
     })
 }

@@ -207,7 +207,7 @@ pub struct Bootstrap {
     pub log: Option<Location>,
 }
 
-/// Where the job description is.
+/// Where a description is: the job's, or that of the App it is made from.
 ///
 /// `Debug` does not show an inline one: a job can hold storage keys and variables.
 #[derive(Clone, PartialEq, Eq)]
@@ -235,6 +235,8 @@ impl fmt::Debug for TaskSource {
 pub struct NodeTask {
     /// The job.
     pub source: TaskSource,
+    /// The description of the App that it is made from, if it is.
+    pub app: Option<TaskSource>,
     /// The run's id, which log objects are named after; made up and kept when absent.
     pub job_id: Option<String>,
     /// Which task of the job; its only one when absent.

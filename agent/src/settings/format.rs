@@ -241,6 +241,13 @@ pub(super) struct TaskDocument {
     pub file: Option<String>,
     /// Instead: an object that holds it.
     pub object: Option<String>,
+    /// The description of the App, when the job is made from one.
+    #[schemars(with = "Option<BTreeMap<String, Value>>")]
+    pub app: Option<Value>,
+    /// Instead: a file of the node that holds it.
+    pub app_file: Option<String>,
+    /// Instead: an object that holds it.
+    pub app_object: Option<String>,
     /// The id of the run: letters, digits, '.', '_' and '-', at most 64. Log objects are named after it. Made up when absent.
     pub job_id: Option<String>,
     /// Which task of the job; may be left out when it has only one.

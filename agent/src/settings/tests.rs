@@ -186,6 +186,33 @@ tasks:
 }
 
 #[test]
+fn a_job_may_be_made_from_an_app() {
+    let job = "task: {job: {Type: App, App: {AppName: copy, Inputs: {from: oss://b/in/}}}, ";
+    let app = "app: {Name: copy, CommandLine: 'cp -r ${from} /tmp', InputParameters: {from: {LocalPath: /home/in/}}}}";
+    let node = good(&format!("{job}{app}"));
+    let task = node.task.unwrap();
+    let (TaskSource::Inline(job_text), Some(TaskSource::Inline(app_text))) = (&task.source, &task.app) else {
+        panic!()
+    };
+    let format = crate::job::Format::Detect;
+    let (read, _) = crate::job::read_with_app(job_text.as_bytes(), format, Some(app_text.as_bytes())).unwrap();
+    assert_eq!(read.tasks[0].command, ["cp", "-r", "/home/in/", "/tmp"]);
+    // What lies elsewhere is read when its turn comes.
+    let node = good(&format!("{job}app_file: /opt/app.json}}"));
+    assert_eq!(node.task.unwrap().app, Some(TaskSource::File("/opt/app.json".into())));
+    let node = good(&format!("{job}app_object: oss://b/app.json}}"));
+    assert_eq!(node.task.unwrap().app, Some(TaskSource::Object("oss://b/app.json".parse().unwrap())));
+    assert_eq!(
+        problems(&format!("{job}app: {{CommandLine: 'cp ${{form}}', InputParameters: {{from: {{}}}}}}}}")),
+        ["task.app.CommandLine: \"${form}\" is no parameter of the App (line 1 of n.yaml); did you mean ${from}?"]
+    );
+    assert!(problems(&format!("{job}app_file: /a, app_object: oss://b/c}}"))[0].contains("names more than one App"));
+    assert!(
+        problems(&format!("{job}instance: 0}}"))[0].starts_with("task.job.App: the App's description is not there")
+    );
+}
+
+#[test]
 fn nothing_needs_to_be_said() {
     let node = good("");
     assert!(node.mounts.is_empty() && node.disks.is_empty() && node.task.is_none() && node.bootstrap.is_none());
