@@ -2,6 +2,7 @@
 
 mod first_byte;
 mod memory;
+mod no_op;
 mod random;
 mod sequential;
 mod small_files;
@@ -172,6 +173,7 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     cases.extend(view::cases(scale));
     cases.extend(walk::cases(scale));
     cases.push(Box::new(first_byte::FirstByte));
+    cases.push(Box::new(no_op::NoOp));
     cases.extend(memory::cases(scale));
     cases
 }

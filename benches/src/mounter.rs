@@ -91,7 +91,7 @@ impl Place {
 
 /// A command with next to no environment: proxies, certificates, credentials and settings of whoever runs the benchmark
 /// would make it measure something else.
-fn clean(program: &Path) -> Command {
+pub fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     for name in ["PATH", "HOME", "LD_LIBRARY_PATH"] {
