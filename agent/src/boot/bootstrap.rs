@@ -12,7 +12,7 @@ use super::story::BootstrapRun;
 use super::{Boot, Known};
 use crate::durable;
 use crate::exit;
-use crate::instance::{Follower, open_log};
+use crate::instance::{Followed, Follower, Origin, open_log};
 use crate::job::environment;
 use crate::outcome::{Cause, Failure};
 use crate::settings::Bootstrap;
@@ -118,7 +118,8 @@ fn follow(bootstrap: &Bootstrap, known: &Known, files: &Files) -> Result<Option<
     let target = directory.join(&format!("bootstrap.{}", known.name()));
     let store =
         known.stores.open(&target).map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
-    Ok(Some(Follower::start(files.log.clone(), store, target)))
+    // It stays whole: people look for it on the node.
+    Ok(Some(Follower::start(Followed { origin: Origin::Own(files.log.clone()), store, target, sent: None })))
 }
 
 fn judge(record: &ExitRecord, bootstrap: &Bootstrap, files: &Files) -> Result<Came<()>, Failure> {

@@ -105,14 +105,14 @@ async fn live(
     workspace: &mut Workspace,
     course: &mut Course,
 ) {
-    let logs = match Logs::start(context, task, attempt, workspace) {
+    let mut logs = match Logs::start(context, task, attempt, workspace) {
         Ok(logs) => logs,
         Err(failure) => return course.failures.push(failure),
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let watch = DiskWatch::start(&workspace.record.scratch);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
@@ -128,20 +128,6 @@ async fn live(
                 let label = format!("{} outputs", name(attempt));
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
-            }
-            if started {
-                let (found, absent): (Vec<_>, Vec<_>) =
-                    sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
-                for source in absent {
-                    let log = source.output.source.display();
-                    tracing::warn!(
-                        task = name(attempt),
-                        "log file {log} was never written; nothing is uploaded for it"
-                    );
-                }
-                let label = format!("{} logs", name(attempt));
-                let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
-                course.failures.extend(sent.failed);
             }
         }
         Err(failure) => {
@@ -171,11 +157,13 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
+    logs: &mut Logs,
 ) -> Result<Ran, Failure> {
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
+    logs.follow_files(context, workspace, &sources.logs);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })
 }

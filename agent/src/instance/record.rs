@@ -127,6 +127,11 @@ impl Record {
         node.records().join(format!("{}.exit", file_name(&self.id)))
     }
 
+    /// A directory for what is known of how far its logs were sent.
+    pub fn log_progress(&self, node: &Node) -> PathBuf {
+        node.records().join(format!("{}.logs", file_name(&self.id)))
+    }
+
     fn path(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.json", file_name(&self.id)))
     }
@@ -139,12 +144,19 @@ impl Record {
         durable::replace_json(&self.path(node), self)
     }
 
-    /// Removes the record, and the exit record with it. The last thing that is done for an attempt.
+    /// Removes the record, and the exit record and what is known of its logs with it. The last thing that is done for an attempt.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn remove(&self, node: &Node) -> Result<(), FileError> {
         let (exit_record, record) = (self.exit_record(node), self.path(node));
+        let logs = self.log_progress(node);
+        match fs::remove_dir_all(&logs) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError { action: "remove", path: logs, source });
+            }
+            _ => {}
+        }
         durable::remove(&exit_record)?;
         durable::remove(&record)
     }
@@ -216,6 +228,7 @@ mod tests {
         assert_eq!((record.id.as_str(), &record.stop_request), ("job.task.0", &again.stop_request));
         record.save(&node).unwrap();
         fs::write(record.exit_record(&node), "{}").unwrap();
+        fs::create_dir(record.log_progress(&node)).unwrap();
         assert_eq!(Record::all(&node).unwrap(), std::slice::from_ref(&record));
         assert!(record.agent.is_alive());
         record.remove(&node).unwrap();
