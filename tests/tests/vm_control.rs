@@ -116,7 +116,7 @@ fn soak_vm_tasks_under_systemd_and_version_2() {
     assert!(message.contains("exit code 137, and not for want of memory"), "{message}");
     let (_, cause, _, message) = ended("stubborn");
     assert_eq!(cause, "timeout", "{message}");
-    assert!(said("stubborn", "that had not ended when asked to were killed; none is left"));
+    assert!(said("stubborn", "of its processes had to be killed; none is left"));
     let usage = &outcome("busy")["usage"];
     let used = usage["user_ms"].as_u64().unwrap() + usage["system_ms"].as_u64().unwrap();
     let elapsed = outcome("busy")["elapsed_ms"].as_u64().unwrap();
