@@ -2,6 +2,7 @@
 
 mod boot;
 mod check;
+mod logs;
 mod mount;
 mod programs;
 mod run;
@@ -52,6 +53,8 @@ enum Command {
     Status(status::StatusArguments),
     /// Wait until the node is so far, for units and scripts that need it.
     Wait(status::WaitArguments),
+    /// Print what a task has written, on its node or from where its log is.
+    Logs(logs::LogsArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
         Command::Status(status) => status::status(&status),
         Command::Wait(wait) => status::wait(&wait),
+        Command::Logs(logs) => logs::logs(&logs),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)

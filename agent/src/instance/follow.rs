@@ -36,7 +36,8 @@ use tokio::time::Instant;
 use patience::Patience;
 use punch::Upkeep;
 pub use sent::Sent;
-pub use sequence::{Place, Sequence};
+pub use sequence::Place;
+use sequence::Sequence;
 pub use source::Origin;
 use source::Reader;
 
