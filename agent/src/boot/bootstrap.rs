@@ -98,6 +98,9 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         exit_record: files.exit.clone(),
         timeout_ms: Some(u64::try_from(bootstrap.deadline.as_millis()).unwrap_or(u64::MAX)),
         grace_ms: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
+        // What it starts goes on with the agent's unit, or in units of its own.
+        group: None,
+        account: None,
     };
     // Whoever comes after us must not start it again.
     boot.teller.change(|story| story.bootstrap = Some(BootstrapRun::default()))?;

@@ -15,10 +15,12 @@ use oss::transfer::DownloadOptions;
 
 use super::outputs;
 use super::record::{Record, Sources};
+use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
+use crate::account::{Account, AccountError};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -26,14 +28,14 @@ use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::logs::LogBook;
 use crate::network;
-use crate::outcome::{Cause, Failure, InstanceOutcome};
+use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
 
-/// Runs one attempt. `may_retry` says that a failure will be followed by another attempt, whose outputs are then the ones
-/// that count.
+/// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
+/// it.
 ///
 /// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
 /// which may have ended meanwhile, is gone on with.
@@ -41,15 +43,16 @@ pub(super) async fn run(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> InstanceOutcome {
+) -> (InstanceOutcome, Next) {
     let mut course = Course::default();
     match open(context, attempt, begun).await {
         Err(error) => course.failures.push(Failure::platform(error)),
         Ok(mut workspace) => {
-            live(context, task, attempt, may_retry, stop.clone(), &mut workspace, &mut course).await;
+            let goes_on = |failed| goes_on(context, task, tries, failed, &stop);
+            live(context, task, attempt, goes_on, stop.clone(), &mut workspace, &mut course).await;
             let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
             if let Err(error) = cleaned {
                 tracing::error!(
@@ -60,7 +63,20 @@ pub(super) async fn run(
             }
         }
     }
-    outcome(attempt, course, stop.is_asked())
+    let program_ran = course.program_ran();
+    let outcome = outcome(attempt, course, stop.is_asked());
+    let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
+        cause,
+        exit_status: outcome.exit_status,
+        program_ran,
+    });
+    let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
+    (outcome, next)
+}
+
+/// What comes after an attempt that failed this way.
+fn goes_on(context: &Context, task: &Task, tries: Tries, failed: Failed, stop: &StopSignal) -> Next {
+    if stop.is_asked() { Next::Over } else { tries.after(task, failed, context.faults) }
 }
 
 /// The workspace of the attempt: a new one, or that of an agent before this one.
@@ -73,7 +89,7 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
     }
-    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
+    Workspace::create(attempt, &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {
@@ -85,7 +101,7 @@ async fn live(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    goes_on: impl Fn(Failed) -> Next,
     stop: StopSignal,
     workspace: &mut Workspace,
     course: &mut Course,
@@ -96,17 +112,20 @@ async fn live(
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let watch = DiskWatch::start(&workspace.record.scratch);
+    let was_begun = workspace.record.sources.is_some();
     let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
+    course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
         Ok(Ran { exit, sources }) => {
-            let started = exit.start_failure.is_none();
-            let failed = exit.exit_code != Some(0);
             if let Some(failure) = &exit.start_failure {
                 logs.explain(&failure.message);
             }
             course.exit = Some(exit);
-            if started && !(failed && may_retry) {
+            let started = course.program_ran();
+            // Of a program that is going to be run again the last attempt's outputs count.
+            let is_last = course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, started)) == Next::Over);
+            if started && is_last {
                 let label = format!("{} outputs", name(attempt));
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
@@ -198,9 +217,11 @@ async fn start(
         }
     };
     check_targets(task).await?;
+    let account = account(task)?;
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
+        let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
+        let plan = |made| plan(context, task, attempt, workspace, views, account, &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
     // Whoever comes after us finds a program that may have been started, and what it leaves.
@@ -215,6 +236,13 @@ async fn start(
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Who the program runs as, if not as root.
+fn account(task: &Task) -> Result<Option<Account>, Failure> {
+    let Some(user) = &task.user else { return Ok(None) };
+    let bad = |error: AccountError| Failure::new(Cause::User, exit::BAD_DATA, format!("user {user}: {error}"));
+    Account::find(user).map(Some).map_err(bad)
 }
 
 /// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
@@ -255,6 +283,16 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     tracing::info!(task = label, elapsed_ms = exit.elapsed_ms, "the program has ended: {}", ending(&exit));
     if exit.left_behind > 0 {
         tracing::warn!(task = label, "{} processes it had left running were killed", exit.left_behind);
+    }
+    if exit.outlived_grace > 0 {
+        let killed = exit.outlived_grace;
+        tracing::warn!(task = label, "{killed} processes that had not ended when asked to were killed; none is left");
+    }
+    if exit.stuck > 0 {
+        tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);
+    }
+    for note in &exit.notes {
+        tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
+use super::retry::Tries;
 use crate::durable::{self, FileError};
+use crate::job::names::Attempt;
 use crate::node::Node;
 use crate::shim::ProcessId;
 
@@ -19,6 +21,9 @@ pub struct Record {
     pub id: String,
     /// The agent that looks after it.
     pub agent: ProcessId,
+    /// Where the agent looks for a request to stop the instance. Of all its attempts.
+    #[serde(default)]
+    pub stop_request: PathBuf,
     /// Whether the node's own daemon runs it, which goes on with it after it was started anew.
     #[serde(default)]
     pub of_the_node: bool,
@@ -48,6 +53,12 @@ pub const VERSION: u32 = 1;
 /// The longest an attempt's id is as a file name; longer ones are cut and told apart by a checksum.
 const MAX_NAME: usize = 180;
 
+/// Where a request to stop the instance of `attempt` is left.
+pub fn stop_request(node: &Node, attempt: Attempt<'_>) -> PathBuf {
+    let first = Attempt { number: 1, ..attempt };
+    node.records().join(format!("{}.stop", file_name(&first.to_string())))
+}
+
 /// The file name for an attempt's id.
 pub fn file_name(id: &str) -> String {
     if id.len() <= MAX_NAME {
@@ -65,13 +76,15 @@ impl Record {
     ///
     /// # Errors
     /// When the agent cannot read its own identity from /proc.
-    pub fn new(id: &str, node: &Node) -> Result<Self, FileError> {
+    pub fn new(attempt: Attempt<'_>, node: &Node) -> Result<Self, FileError> {
         let agent = this_agent()?;
-        let name = file_name(id);
+        let id = attempt.to_string();
+        let name = file_name(&id);
         Ok(Self {
             version: VERSION,
-            id: id.to_owned(),
+            id,
             agent,
+            stop_request: stop_request(node, attempt),
             of_the_node: false,
             sources: None,
             shim: None,
@@ -97,6 +110,16 @@ impl Record {
     /// Below this its network file systems are mounted.
     pub fn network(&self) -> PathBuf {
         self.runtime.join("network")
+    }
+
+    /// What the shim is told.
+    pub fn shim_spec(&self) -> PathBuf {
+        self.runtime.join("shim.json")
+    }
+
+    /// Where the shim says which control group it has made.
+    pub fn group(&self) -> PathBuf {
+        self.runtime.join("group.json")
     }
 
     /// Where the shim writes how it ended.
@@ -157,6 +180,27 @@ impl Record {
     }
 }
 
+/// How often an instance was tried before, by the id of its first attempt; not at all when nothing says so.
+pub(super) fn read_tries(node: &Node, first: &str) -> Tries {
+    durable::read_json(&tries_path(node, first)).ok().flatten().unwrap_or_default()
+}
+
+/// Writes down how often it was tried, for an agent that comes after this one.
+pub(super) fn write_tries(node: &Node, first: &str, tries: Tries) -> Result<(), FileError> {
+    durable::replace_json(&tries_path(node, first), &tries)
+}
+
+/// The instance is over.
+pub(super) fn forget_tries(node: &Node, first: &str) {
+    if let Err(error) = durable::remove(&tries_path(node, first)) {
+        tracing::warn!(%error, "how often an instance was tried cannot be forgotten");
+    }
+}
+
+fn tries_path(node: &Node, first: &str) -> PathBuf {
+    node.records().join(format!("{}.tries", file_name(first)))
+}
+
 fn this_agent() -> Result<ProcessId, FileError> {
     ProcessId::of_this().map_err(FileError::on("read", Path::new("/proc/self/stat")))
 }
@@ -178,7 +222,10 @@ mod tests {
             scratch: root.path().join("scratch"),
         };
         node.prepare().unwrap();
-        let record = Record::new("job.task.0", &node).unwrap();
+        let attempt = Attempt { job: "job", task: "task", instance: 0, number: 1 };
+        let record = Record::new(attempt, &node).unwrap();
+        let again = Record::new(Attempt { number: 2, ..attempt }, &node).unwrap();
+        assert_eq!((record.id.as_str(), &record.stop_request), ("job.task.0", &again.stop_request));
         record.save(&node).unwrap();
         fs::write(record.exit_record(&node), "{}").unwrap();
         fs::create_dir(record.log_progress(&node)).unwrap();

@@ -11,7 +11,7 @@ use fuse_oss::ByteSize;
 use oss::Location;
 use serde::Serialize;
 
-use super::description::{Job, Task};
+use super::description::{Job, Limits, Task};
 use super::finding::{Warning, visible};
 use super::names::Attempt;
 
@@ -57,6 +57,13 @@ pub struct TaskReport {
     pub instances: u32,
     /// How often a failed instance is started again.
     pub retries: u32,
+    /// Exit codes after which it is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub never_retried: Vec<u8>,
+    /// Whether one that ran out of time is, too.
+    pub timeouts_retried: bool,
+    /// Whether mounts and directories of an instance that has failed stay for a while.
+    pub reserved_on_fail: bool,
     /// How long an attempt may run, in seconds.
     pub timeout_seconds: Option<u64>,
     /// What it sees, network file systems included.
@@ -75,6 +82,12 @@ pub struct TaskReport {
     /// The least of its inputs that a random read fetches, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub least_fetch: Option<u64>,
+    /// The most that each instance may use of the machine.
+    #[serde(skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+    /// Who it runs as, when it is not root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// What the task needs and this node does not have; the task will not run here.
     pub missing: Vec<Missing>,
 }
@@ -159,6 +172,9 @@ impl TaskReport {
             image: task.container.as_ref().map(|container| container.image.clone()),
             instances: task.instances,
             retries: task.max_retries,
+            never_retried: task.retry_rules.never.iter().copied().collect(),
+            timeouts_retried: task.retry_rules.timeouts,
+            reserved_on_fail: task.reserve_on_fail,
             timeout_seconds: task.timeout.map(|timeout| timeout.as_secs()),
             inputs: storage.chain(network).collect(),
             outputs: task
@@ -171,6 +187,8 @@ impl TaskReport {
             own_credentials: task.input_store.is_some(),
             cache_limit: task.input_cache.limit.map(ByteSize::bytes),
             least_fetch: task.input_cache.fetch.map(ByteSize::bytes),
+            limits: task.limits,
+            user: task.user.as_ref().map(ToString::to_string),
             missing: missing(task, abilities),
         }
     }
@@ -256,7 +274,16 @@ impl Display for TaskReport {
         if let Some(image) = &self.image {
             line(f, "container", image)?;
         }
+        if let Some(user) = &self.user {
+            line(f, "user", user)?;
+        }
         line(f, "instances", &self.effort())?;
+        if !self.limits.is_empty() {
+            line(f, "at most", &limits(&self.limits))?;
+        }
+        if self.reserved_on_fail {
+            line(f, "on failure", "mounts and directories stay for a while; see batch-agent enter")?;
+        }
         for input in &self.inputs {
             line(f, "input", &input.text())?;
         }
@@ -300,12 +327,26 @@ impl TaskReport {
             1 => text.push_str(", started again once on failure"),
             times => text.push_str(&format!(", started again up to {times} times on failure")),
         }
+        if self.retries > 0 && !self.never_retried.is_empty() {
+            let codes: Vec<String> = self.never_retried.iter().map(u8::to_string).collect();
+            text.push_str(&format!(" (not after exit code {})", codes.join(", ")));
+        }
+        if self.retries > 0 && self.timeouts_retried {
+            text.push_str(", also when time ran out");
+        }
         match self.timeout_seconds {
             Some(seconds) => text.push_str(&format!(", stopped after {}", length(Duration::from_secs(seconds)))),
             None => text.push_str(", without a time limit"),
         }
         text
     }
+}
+
+fn limits(limits: &Limits) -> String {
+    let cpu = limits.cpu_millis.map(|millis| format!("{} processors", f64::from(millis) / 1000.0));
+    let memory = limits.memory.map(|bytes| format!("{} of memory", ByteSize::new(bytes)));
+    let pids = limits.pids.map(|pids| format!("{pids} processes and threads"));
+    [cpu, memory, pids].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 impl InputReport {

@@ -4,7 +4,7 @@
 //! knows either. Everything here is valid by construction: names are safe as path components, command lines are split, local
 //! paths are absolute and normalised, locations are parsed, and the dependencies form no cycle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use std::time::Duration;
 use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
+
+use crate::account::UserName;
 
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,12 +67,20 @@ pub struct Task {
     pub instances: u32,
     /// How often a failed instance is started again.
     pub max_retries: u32,
+    /// Which failures are final whatever `max_retries` says.
+    pub retry_rules: RetryRules,
+    /// Whether the mounts, directories and namespace of an instance that has failed for good stay for a person to look into.
+    pub reserve_on_fail: bool,
     /// How long one attempt of an instance may run; no limit when absent.
     pub timeout: Option<Duration>,
     /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
     pub input_store: Option<StoreSettings>,
     /// How much of its inputs the node's cache on disk may hold, and how they are fetched.
     pub input_cache: CacheUse,
+    /// What each of its instances may use of the machine.
+    pub limits: Limits,
+    /// Who it runs as; root when absent.
+    pub user: Option<UserName>,
 }
 
 impl fmt::Debug for Task {
@@ -90,11 +100,42 @@ impl fmt::Debug for Task {
             .field("stderr", &self.stderr)
             .field("instances", &self.instances)
             .field("max_retries", &self.max_retries)
+            .field("retry_rules", &self.retry_rules)
+            .field("reserve_on_fail", &self.reserve_on_fail)
             .field("timeout", &self.timeout)
             .field("input_store", &self.input_store)
             .field("input_cache", &self.input_cache)
+            .field("limits", &self.limits)
+            .field("user", &self.user)
             .finish()
     }
+}
+
+/// The most that one instance may use of the machine, all of its processes together; no limit where absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processor time, in thousandths of a processor: 2500 are two and a half. At least 10.
+    pub cpu_millis: Option<u32>,
+    /// Memory, in bytes, the page cache of its files included as far as it cannot be dropped. Swap does not add to it.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Which of a program's failures another attempt is no answer to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetryRules {
+    /// Exit codes that say so.
+    pub never: BTreeSet<u8>,
+    /// Whether there is another attempt after one that ran out of time, which would most probably do so, too.
+    pub timeouts: bool,
 }
 
 /// A container image.

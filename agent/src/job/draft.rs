@@ -54,10 +54,29 @@ pub(crate) struct DraftTask {
     pub retries: Option<At<i64>>,
     /// In seconds.
     pub timeout: Option<At<i64>>,
+    /// Exit codes after which there is no other attempt.
+    pub never_retry: Vec<At<i64>>,
+    /// Whether there is one after the time limit.
+    pub retry_timeouts: bool,
+    /// Whether what a failed instance leaves stays for a person to look into.
+    pub reserve_on_fail: bool,
     pub input_store: Option<StoreSettings>,
     pub input_cache: DraftCache,
     /// The character set of names in outputs that do not say their own.
     pub output_locale: Option<String>,
+    pub limits: DraftLimits,
+    pub user: Option<At<String>>,
+}
+
+/// What an instance may use of the machine.
+#[derive(Debug, Default)]
+pub(crate) struct DraftLimits {
+    /// In processors.
+    pub cpu: Option<At<f64>>,
+    /// In bytes.
+    pub memory: Option<At<u64>>,
+    /// In processes and threads.
+    pub pids: Option<At<i64>>,
 }
 
 /// How inputs use the node's cache.

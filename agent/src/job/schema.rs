@@ -34,7 +34,12 @@ mod tests {
             "stderr",
             "instances",
             "retries",
+            "no-retry-exit-codes",
+            "retry-timeouts",
+            "reserve-on-fail",
             "timeout",
+            "limits",
+            "user",
             "after",
         ];
         assert_eq!(keys, known);

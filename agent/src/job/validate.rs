@@ -15,11 +15,12 @@ use fuse_oss::{ByteSize, CacheUse};
 use oss::Location;
 
 use super::command_line;
-use super::description::{Container, Job, Task};
-use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftTask};
+use super::description::{Container, Job, Limits, RetryRules, Task};
+use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftLimits, DraftTask};
 use super::environment;
 use super::finding::{At, Findings, Place, nearest, quoted};
 use super::names::{MAX_NAME, check_name};
+use crate::account::UserName;
 
 /// The most tasks in a job.
 const MAX_TASKS: usize = 10_000;
@@ -32,6 +33,15 @@ const MAX_RETRIES: i64 = 1_000;
 
 /// The longest timeout, in seconds: ten years.
 const MAX_TIMEOUT: i64 = 10 * 365 * 86_400;
+
+/// The most processors that a task may be limited to: more than any machine has.
+const MAX_CPUS: f64 = 100_000.0;
+
+/// The least memory that a task may be limited to, in bytes: a shell starts with it.
+const MIN_MEMORY: u64 = 4 << 20;
+
+/// The most processes and threads there can be on a machine (`PID_MAX_LIMIT`).
+const MAX_PIDS: i64 = 1 << 22;
 
 /// The longest single string that the kernel hands to a new program (`MAX_ARG_STRLEN`), in bytes, without its NUL.
 const MAX_STRING: usize = 128 * 1024 - 1;
@@ -120,11 +130,30 @@ fn check_task(draft: &DraftTask, slashes_agree: bool, findings: &mut Findings) -
         stderr: draft.stderr.as_ref().and_then(|stderr| check_directory(stderr, findings)),
         instances: number(draft.instances.as_ref(), "instances", 1..=MAX_INSTANCES, findings).unwrap_or(1),
         max_retries: number(draft.retries.as_ref(), "retries", 0..=MAX_RETRIES, findings).unwrap_or(0),
+        retry_rules: check_retry_rules(draft, findings),
+        reserve_on_fail: draft.reserve_on_fail,
         timeout: number(draft.timeout.as_ref(), "seconds", 1..=MAX_TIMEOUT, findings)
             .map(|seconds| Duration::from_secs(seconds.into())),
         input_store: draft.input_store.clone(),
         input_cache: check_cache(&draft.input_cache, findings),
+        limits: check_limits(&draft.limits, findings),
+        user: draft.user.as_ref().and_then(|user| check_user(user, findings)),
     }
+}
+
+fn check_retry_rules(draft: &DraftTask, findings: &mut Findings) -> RetryRules {
+    let code = |written: &At<i64>| {
+        let code = u8::try_from(written.value).ok().filter(|code| *code > 0);
+        if code.is_none() {
+            findings.error_with(
+                &written.place,
+                format!("expected an exit code from 1 to 255, got {}", written.value),
+                "for a signal N that kills the program, write 128 + N",
+            );
+        }
+        code
+    };
+    RetryRules { never: draft.never_retry.iter().filter_map(code).collect(), timeouts: draft.retry_timeouts }
 }
 
 /// How inputs use the cache. The format's reference has no units for these numbers; they are bytes here.
@@ -150,6 +179,43 @@ fn check_cache(written: &DraftCache, findings: &mut Findings) -> CacheUse {
     CacheUse { limit, fetch }
 }
 
+fn check_limits(written: &DraftLimits, findings: &mut Findings) -> Limits {
+    let cpu_millis = written.cpu.as_ref().and_then(|At { place, value }| {
+        if (0.01..=MAX_CPUS).contains(value) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within 10 and 10^8")]
+            return Some((value * 1000.0).round() as u32);
+        }
+        findings.error(place, format!("expected 0.01 to {MAX_CPUS} processors, got {value}"));
+        None
+    });
+    let memory = written.memory.as_ref().and_then(|At { place, value }| {
+        if *value >= MIN_MEMORY {
+            return Some(*value);
+        }
+        findings.error_with(
+            place,
+            format!("{value} bytes are too little to start any program with"),
+            format!("write at least {}", ByteSize::new(MIN_MEMORY)),
+        );
+        None
+    });
+    Limits { cpu_millis, memory, pids: number(written.pids.as_ref(), "processes", 1..=MAX_PIDS, findings) }
+}
+
+fn check_user(written: &At<String>, findings: &mut Findings) -> Option<UserName> {
+    match written.value.parse() {
+        Ok(user) => Some(user),
+        Err(error) => {
+            findings.error_with(
+                &written.place,
+                format!("{} {error}", quoted(&written.value)),
+                "write USER, or USER:GROUP",
+            );
+            None
+        }
+    }
+}
+
 /// A number within its range.
 fn number(
     written: Option<&At<i64>>,
@@ -169,13 +235,7 @@ pub(crate) fn check_command(command: &At<DraftCommand>, findings: &mut Findings)
     let place = &command.place;
     let words = match &command.value {
         DraftCommand::Line(line) => {
-            if let Some(syntax) = command_line::shell_syntax(line) {
-                findings.warn(
-                    place,
-                    format!("{syntax} is passed to the program as it is, because this is not a shell line"),
-                    "for a shell, write /bin/bash -c '...'",
-                );
-            }
+            warn_of_shell_syntax(place, line, findings);
             match command_line::split(line) {
                 Ok(words) => words,
                 Err(error) => {
@@ -196,6 +256,17 @@ pub(crate) fn check_command(command: &At<DraftCommand>, findings: &mut Findings)
         findings.error_with(place, "has an argument of 128 KiB or more", "pass long data in a file");
     }
     words
+}
+
+/// Says that what only a shell would understand in a command line will not be understood.
+pub(crate) fn warn_of_shell_syntax(place: &Place, line: &str, findings: &mut Findings) {
+    if let Some(syntax) = command_line::shell_syntax(line) {
+        findings.warn(
+            place,
+            format!("{syntax} is passed to the program as it is, because this is not a shell line"),
+            "for a shell, write /bin/bash -c '...'",
+        );
+    }
 }
 
 pub(crate) fn check_environment(written: &[At<(String, String)>], findings: &mut Findings) -> BTreeMap<String, String> {

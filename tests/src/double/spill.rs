@@ -25,9 +25,8 @@ unsafe impl Sync for Mapped {}
 impl Mapped {
     fn new(file: &File, length: usize) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice; nothing that exists is touched.
-        let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { address, length }) }
     }
 }
