@@ -64,12 +64,12 @@ impl LogText {
         }
         loop {
             let before = self.sent()?;
-            let stored = before.as_ref().map_or(0, |sent| sent.mark.len());
+            let stored = before.as_ref().map_or(0, Sent::settled);
             if self.position < stored {
                 return self.from_store(stored).await;
             }
             let Some(bytes) = self.from_file(before.as_ref())? else { return Ok(None) };
-            let after = self.sent()?.map_or(0, |sent| sent.mark.len());
+            let after = self.sent()?.map_or(0, |sent| sent.settled());
             if self.position < after {
                 continue;
             }
