@@ -146,6 +146,7 @@ fn processors_and_processes_are_limited() {
     // Two loops on two processors for two seconds would be four.
     assert!(used > 50 && used < elapsed / 2, "{used} ms of {elapsed} ms");
     assert_ne!(run.status, 0, "it could not start all it wanted");
+    assert!(run.message().contains("by its limit of processes (pids)"), "{}", run.message());
     assert_eq!(sleepers(4001), 0);
     node.assert_clean();
 }
