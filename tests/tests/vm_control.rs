@@ -8,8 +8,6 @@ use serde_json::{Value, json};
 use tests::vm::plan::Plan;
 use tests::vm::site::{Cloud, Site};
 
-/// How long the machine may take from power-on to power-off.
-
 /// A group of the task's own, with less memory than it wants. What is in there is killed and the rest goes on.
 const INNER: &str = "\
     own=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)
