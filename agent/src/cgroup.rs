@@ -1,12 +1,12 @@
 //! The control group of a task: what its processes may use, what they have used, and that none of them is left.
 //!
-//! A [`TaskGroup`] is one directory in each hierarchy ([`hierarchy`]) that this machine has, with two groups inside: `task` for the program
+//! A [`TaskGroup`] is one directory in each hierarchy (`hierarchy`) that this machine has, with two groups inside: `task` for the program
 //! and all that comes of it, `shim` for the process that watches over it. Who is limited, or killed, is `task`; the other one stays to tell.
 //! They are two because in v2 a group with limits for groups inside of it cannot have processes of its own.
 //!
 //! The directory is not below the agent's own group, which ends with the agent's unit:
 //!
-//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us ([`systemd`]). Only controllers
+//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us (`systemd`). Only controllers
 //!   that systemd does not know (the freezer of v1) have ours at the top of their trees;
 //! - elsewhere it is `batch-agent/<task>` at the top of each tree.
 //!

@@ -43,8 +43,11 @@ impl TaskGroup {
             match branch.version {
                 Version::V2 => {
                     usage.memory_peak_bytes = number(&group, "memory.peak");
-                    // Of the groups inside as well.
-                    usage.oom_kills = counter(&group, "memory.events", "oom_kill");
+                    // Of the groups inside as well. Where the whole group was killed, the process that was chosen first is counted twice:
+                    // by itself, and with the others (`oom_kill_process` in the kernel's mm/oom_kill.c).
+                    let twice = counter(&group, "memory.events", "oom_group_kill").unwrap_or_default();
+                    let kills = counter(&group, "memory.events", "oom_kill");
+                    usage.oom_kills = kills.map(|kills| kills.saturating_sub(twice).max(kills.min(1)));
                 }
                 Version::V1 => {
                     usage.memory_peak_bytes = number(&group, "memory.max_usage_in_bytes");
