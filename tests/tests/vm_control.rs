@@ -107,6 +107,7 @@ fn soak_vm_tasks_under_systemd_and_version_2() {
         let (state, cause, status, message) = ended(name);
         assert_eq!((state.as_str(), cause.as_str(), status), ("Failed", "out-of-memory", 137), "{name}: {message}");
     }
+    assert_eq!(outcome("greedy")["usage"]["oom_kills"], 1);
     assert_eq!(printed("grouped"), "", "a task that is out of memory ends as a whole");
     let (state, cause, status, message) = ended("inner");
     assert_eq!((state.as_str(), cause.as_str(), status), ("Finished", "", 0), "{message}");
