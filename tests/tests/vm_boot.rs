@@ -90,6 +90,12 @@ fn the_disks_are_what_was_asked_for(site: &Site, boot: &Boot) {
 fn the_story_is_told(site: &Site, boot: &Boot) {
     let node: Value = serde_json::from_str(&site.text("report/node.i-0double.json")).unwrap();
     assert_eq!((&node["outcome"]["state"], &node["outcome"]["exit_code"]), (&"Finished".into(), &0.into()), "{node:#}");
+    // As the machine's control groups, which are of version 2, have counted it.
+    let usage = &node["outcome"]["usage"];
+    let used = ["user_ms", "system_ms"].map(|name| usage[name].as_u64().unwrap());
+    assert!(used.iter().sum::<u64>() > 0, "{usage}");
+    assert!(usage["memory_peak_bytes"].as_u64().unwrap() > 1 << 20, "{usage}");
+    assert_eq!(usage["oom_kills"], 0, "{usage}");
     let identity = &node["identity"];
     let who = ["cloud", "region", "zone", "instance_id", "instance_type"].map(|name| identity[name].as_str().unwrap());
     assert_eq!(who, ["aws", "xx-test-1", "xx-test-1a", "i-0double", "m7.large"]);
