@@ -14,9 +14,6 @@ use crate::request::{Fs, Request, Volume, What};
 use crate::signature::{Content, Signature};
 use crate::step::{Plan, Step};
 
-/// The least of each kind of plan that 10,000 machines must come to; see [`Came`].
-const LEAST: (u32, u32, u32, u32, u32, u32, u32) = (1, 1, 1, 1, 1, 1, 1);
-
 /// The mount points that requests use; keys of what is found on disks.
 const MOUNTS: [&str; 3] = ["/data", "/b", "/data/c"];
 
@@ -239,6 +236,54 @@ fn put_root(devices: &mut Vec<(Device, Option<Truth>)>, root: Option<(usize, Vec
     Some(devices[below].0.name.clone())
 }
 
+/// A machine, and what is asked of it.
+type Machine = (Vec<(Device, Option<Truth>)>, Use, Option<(usize, Vec<Kind>)>, Vec<Volume>);
+
+/// Anything with anything: nearly all of it is refused.
+fn wild() -> impl Strategy<Value = Machine> {
+    (devices(), uses(), root(), prop::collection::vec(volume(), 1..4))
+}
+
+/// A node as there are many: its instance store new, in use, or as an interrupted run has left it, a data disk perhaps, and beside them
+/// what others have left.
+fn usual() -> impl Strategy<Value = Machine> {
+    let others = prop::collection::vec(content(), 0..3);
+    let store = (1..4_u32, 0..6_u8, prop::bool::weighted(0.3), 1..4_u32, any::<[bool; 3]>());
+    (store, any::<bool>(), others, prop::option::weighted(0.3, root())).prop_map(|(store, data, others, root)| {
+        let (count, state, each, members, [blocks, signature, used]) = store;
+        let node = Node::new("i-this");
+        let truth = |index: u32| {
+            let key = if each { format!("/data/{index}") } else { "/data".to_owned() };
+            let uuid = node.uuid(&key, Made::FileSystem);
+            match state {
+                0 if each || count == 1 => Truth::Fs { uuid, kind: "xfs" },
+                1 | 2 if each || count == 1 => {
+                    Truth::Marked { uuid, blocks, signature: blocks && signature, stranger: false, claimed: false }
+                }
+                1 | 2 if index < members => {
+                    Truth::Member { array: node.uuid("/data", Made::Array), disks: count, used }
+                }
+                _ => Truth::Empty,
+            }
+        };
+        let mut devices: Vec<(Device, Option<Truth>)> = (0..count)
+            .map(|index| (disk(&format!("d{index}"), index, Role::InstanceStore), Some(truth(index))))
+            .collect();
+        let mut volumes = vec![Volume { each, ..Volume::new(What::InstanceStore, "/data") }];
+        let mut add = |role, truth| {
+            let index = u32::try_from(devices.len()).expect("few disks");
+            devices.push((disk(&format!("d{index}"), index, role), truth));
+        };
+        if data {
+            add(Role::CloudDisk, Some(Truth::Empty));
+            volumes.push(Volume::new(What::OnlyEmpty, "/b"));
+        }
+        others.into_iter().for_each(|truth| add(Role::DataDisk, truth));
+        let uses = Use { mounts: Vec::new(), swaps: Vec::new(), links: Vec::new() };
+        (devices, uses, root.flatten(), volumes)
+    })
+}
+
 /// What plans came to. A property of plans that do nothing would prove nothing.
 #[derive(Debug, Default)]
 struct Came {
@@ -328,10 +373,10 @@ fn hold(model: &Model, request: &Request, plan: &Plan) -> Result<(), TestCaseErr
 fn no_plan_touches_what_is_not_provably_empty_or_ours() {
     let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
     let came = RefCell::new(Came::default());
-    let machines = (devices(), uses(), root(), prop::collection::vec(volume(), 1..4));
-    let outcome = TestRunner::new(config).run(&machines, |(mut devices, uses, root, volumes)| {
-        let root = put_root(&mut devices, root);
+    let machines = prop_oneof![wild(), usual()];
+    let outcome = TestRunner::new(config).run(&machines, |(devices, uses, root, volumes)| {
         let mut model = model(devices, &uses);
+        let root = put_root(&mut model.devices, root);
         let has_root = root.is_some();
         model.mounted.extend(root.map(|name| (PathBuf::from("/"), name)));
         let request = request(volumes);
@@ -342,15 +387,15 @@ fn no_plan_touches_what_is_not_provably_empty_or_ours() {
     let came = came.into_inner();
     println!("{came:?}");
     assert!(outcome.is_ok(), "{outcome:?}");
-    // A fifth of what it usually comes to.
+    // A third of what it usually comes to.
     for (what, count, least) in [
-        ("carried out", came.carried_out, LEAST.0),
-        ("formatted", came.formatted, LEAST.1),
-        ("arrays", came.arrays, LEAST.2),
-        ("taken up", came.taken_up, LEAST.3),
-        ("mounted as found", came.mounted_as_found, LEAST.4),
-        ("refused", came.refused, LEAST.5),
-        ("formatted beside a root", came.with_root_below, LEAST.6),
+        ("carried out", came.carried_out, 1500),
+        ("formatted", came.formatted, 1200),
+        ("arrays", came.arrays, 500),
+        ("taken up", came.taken_up, 200),
+        ("mounted as found", came.mounted_as_found, 150),
+        ("refused", came.refused, 1800),
+        ("formatted beside a root", came.with_root_below, 100),
     ] {
         assert!(count >= least, "only {count} of {} plans were {what}", came.plans);
     }
