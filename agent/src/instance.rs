@@ -25,7 +25,7 @@ pub use follow::{Follower, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
-pub use stop::{StopSignal, Stopper, Urgency};
+pub use stop::{Reason, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;

@@ -3,7 +3,7 @@
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
 //! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
-//! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
+//! [`settings`] and found out by [`identity`]; [`boot`] is its life, and [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
 
 pub mod boot;
 pub mod cli;
@@ -22,4 +22,5 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod shim;
+pub mod spot;
 mod sweep;

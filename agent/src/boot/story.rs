@@ -16,6 +16,7 @@ use crate::durable::{self, FileError};
 use crate::outcome::{Cause, Failure};
 use crate::settings::Identity;
 use crate::shim::ProcessId;
+use crate::spot::Notice;
 
 /// The version of [`Story`].
 const VERSION: u32 = 1;
@@ -120,6 +121,9 @@ pub struct Story {
     /// Whether the task was asked to end because the machine goes down.
     #[serde(default)]
     pub going_down: bool,
+    /// That the cloud takes the instance back, if it has said so.
+    #[serde(default)]
+    pub reclaim: Option<Notice>,
     /// Why the node is of no use, if it is not.
     pub trouble: Option<Trouble>,
 }
@@ -163,6 +167,7 @@ impl Story {
             program_started_ms: None,
             outcome: None,
             going_down: false,
+            reclaim: None,
             trouble: None,
         }
     }
@@ -187,7 +192,9 @@ impl Story {
     fn for_another_boot(self, agent: ProcessId) -> Self {
         let is_cut_short =
             self.going_down && self.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
-        let outcome = self.outcome.filter(|_| !is_cut_short);
+        // An instance that was stopped and not released comes back.
+        let is_reclaimed = self.outcome.as_ref().is_some_and(|outcome| outcome["cause"] == Cause::SpotReclaim.as_str());
+        let outcome = self.outcome.filter(|_| !is_cut_short && !is_reclaimed);
         Self { job_id: self.job_id, outcome, ..Self::new(agent) }
     }
 

@@ -81,6 +81,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         .build()
         .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
     let (stopper, stop) = Stopper::new();
+    let stopper = Arc::new(stopper);
     let programs = Programs::default();
     let boot = Boot {
         teller: Arc::clone(&teller),
@@ -90,6 +91,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         fuse_oss: arguments.node.fuse_oss(),
         console,
         stop,
+        stopper: Arc::clone(&stopper),
         began,
     };
     let settings = arguments.settings.clone();

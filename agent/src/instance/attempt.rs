@@ -62,7 +62,7 @@ pub(super) async fn run(
         }
     }
     let program_ran = course.program_ran();
-    let outcome = outcome(attempt, course, stop.is_asked());
+    let outcome = outcome(attempt, course, stop.reason().as_ref());
     let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
         cause,
         exit_status: outcome.exit_status,
@@ -114,48 +114,56 @@ async fn live(
     let ran = prepare_and_run(context, task, attempt, stop, workspace).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
-    match ran {
-        Ok(Ran { exit, sources }) => {
-            if let Some(failure) = &exit.start_failure {
-                logs.explain(&failure.message);
-            }
-            course.exit = Some(exit);
-            let started = course.program_ran();
-            // Of a program that is going to be run again the last attempt's outputs count.
-            let is_last = course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, started)) == Next::Over);
-            if started && is_last {
-                let label = format!("{} outputs", name(attempt));
-                let (stores, budget) = (&context.stores, &context.budget);
-                course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
-            }
-            if started {
-                let (found, absent): (Vec<_>, Vec<_>) =
-                    sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
-                for source in absent {
-                    let log = source.output.source.display();
-                    tracing::warn!(
-                        task = name(attempt),
-                        "log file {log} was never written; nothing is uploaded for it"
-                    );
-                }
-                let label = format!("{} logs", name(attempt));
-                let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
-                course.failures.extend(sent.failed);
-            }
-        }
-        Err(failure) => {
-            logs.explain(&failure.message);
-            course.failures.push(failure);
-        }
+    let problem = match &ran {
+        Ok(Ran { exit, .. }) => exit.start_failure.as_ref().map(|failure| &failure.message),
+        Err(failure) => Some(&failure.message),
+    };
+    if let Some(problem) = problem {
+        logs.explain(problem);
     }
-    for skipped in &course.delivery.skipped {
-        tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
-    }
+    // What there is goes home side by side: a node that is being taken back has no time for one after the other.
     let directory = logs.stdout.target().clone();
-    course.failures.extend(logs.finish().await);
+    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
+    course.failures.extend(sent);
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
+}
+
+/// Uploads what the program has left.
+async fn bring_home(
+    context: &Context,
+    attempt: Attempt<'_>,
+    goes_on: impl Fn(Failed) -> Next,
+    ran: Result<Ran, Failure>,
+    course: &mut Course,
+) {
+    let Ran { exit, sources } = match ran {
+        Ok(ran) => ran,
+        Err(failure) => return course.failures.push(failure),
+    };
+    course.exit = Some(exit);
+    if !course.program_ran() {
+        return;
+    }
+    let (stores, budget, console) = (&context.stores, &context.budget, &context.console);
+    // Of a program that is going to be run again the last attempt's outputs count.
+    if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
+        let label = format!("{} outputs", name(attempt));
+        course.delivery = outputs::deliver(&sources.outputs, stores, budget, console, &label).await;
+        for skipped in &course.delivery.skipped {
+            tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
+        }
+    }
+    let (found, absent): (Vec<_>, Vec<_>) =
+        sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
+    for source in absent {
+        let log = source.output.source.display();
+        tracing::warn!(task = name(attempt), "log file {log} was never written; nothing is uploaded for it");
+    }
+    let label = format!("{} logs", name(attempt));
+    let sent = outputs::deliver(&found, stores, budget, console, &label).await;
+    course.failures.extend(sent.failed);
 }
 
 /// What came of the program, and where the host finds what it left.
