@@ -251,6 +251,7 @@ mod tests {
             stdout: None,
             stderr: None,
             outputs: Uploaded::default(),
+            reserved: None,
             exit_status: 0,
         };
         let (at_once, later) = (Some(Duration::ZERO), Some(Duration::from_secs(60)));

@@ -2,6 +2,7 @@
 
 mod boot;
 mod check;
+mod enter;
 mod mount;
 mod node;
 mod programs;
@@ -53,6 +54,10 @@ enum Command {
     Status(status::StatusArguments),
     /// Wait until the node is so far, for units and scripts that need it.
     Wait(status::WaitArguments),
+    /// Look into a task that runs, or that has failed and is reserved: a shell, or a command, with its mounts and variables.
+    Enter(enter::EnterArguments),
+    /// Take away now what a failed task has left that is reserved.
+    Release(enter::ReleaseArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
@@ -88,6 +93,8 @@ pub fn main() -> ExitCode {
         Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
         Command::Status(status) => status::status(&status),
         Command::Wait(wait) => status::wait(&wait),
+        Command::Enter(enter) => enter::enter(&enter),
+        Command::Release(release) => enter::release(&release),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)

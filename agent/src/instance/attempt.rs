@@ -19,7 +19,7 @@ use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
-use super::{Context, package};
+use super::{Context, package, reserve};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -46,30 +46,54 @@ pub(super) async fn run(
     stop: StopSignal,
 ) -> (InstanceOutcome, Next) {
     let mut course = Course::default();
-    match open(context, attempt, begun).await {
+    let mut opened = open(context, attempt, begun).await;
+    match &mut opened {
         Err(error) => course.failures.push(Failure::platform(error)),
-        Ok(mut workspace) => {
+        Ok(workspace) => {
             let goes_on = |failed| goes_on(context, task, tries, failed, &stop);
-            live(context, task, attempt, goes_on, stop.clone(), &mut workspace, &mut course).await;
-            let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
-            if let Err(error) = cleaned {
-                tracing::error!(
-                    task = name(attempt),
-                    error,
-                    "not everything could be removed; the next run tries again"
-                );
-            }
+            live(context, task, attempt, goes_on, stop.clone(), workspace, &mut course).await;
         }
     }
     let program_ran = course.program_ran();
-    let outcome = outcome(attempt, course, stop.reason().as_ref());
+    let mut outcome = outcome(attempt, course, stop.reason().as_ref());
     let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
         cause,
         exit_status: outcome.exit_status,
         program_ran,
     });
     let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
+    if let Ok(workspace) = opened {
+        // A node that is being taken back is nobody's to look into.
+        let is_wanted = program_ran && next == Next::Over && !stop.is_asked() && task.reserve_on_fail;
+        if !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome)) {
+            close(context, attempt, &workspace).await;
+        }
+    }
     (outcome, next)
+}
+
+/// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
+fn stays(context: &Context, mut record: Record, outcome: &mut InstanceOutcome) -> bool {
+    let (words, stays) = match reserve::reserve(context, &mut record) {
+        Ok(reserved) => {
+            let words = format!("its mounts and directories stay until {:.0}: {}", reserved.until, reserved.enter);
+            outcome.reserved = Some(reserved);
+            (words, true)
+        }
+        Err(why) => (format!("it could not be reserved: {why}"), false),
+    };
+    outcome.message = Some(match outcome.message.take() {
+        Some(message) => format!("{message}; {words}"),
+        None => words,
+    });
+    stays
+}
+
+/// Takes everything away again.
+async fn close(context: &Context, attempt: Attempt<'_>, workspace: &Workspace) {
+    if let Err(error) = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await {
+        tracing::error!(task = name(attempt), error, "not everything could be removed; the next run tries again");
+    }
 }
 
 /// What comes after an attempt that failed this way.
@@ -87,7 +111,13 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
     }
-    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
+    let id = attempt.to_string();
+    // It is run anew: what was kept of the last time gives way.
+    let kept = Record::all(&context.node).map_err(text)?;
+    if let Some(record) = kept.into_iter().find(|record| record.id == id && record.reserved.is_some()) {
+        clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?;
+    }
+    Workspace::create(&id, &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {

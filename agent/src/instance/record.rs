@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
+use super::reserve::Reservation;
 use super::retry::Tries;
 use crate::durable::{self, FileError};
 use crate::node::Node;
@@ -28,6 +29,9 @@ pub struct Record {
     pub sources: Option<Sources>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
+    /// That it is over, and what it has made stays for a while.
+    #[serde(default)]
+    pub reserved: Option<Reservation>,
     /// Its directory on the scratch disk.
     pub scratch: PathBuf,
     /// Its runtime directory, with its mounts.
@@ -76,6 +80,7 @@ impl Record {
             of_the_node: false,
             sources: None,
             shim: None,
+            reserved: None,
             scratch: node.tasks_scratch().join(&name),
             runtime: node.tasks_runtime().join(&name),
         })
@@ -88,6 +93,11 @@ impl Record {
     pub fn adopt(&mut self) -> Result<(), FileError> {
         self.agent = this_agent()?;
         Ok(())
+    }
+
+    /// Where the shim finds what it is to do, as long as the attempt's directories are there.
+    pub fn shim_spec(&self) -> PathBuf {
+        self.runtime.join("shim.json")
     }
 
     /// Where the attempt's inputs are mounted.

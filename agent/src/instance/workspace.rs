@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::inputs::Mounter;
 use super::mount_point::MountPoints;
 use super::record::Record;
+use super::reserve::Anchor;
 use crate::durable::{self, FileError};
 use crate::network;
 use crate::node::Node;
@@ -51,7 +52,7 @@ impl Workspace {
     /// Goes on with what another agent has begun, if its program had been started. What had not come that far, and what a start of the
     /// machine has ended, is to be cleaned up.
     pub(super) fn resume(mut record: Record, node: &Node) -> Result<Result<Self, Record>, FileError> {
-        let found = shims(record.shim.clone(), &shim_spec(&record)).into_iter().next();
+        let found = shims(record.shim.clone(), &record.shim_spec()).into_iter().next();
         let has_ended = record.exit_record(node).exists() && record.scratch.exists();
         let this_boot = ProcessId::of(1).map(|init| init.boot_id);
         let is_lost =
@@ -87,7 +88,7 @@ impl Workspace {
 
     /// The shim's specification.
     pub(super) fn shim_spec(&self) -> PathBuf {
-        shim_spec(&self.record)
+        self.record.shim_spec()
     }
 
     /// For mounts that exist only while the view is built.
@@ -106,10 +107,13 @@ pub async fn clean_up(
     mounter: &Mounter,
     mount_points: &MountPoints,
 ) -> Result<(), String> {
-    let (known, spec) = (record.shim.clone(), shim_spec(record));
+    let (known, spec) = (record.shim.clone(), record.shim_spec());
     let end = move || shims(known, &spec).iter().try_for_each(end_shim);
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
+    let anchor = Anchor::of(record);
+    let let_go = tokio::task::spawn_blocking(move || anchor.let_go()).await.map_err(|error| error.to_string())?;
+    let_go.map_err(|error| error.to_string())?;
     mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
     network::end_left_behind(&record.network()).await;
     network::unmount_below(&record.network()).await.map_err(|error| error.to_string())?;
@@ -122,10 +126,6 @@ pub async fn clean_up(
         record.remove(&node)
     };
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
-}
-
-fn shim_spec(record: &Record) -> PathBuf {
-    record.runtime.join("shim.json")
 }
 
 /// The shims of an attempt: the one its record names, and any that was started for it by an agent that was killed before it

@@ -99,6 +99,7 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reaso
         stdout: stdout.map(|location| location.to_string()),
         stderr: stderr.map(|location| location.to_string()),
         outputs: uploaded,
+        reserved: None,
         exit_status,
     }
 }
