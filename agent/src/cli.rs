@@ -1,6 +1,7 @@
 //! The command line of `batch-agent`.
 
 mod boot;
+mod cancel;
 mod check;
 mod enter;
 mod mount;
@@ -58,6 +59,8 @@ enum Command {
     Enter(enter::EnterArguments),
     /// Take away now what a failed task has left that is reserved.
     Release(enter::ReleaseArguments),
+    /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
+    Cancel(cancel::CancelArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Wait(wait) => status::wait(&wait),
         Command::Enter(enter) => enter::enter(&enter),
         Command::Release(release) => enter::release(&release),
+        Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::durable::{self, FileError};
 use crate::instance::record::Record;
@@ -108,11 +109,24 @@ pub fn enter(record: &Record, command: &[String]) -> Result<ExitStatus, EnterErr
     }
     let workdir = std::ffi::CString::new(spec.workdir.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
     let inside = namespace.try_clone().map_err(failed)?;
+    let account = spec.account.map(|account| {
+        let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
+        (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
+    });
     let prepare = move || {
         hear_every_signal()?;
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         setns(&inside, CloneFlags::CLONE_NEWNS)?;
         nix::unistd::chdir(workdir.as_c_str())?;
+        if let Some((uid, gid, groups)) = &account {
+            setgroups(groups)?;
+            setresgid(*gid, *gid, *gid)?;
+            setresuid(*uid, *uid, *uid)?;
+            if !uid.is_root() {
+                nix::sys::prctl::set_no_new_privs()?;
+            }
+        }
+        // Giving up rights has undone it.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         Ok(())
     };
     // SAFETY: the function makes system calls only, and takes no memory.
@@ -182,12 +196,16 @@ fn hear_every_signal() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::names::Attempt;
 
     #[test]
     fn tasks_are_found_by_parts_of_their_ids() {
         let root = tempfile::tempdir().unwrap();
         let node = Node { state: root.path().into(), runtime: root.path().join("run"), scratch: root.path().into() };
-        let record = |id: &str| Record::new(id, &node).unwrap();
+        let record = |id: &str| {
+            let attempt = Attempt { job: "j", task: "t", instance: 0, number: 1 };
+            Record { id: id.to_owned(), ..Record::new(attempt, &node).unwrap() }
+        };
         let records = || ["job-1.count.0", "job-1.count.1", "job-1.count.1.2", "job-2.merge.0"].map(record).to_vec();
         let found = |name| choose(records(), name).map(|record| record.id).map_err(|error| error.to_string());
         assert_eq!(found(Some("merge")), Ok("job-2.merge.0".to_owned()));

@@ -5,7 +5,9 @@
 //! program really runs under, and [`enter`] how a person gets beside it; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
 //! [`settings`] and found out by [`identity`]; [`boot`] is its life, and [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
 
+pub mod account;
 pub mod boot;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 mod disk;

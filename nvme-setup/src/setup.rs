@@ -72,7 +72,7 @@ pub enum Event<'a> {
 pub struct Report {
     /// The steps, in order.
     pub done: Vec<Planned>,
-    /// All volumes, as they are now.
+    /// All volumes, as they are now, in the order of the request.
     pub settled: Vec<Settled>,
     /// What a person should know.
     pub notes: Vec<String>,

@@ -10,7 +10,9 @@ use super::inputs::Mounter;
 use super::mount_point::MountPoints;
 use super::record::Record;
 use super::reserve::Anchor;
+use crate::cgroup::TaskGroup;
 use crate::durable::{self, FileError};
+use crate::job::names::Attempt;
 use crate::network;
 use crate::node::Node;
 use crate::shim::{ProcessId, find_by_spec, kill_descendants};
@@ -26,12 +28,13 @@ pub(super) struct Workspace {
 
 impl Workspace {
     /// Makes the directories of a new attempt.
-    pub(super) fn create(id: &str, node: &Node, of_the_node: bool) -> Result<Self, FileError> {
-        let record = Record { of_the_node, ..Record::new(id, node)? };
-        if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == id && other.agent.is_alive()) {
+    pub(super) fn create(attempt: Attempt<'_>, node: &Node, of_the_node: bool) -> Result<Self, FileError> {
+        let record = Record { of_the_node, ..Record::new(attempt, node)? };
+        let id = &record.id;
+        if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == *id && other.agent.is_alive()) {
             return Err(FileError {
                 action: "begin",
-                path: id.into(),
+                path: id.clone().into(),
                 source: io::Error::other(format!(
                     "process {} is running it already; wait for it, or use another --job-id",
                     other.agent.pid
@@ -111,6 +114,8 @@ pub async fn clean_up(
     let end = move || shims(known, &spec).iter().try_for_each(end_shim);
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
+    let file = record.group();
+    tokio::task::spawn_blocking(move || remove_group(&file)).await.map_err(|error| error.to_string())??;
     let anchor = Anchor::of(record);
     let let_go = tokio::task::spawn_blocking(move || anchor.let_go()).await.map_err(|error| error.to_string())?;
     let_go.map_err(|error| error.to_string())?;
@@ -153,6 +158,15 @@ fn end_shim(shim: &ProcessId) -> Result<(), usize> {
         std::thread::sleep(Duration::from_millis(5));
     }
     below.map(drop)
+}
+
+/// Removes the control group that this file tells of, with whoever is still in it: a shim that was killed has left its task there, and
+/// nothing else is.
+fn remove_group(record: &Path) -> Result<(), String> {
+    let Some(group) = TaskGroup::of_record(record).map_err(|error| error.to_string())? else { return Ok(()) };
+    let left = |left| format!("{left} processes of the task do not die; they hang in the kernel");
+    group.kill(true, KILL_DEADLINE, || ()).map_err(left)?;
+    group.remove().map_err(|error| format!("the task's control group cannot be removed: {error}"))
 }
 
 /// Removes a directory tree that lies on one file system. Something mounted inside of it is a reason to stop, and never
