@@ -120,7 +120,7 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Opt
         |tries: Tries| Attempt { job: context.job.as_str(), task: &task.name, instance, number: tries.attempt() };
     let begun = |tries: Tries| {
         let id = attempt(tries).to_string();
-        let is_left = |record: &&Record| record.of_the_node && record.reserved.is_none() && !record.agent.is_alive();
+        let is_left = |record: &&Record| record.of_the_node && !record.agent.is_alive();
         records.iter().filter(is_left).find(|record| record.id == id).cloned()
     };
     let tries = record::read_tries(&context.node, &attempt(Tries::default()).to_string());

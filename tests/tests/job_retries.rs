@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::agent::{Node, eventually, script};
 use tests::double::{Double, DoubleConfig};
+use tests::node::{BootNode, LIMIT};
 use tests::programs;
 
 const BUCKET: &str = "test-bucket";
@@ -123,4 +124,36 @@ fn faults_are_put_up_with_so_often_and_stopping_does_not_wait_for_them() {
     assert_eq!(run.instance("task", 0)["attempts"], 3, "{run:#?}");
     assert_eq!(runs(&patient), "", "the program was never started");
     patient.assert_clean();
+}
+
+#[test]
+fn an_agent_that_is_killed_is_followed_by_one_that_knows_which_attempt_it_is() {
+    let node = BootNode::new();
+    let counter = node.path("counter");
+    let line = format!(
+        "n=$(($(cat {0} 2>/dev/null || echo 0) + 1)); echo $n > {0}; echo attempt $n; [ $n -lt 2 ] && exit 9; \
+         [ $n -gt 2 ] || while [ ! -e {1} ]; do sleep 0.1; done; [ $n -gt 2 ] || exit 9",
+        counter.display(),
+        node.path("go").display()
+    );
+    node.settings(&json!({"task": {"job_id": "j", "job": {"version": 1, "tasks": {"only": {
+        "command": ["sh", "-c", line],
+        "stdout": node.location("out/"),
+        "stderr": node.location("out/"),
+        "retries": 2,
+    }}}}}));
+    let mut agent = node.boot();
+    eventually("the second attempt runs", LIMIT, || node.stored("out/stdout.j.only.0.2").contains("attempt 2"));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    fs::write(node.path("go"), "").unwrap();
+    assert_eq!(node.boot_to_end(), 0, "{}", node.log());
+    let outcome = &node.status()["outcome"];
+    assert_eq!(
+        (&outcome["state"], &outcome["attempts"], &outcome["retries"]),
+        (&json!("Finished"), &json!(3), &json!(2))
+    );
+    assert_eq!(node.stored("out/stdout.j.only.0.2"), "attempt 2\n");
+    assert_eq!(node.stored("out/stdout.j.only.0.3"), "attempt 3\n");
+    assert_eq!(fs::read_dir(node.path("state/instances")).unwrap().count(), 0, "nothing is remembered of it");
 }

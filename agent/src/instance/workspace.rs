@@ -65,6 +65,8 @@ impl Workspace {
         }
         record.shim = found.or(record.shim);
         record.adopt()?;
+        // Nobody has been told that it is over: that was to come.
+        record.reserved = None;
         record.save(node)?;
         Ok(Ok(Self { record }))
     }
