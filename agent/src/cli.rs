@@ -4,6 +4,7 @@ mod boot;
 mod cancel;
 mod check;
 mod enter;
+mod logs;
 mod mount;
 mod node;
 mod programs;
@@ -59,6 +60,8 @@ enum Command {
     Enter(enter::EnterArguments),
     /// Take away now what a failed task has left that is reserved.
     Release(enter::ReleaseArguments),
+    /// Print what a task has written, on its node or from where its log is.
+    Logs(logs::LogsArguments),
     /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
     Cancel(cancel::CancelArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Wait(wait) => status::wait(&wait),
         Command::Enter(enter) => enter::enter(&enter),
         Command::Release(release) => enter::release(&release),
+        Command::Logs(logs) => logs::logs(&logs),
         Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);

@@ -48,7 +48,7 @@ impl Search {
     fn script(&self) -> String {
         let [first, second] = &self.halves;
         format!(
-            "m={first}; m=$m{second}\n\
+            "m={first}; m=${{m}}{second}\n\
              echo $m > planted; chmod 644 planted\n\
              SECRET=$m sleep 1000 $m 2>/dev/null & planted=$!\n\
              search() {{\n\

@@ -26,6 +26,7 @@ use crate::durable::FileError;
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
+use crate::logs::LogBook;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
@@ -156,6 +157,9 @@ async fn live(
     let directory = logs.stdout.target().clone();
     let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
     course.failures.extend(sent);
+    if let Err(error) = LogBook::of_node(&context.node).end(&attempt.to_string()) {
+        tracing::warn!(task = name(attempt), %error, "`batch-agent logs` will take the task for one that runs");
+    }
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
@@ -325,7 +329,8 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     }
     if exit.outlived_grace > 0 {
         let killed = exit.outlived_grace;
-        tracing::warn!(task = label, "{killed} processes that had not ended when asked to were killed; none is left");
+        let left = if exit.stuck == 0 { "; none is left" } else { "" };
+        tracing::warn!(task = label, "{killed} of its processes had to be killed{left}");
     }
     if exit.stuck > 0 {
         tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);
