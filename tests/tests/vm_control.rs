@@ -106,6 +106,7 @@ fn soak_vm_tasks_under_systemd_and_version_2() {
         let (state, cause, status, message) = ended(name);
         assert_eq!((state.as_str(), cause.as_str(), status), ("Failed", "out-of-memory", 137), "{name}: {message}");
     }
+    assert_eq!(outcome("greedy")["usage"]["oom_kills"], 1);
     assert_eq!(printed("grouped"), "", "a task that is out of memory ends as a whole");
     let (state, cause, status, message) = ended("inner");
     assert_eq!((state.as_str(), cause.as_str(), status), ("Finished", "", 0), "{message}");
@@ -115,7 +116,7 @@ fn soak_vm_tasks_under_systemd_and_version_2() {
     assert!(message.contains("exit code 137, and not for want of memory"), "{message}");
     let (_, cause, _, message) = ended("stubborn");
     assert_eq!(cause, "timeout", "{message}");
-    assert!(said("stubborn", "that had not ended when asked to were killed; none is left"));
+    assert!(said("stubborn", "of its processes had to be killed; none is left"));
     let usage = &outcome("busy")["usage"];
     let used = usage["user_ms"].as_u64().unwrap() + usage["system_ms"].as_u64().unwrap();
     let elapsed = outcome("busy")["elapsed_ms"].as_u64().unwrap();
