@@ -79,6 +79,9 @@ pub struct Mounted {
 pub struct BootstrapRun {
     /// The process it runs under.
     pub shim: Option<ProcessId>,
+    /// Whether it has ended and what it printed is where it goes, as far as that could be done.
+    #[serde(default)]
+    pub is_sent: bool,
 }
 
 /// Why the node is of no use.
