@@ -26,7 +26,6 @@ use crate::durable::FileError;
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
-use crate::logs::LogBook;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
@@ -157,9 +156,6 @@ async fn live(
     let directory = logs.stdout.target().clone();
     let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
     course.failures.extend(sent);
-    if let Err(error) = LogBook::of_node(&context.node).end(&attempt.to_string()) {
-        tracing::warn!(task = name(attempt), %error, "`batch-agent logs` will take the task for one that runs");
-    }
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
