@@ -74,8 +74,10 @@ fn out_of_memory_within_its_limit() {
         assert_ended(&run, "Failed", json!("out-of-memory"), 137, "for want of memory (killed by signal 9");
         let usage = &run.instance("task", 0)["usage"];
         assert_eq!(usage["oom_kills"], 1, "{run:#?}");
-        assert_eq!(usage["memory_peak_bytes"], 48 << 20, "{run:#?}");
-        assert!(run.message().contains("it had 48 MiB at most; raise its limit"), "{}", run.message());
+        // The kernel charges memory in batches, so the last of it may not have been counted.
+        let peak = usage["memory_peak_bytes"].as_u64().unwrap() >> 20;
+        assert!((40..=48).contains(&peak), "{run:#?}");
+        assert!(run.message().contains(&format!("it had {peak} MiB at most; raise its limit")), "{}", run.message());
         node.assert_clean();
     }
 }
