@@ -358,14 +358,13 @@ fn the_nodes_task_is_cancelled() {
         if is_alone {
             agent.kill().unwrap();
             agent.wait().unwrap();
-        }
-        let told = node.run(&["cancel", "only"]);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        if is_alone {
+            assert_eq!(node.run(&["cancel", "only"]).code, Some(0), "{}", node.log());
             eventually("it has ended", LONG, || sleepers(9003) == 0);
             assert_eq!(node.boot_to_end(), 0, "{}", node.log());
         } else {
-            assert!(agent.wait().unwrap().success(), "{}", node.log());
+            let told = node.run(&["cancel", "only"]);
+            let ended = agent.wait().unwrap();
+            assert!(told.code == Some(0) && ended.success(), "{told:?}\n{}", node.log());
         }
         let outcome = &node.status()["outcome"];
         assert_eq!((&outcome["state"], &outcome["cause"]), (&json!("Stopped"), &json!("cancelled")), "{outcome:#}");
