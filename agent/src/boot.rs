@@ -9,8 +9,8 @@
 
 mod bootstrap;
 mod disks;
-mod events;
 mod mounts;
+mod news;
 pub mod phase;
 pub mod service;
 pub mod story;
@@ -120,10 +120,12 @@ impl Boot {
         settings: impl Future<Output = Result<NodeSettings, Failure>>,
     ) -> Result<(Option<InstanceOutcome>, AtEnd), Broken> {
         let teller = &*self.teller;
+        teller.events().to_journal();
         let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
         let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
         let volumes = teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, teller)).await?;
         let known = self.know(settings, identity, volumes);
+        news::begin(&known, self);
         mounts::expect(&known.settings, teller);
         let (network, objects) = tokio::join!(
             teller.phase(
@@ -142,6 +144,7 @@ impl Boot {
         service::reached(Milestone::Mounts, &self.programs).await;
         teller.phase(Phase::Bootstrap, None, bootstrap::run(&known, self)).await?;
         service::reached(Milestone::Ready, &self.programs).await;
+        news::active(&known, self);
         let outcome = teller.phase(Phase::Task, None, task::run(&known, self)).await?;
         teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await?;
         Ok((outcome, known.settings.at_end))

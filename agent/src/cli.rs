@@ -4,6 +4,7 @@ mod boot;
 mod check;
 mod mount;
 mod programs;
+mod recipients;
 mod run;
 mod schema;
 mod status;

@@ -28,10 +28,12 @@ pub use stop::{StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;
+use crate::events::{Events, message};
 use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, InstanceOutcome, State};
+use message::{Stage, Streams};
 use record::Record;
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
@@ -57,6 +59,8 @@ pub struct Context {
     pub of_the_node: bool,
     /// Is told when a program has been started.
     pub on_start: OnStart,
+    /// Where events go.
+    pub events: Events,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// What the task is told about where it runs.
@@ -118,6 +122,25 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (u32, Optio
     (0..=task.max_retries).rev().find_map(attempt).unwrap_or((0, None))
 }
 
+/// Tells what has become of an instance.
+fn tell(
+    context: &Context,
+    task: &Task,
+    attempt: Attempt<'_>,
+    stage: Stage,
+    started: Option<Timestamp>,
+    outcome: Option<&InstanceOutcome>,
+) {
+    let streams = Streams { stdout: task.stdout.as_ref(), stderr: task.stderr.as_ref() };
+    context.events.tell(message::instance(attempt, streams, stage, started, outcome));
+}
+
+/// Tells that instance `number` of `task` is going to be run.
+pub fn expect(context: &Context, task: &Task, number: u32) {
+    let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
+    tell(context, task, attempt, Stage::Waiting, None, None);
+}
+
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
 pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
@@ -125,11 +148,13 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
     loop {
         let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
         let may_retry = retries < task.max_retries;
+        tell(context, task, attempt, Stage::Running, Some(started), None);
         let mut outcome = attempt::run(context, task, attempt, may_retry, begun.take(), stop.clone()).await;
         outcome.retries = retries;
         outcome.started = started;
         let again = may_retry && outcome.state == State::Failed && outcome.cause != Some(Cause::Cancelled);
         if !again || stop.is_asked() {
+            tell(context, task, attempt, outcome.state.into(), Some(started), Some(&outcome));
             return outcome;
         }
         retries += 1;

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod console;
 mod disk;
 pub mod durable;
+pub mod events;
 pub mod exit;
 pub mod identity;
 pub mod instance;

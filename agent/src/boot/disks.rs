@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use nvme_setup::{Event, Request, Roots, Setup, SetupError};
 
-use super::events;
 use super::phase::Came;
 use super::story::Teller;
 use crate::exit;
@@ -48,7 +47,12 @@ pub async fn prepare(
     let work = tokio::task::spawn_blocking(work);
     while let Some(line) = told.recv().await {
         tracing::info!("{line}");
-        teller.event(events::Event { event: "DiskStep", subject: "disks", elapsed_ms: None, message: Some(&line) });
+        teller.event(crate::events::Event {
+            event: "DiskStep",
+            subject: "disks",
+            elapsed_ms: None,
+            message: Some(&line),
+        });
     }
     let report = work.await.map_err(Failure::platform)?.map_err(|error| failure(&error))?;
     for note in &report.notes {

@@ -10,9 +10,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::events::{Event, Events};
 use super::phase::Phase;
 use crate::durable::{self, FileError};
+use crate::events::{Event, Events};
 use crate::outcome::{Cause, Failure};
 use crate::settings::Identity;
 use crate::shim::ProcessId;
@@ -203,7 +203,11 @@ impl Teller {
             }
             None => Story::new(agent),
         };
-        let events = Events::open(state, &story.boot_id)?;
+        let is_anew = story.agents_before == 0;
+        let events = Events::open(&state.join("events/node"), &story.boot_id, is_anew).unwrap_or_else(|error| {
+            tracing::error!(%error, "nobody is told what happens");
+            Events::default()
+        });
         let teller = Self { path, story: Mutex::new(story), events };
         teller.change(|_| {})?;
         Ok(teller)
@@ -218,7 +222,7 @@ impl Teller {
         self.lock().clone()
     }
 
-    /// The file that events are kept in.
+    /// Where events go.
     pub fn events(&self) -> &Events {
         &self.events
     }
@@ -260,7 +264,7 @@ impl Teller {
 
     /// Tells an event.
     pub fn event(&self, event: Event<'_>) {
-        self.events.tell(event, self.lock().identity.as_ref());
+        self.events.note(event, self.lock().identity.as_ref());
     }
 
     /// The node is of no use.

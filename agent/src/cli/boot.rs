@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +18,12 @@ use crate::node::Node;
 use crate::outcome::{Cause, Failure};
 use crate::programs::Programs;
 use crate::settings::{self, NodeSettings, SettingsSource};
+
+/// How long those who are told what happens may keep a machine from being powered off.
+const LAST_WORDS: Duration = Duration::from_secs(600);
+
+/// How long they may keep an agent from ending that could not prepare the node: it is started again, mostly, and tells them then.
+const BROKEN_WORDS: Duration = Duration::from_secs(20);
 
 /// What `batch-agent boot` can be told.
 #[derive(Debug, Args)]
@@ -110,6 +116,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         began,
     };
     let settings = arguments.settings.clone();
+    let events = teller.events().clone();
     let end = runtime.block_on(async move {
         let mut terminate = signal(SignalKind::terminate()).map_err(Failure::platform)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::platform)?;
@@ -140,9 +147,25 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
             tracing::info!("the machine is going down: the task ends now, and what it has left is sent");
             stopper.ask();
         };
+        // Those who are told what happens and do not answer are waited for, as long as nothing else does.
+        let limit = match &end {
+            _ if end.powers_off() => LAST_WORDS,
+            End::Broken(_) => BROKEN_WORDS,
+            End::Through { .. } => Duration::MAX,
+        };
+        let is_told_to_end = tokio::select! {
+            missing = events.delivered(limit) => {
+                for recipient in missing {
+                    tracing::error!("{recipient} has not been told everything; the next agent goes on");
+                }
+                false
+            }
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+        };
         if end.powers_off() {
             service::power_off(&programs).await;
-        } else if matches!(&end, End::Through { outcome: None, .. }) {
+        } else if matches!(&end, End::Through { outcome: None, .. }) && !is_told_to_end {
             // A node for others: there as long as they are.
             tokio::select! {
                 _ = terminate.recv() => {}

@@ -13,6 +13,8 @@ use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
 
+use crate::events::Topic;
+
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
@@ -23,6 +25,8 @@ pub struct Job {
     /// Whether the first instance that fails for good ends the job. Otherwise the rest runs on, except what depends on
     /// the failed task.
     pub stop_on_failure: bool,
+    /// Who wants to be told what happens to it.
+    pub notification: Option<Topic>,
 }
 
 impl Job {
