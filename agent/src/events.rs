@@ -180,6 +180,7 @@ impl Events {
 
     /// Tells a webhook from now on, and what it has missed. Must be called inside a runtime, as what follows.
     pub fn to_webhook(&self, webhook: Webhook) {
+        self.remember(&webhook.name(), &webhook.events);
         self.start(Recipient::Webhook { webhook, client: WebClient::new() });
     }
 
@@ -223,7 +224,8 @@ impl Events {
         for (name, _) in hub.log.cursors() {
             let path = hub.log.directory().join(format!("{name}.json"));
             if let Some(webhook) = webhook.filter(|webhook| webhook.name() == name) {
-                self.to_webhook(webhook.clone());
+                let events = durable::read_json(&path).ok().flatten().unwrap_or_default();
+                self.to_webhook(Webhook { events, ..webhook.clone() });
             } else if name == mirror::NAME {
                 if let Ok(Some(Mirrored { directory, name })) = durable::read_json(&path) {
                     self.to_objects(&directory, &name, stores);

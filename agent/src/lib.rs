@@ -15,6 +15,7 @@ pub mod exit;
 pub mod identity;
 pub mod instance;
 pub mod job;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod outcome;

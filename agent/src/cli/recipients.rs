@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oss::{Location, Secret, Stores};
 
@@ -96,6 +96,7 @@ impl News {
         if self.events.is_behind() {
             tracing::info!("waiting for those who are told what happens, at most {} s", limit.as_secs());
         }
+        let end = Instant::now() + limit;
         let missing = self.events.delivered(limit).await;
         for recipient in &missing {
             tracing::error!("{recipient} has not been told everything; the next run that tells it goes on");
@@ -104,6 +105,7 @@ impl News {
             self.events.remove();
         }
         for events in self.before {
+            events.delivered(end.saturating_duration_since(Instant::now())).await;
             if events.is_through() {
                 events.remove();
             }

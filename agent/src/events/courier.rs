@@ -94,7 +94,7 @@ impl Recipient {
 /// Tells `recipient` what is in `log` and what will be, for ever. `told` says how far it is.
 pub(super) async fn run(recipient: Recipient, log: Arc<Log>, told: watch::Sender<Cursor>) {
     let name = recipient.name();
-    let mut saved = (*told.borrow(), Instant::now());
+    let mut saved = Instant::now();
     loop {
         let cursor = *told.borrow();
         let line = match log.read(cursor) {
@@ -120,18 +120,14 @@ pub(super) async fn run(recipient: Recipient, log: Arc<Log>, told: watch::Sender
                 line.next
             }
             None => {
-                if saved.0 != cursor {
-                    save(&log, &name, cursor);
-                    saved = (cursor, Instant::now());
-                }
                 log.grown_beyond(cursor).await;
                 log.sync();
                 continue;
             }
         };
-        if saved.1.elapsed() >= SAVE {
+        if saved.elapsed() >= SAVE || next >= log.end() {
             save(&log, &name, next);
-            saved = (next, Instant::now());
+            saved = Instant::now();
         }
         told.send_replace(next);
     }

@@ -47,10 +47,10 @@ pub(super) async fn run(
         let began = Instant::now();
         let mut pause = match bring_up(&log, &stores, &directory, &name, cursor).await {
             Ok(end) => {
-                told.send_replace(end);
                 if let Err(error) = log.set_cursor(NAME, end) {
                     tracing::debug!(%error, "events will be written again");
                 }
+                told.send_replace(end);
                 complained = false;
                 (began.elapsed() * SHARE).max(PAUSE)
             }

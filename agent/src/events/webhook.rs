@@ -43,8 +43,8 @@ pub enum WebhookError {
 /// Its address can hold a token: neither `Debug` nor any message shows more of it than the server.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Webhook {
-    url: String,
-    key: Option<Secret>,
+    pub(super) url: String,
+    pub(super) key: Option<Secret>,
     /// The names of the events that it wants; all when empty.
     pub events: Vec<String>,
 }
