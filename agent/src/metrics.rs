@@ -25,17 +25,21 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fuse_oss::ServeSettings;
 use fuse_oss::client::Client;
+use fuse_oss::runtime::RuntimePaths;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::node::Node;
 use crate::programs::Programs;
 use place::Place;
 use probe::Processes;
 use question::Question;
 use reading::{Reading, float, rate};
-pub use recording::{Recording, TaskSource};
 use recording::State as RecordingState;
+pub(crate) use recording::file;
+pub use recording::{Recorded, Recording, TaskSource};
 use sample::{Gpu, Level, Objects, Role, Sample};
 
 /// How often a sample is taken.
@@ -62,6 +66,23 @@ pub struct Watched {
     pub fuse_oss: Option<PathBuf>,
     /// A file that is replaced by [`Latest`] every [`REPORT`].
     pub latest: Option<PathBuf>,
+}
+
+impl Watched {
+    /// The places that every node has: those of its system, its scratch directory and its object cache.
+    pub fn of(node: &Node, serve: &ServeSettings, programs: Programs) -> Self {
+        let paths = RuntimePaths::new(&serve.runtime_dir, &serve.cache_dir);
+        Self {
+            places: vec![
+                ("/".into(), Role::System),
+                (node.scratch.clone(), Role::Data),
+                (serve.cache_dir.clone(), Role::Cache),
+            ],
+            programs,
+            fuse_oss: paths.ok().map(|paths| paths.socket),
+            latest: None,
+        }
+    }
 }
 
 /// What the node uses.
@@ -190,9 +211,8 @@ fn run(shared: &Weak<Shared>) {
             return;
         }
         let youngest = inner.recordings.values().map(|recording| recording.age()).min();
-        let pause = youngest
-            .and_then(|age| YOUNG.iter().find(|(young, _)| age < *young))
-            .map_or(INTERVAL, |(_, pause)| *pause);
+        let pause =
+            youngest.and_then(|age| YOUNG.iter().find(|(young, _)| age < *young)).map_or(INTERVAL, |(_, pause)| *pause);
         due = now + pause;
         // Woken by a new recording, which has just had a sample.
         drop(shared.woken.wait_timeout(inner, pause));

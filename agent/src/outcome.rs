@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+use crate::metrics::sample::Sample;
 use crate::shim::Usage;
 
 /// Whose doing a failure was.
@@ -136,8 +137,11 @@ pub struct InstanceOutcome {
     pub task: String,
     /// The instance's number, from 0.
     pub instance: u32,
-    /// How often it was tried again.
+    /// How often it was tried again after a failure of the program's; the platform's are not counted.
     pub retries: u32,
+    /// How many attempts there were, this one included. Logs of attempts after the first are named after them.
+    #[serde(default)]
+    pub attempts: u32,
     /// How it ended.
     pub state: State,
     /// The program's exit code, when it exited.
@@ -156,6 +160,9 @@ pub struct InstanceOutcome {
     pub elapsed_ms: Option<u64>,
     /// What the program used.
     pub usage: Option<Usage>,
+    /// What the node and the program used while it ran: for each quantity its mean and its peak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<Sample>,
     /// The object its standard output is in.
     pub stdout: Option<String>,
     /// The object its standard error is in.

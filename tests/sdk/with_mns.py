@@ -25,7 +25,7 @@ for request in requests:
     json.loads(message)
 
     # What the SDK would send for this message.
-    sent = PublishMessageRequest(topic, message)
+    sent = PublishMessageRequest(topic, message, message_group_id="")
     theirs = ElementTree.fromstring(TopicMessageEncoder.encode(sent))
     ours = ElementTree.fromstring(body)
     assert ElementTree.canonicalize(ElementTree.tostring(ours)) == ElementTree.canonicalize(ElementTree.tostring(theirs))

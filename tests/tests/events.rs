@@ -111,10 +111,8 @@ fn told_after(outage: Duration) {
     // The same, line by line, as an object.
     let object = double.get("test-bucket", "reports/events.job-1.jsonl").expect("events were written");
     let lines = String::from_utf8(object).unwrap();
-    let names: Vec<Value> = lines
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["Event"].clone())
-        .collect();
+    let names: Vec<Value> =
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["Event"].clone()).collect();
     assert_eq!(names, ALL_OF_TWO);
     assert_eq!(fs::read_dir(node.path().join("state/events/runs")).unwrap().count(), 0, "all was delivered");
     node.assert_clean();
@@ -189,7 +187,8 @@ fn a_jobs_topic_is_told_as_alibabas_sdk_would() {
 }
 
 fn settings(node: &BootNode, receiver: &Receiver, line: &str) -> Value {
-    let task = json!({"command": ["bash", "-c", line], "stdout": node.location("out/"), "stderr": node.location("out/")});
+    let task =
+        json!({"command": ["bash", "-c", line], "stdout": node.location("out/"), "stderr": node.location("out/")});
     json!({
         "identity": {"cluster": "cls-1"},
         "report": {

@@ -1,13 +1,15 @@
 //! Who is told what happens to the node, and the events by which a cluster knows its nodes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oss::Secret;
 
-use super::{Boot, Known};
+use super::{Boot, Known, mounts};
 use crate::events::message::{self, ClusterNode};
 use crate::events::webhook::Webhook;
+use crate::metrics::sample::Role;
+use crate::metrics::{Metrics, Watched, exposition};
 use crate::settings::WebhookSettings;
 
 /// Tells from now on everybody whom the settings name, and what has happened so far.
@@ -26,6 +28,29 @@ pub(super) fn begin(known: &Known, boot: &Boot) {
         events.to_topic(topic.clone(), &known.stores);
     }
     tell(known, boot, false);
+}
+
+/// Measures what the node uses from now on, and says so where the settings want it.
+pub(super) fn measure(known: &mut Known, boot: &Boot) {
+    let serve = mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss);
+    let mut watched = Watched::of(&known.node, &serve, boot.programs.clone());
+    watched.latest = Some(metrics_file(&known.node.state));
+    // A server that is away for good is no reason not to know that.
+    let mounts = known.settings.mounts.iter().map(|mount| (mount.target.clone(), Role::Mount));
+    watched.places.extend(mounts);
+    known.metrics = Metrics::start(watched);
+    if let Some(address) = known.settings.report.prometheus {
+        let metrics = known.metrics.clone();
+        tokio::spawn(async move {
+            let Err(error) = exposition::serve(address, metrics).await;
+            tracing::error!("metrics cannot be asked for at {address}: {error}; another program may listen there");
+        });
+    }
+}
+
+/// Where the node says what it uses.
+pub fn metrics_file(state: &Path) -> PathBuf {
+    state.join("metrics.json")
 }
 
 /// The node is prepared.

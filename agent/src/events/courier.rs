@@ -83,8 +83,10 @@ impl Recipient {
             Self::Webhook { webhook, client } => webhook.deliver(client, line).await,
             Self::Topic { topic, client, keys } => topic.deliver(client, keys, line).await,
             Self::Journal => {
-                // Nobody reads it where it cannot be written, and there is nowhere else to go with it.
-                let _ = writeln!(std::io::stdout(), "{}", line.text);
+                let text = format!("{}\n", line.text);
+                // A pipe that nobody reads blocks. Nobody reads it where it cannot be written, and there is nowhere else to go with it.
+                let write = move || std::io::stdout().write_all(text.as_bytes());
+                let _ = tokio::task::spawn_blocking(write).await;
                 Ok(())
             }
         }

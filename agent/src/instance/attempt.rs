@@ -7,6 +7,7 @@
 mod logs;
 mod plan;
 mod result;
+mod telemetry;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use oss::transfer::DownloadOptions;
 
 use super::outputs;
 use super::record::{Record, Sources};
+use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
@@ -25,14 +27,16 @@ use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::network;
-use crate::outcome::{Cause, Failure, InstanceOutcome};
+use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
+pub(super) use telemetry::Evidence;
+use telemetry::Telemetry;
 
-/// Runs one attempt. `may_retry` says that a failure will be followed by another attempt, whose outputs are then the ones
-/// that count.
+/// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
+/// it.
 ///
 /// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
 /// which may have ended meanwhile, is gone on with.
@@ -40,15 +44,16 @@ pub(super) async fn run(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> InstanceOutcome {
+) -> (InstanceOutcome, Next, Evidence) {
     let mut course = Course::default();
     match open(context, attempt, begun).await {
         Err(error) => course.failures.push(Failure::platform(error)),
         Ok(mut workspace) => {
-            live(context, task, attempt, may_retry, stop.clone(), &mut workspace, &mut course).await;
+            let goes_on = |failed| goes_on(context, task, tries, failed, &stop);
+            live(context, task, attempt, goes_on, stop.clone(), &mut workspace, &mut course).await;
             let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
             if let Err(error) = cleaned {
                 tracing::error!(
@@ -59,7 +64,22 @@ pub(super) async fn run(
             }
         }
     }
-    outcome(attempt, course, stop.is_asked())
+    let program_ran = course.program_ran();
+    let evidence = std::mem::take(&mut course.evidence);
+    let mut outcome = outcome(attempt, course, stop.is_asked());
+    outcome.figures.clone_from(&evidence.recorded.program);
+    let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
+        cause,
+        exit_status: outcome.exit_status,
+        program_ran,
+    });
+    let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
+    (outcome, next, evidence)
+}
+
+/// What comes after an attempt that failed this way.
+fn goes_on(context: &Context, task: &Task, tries: Tries, failed: Failed, stop: &StopSignal) -> Next {
+    if stop.is_asked() { Next::Over } else { tries.after(task, failed, context.faults) }
 }
 
 /// The workspace of the attempt: a new one, or that of an agent before this one.
@@ -84,7 +104,7 @@ async fn live(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    goes_on: impl Fn(Failed) -> Next,
     stop: StopSignal,
     workspace: &mut Workspace,
     course: &mut Course,
@@ -94,18 +114,23 @@ async fn live(
         Err(failure) => return course.failures.push(failure),
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
+    let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
-    let ran = prepare_and_run(context, task, attempt, stop, workspace).await;
+    let was_begun = workspace.record.sources.is_some();
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, &telemetry).await;
+    course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
         Ok(Ran { exit, sources }) => {
-            let started = exit.start_failure.is_none();
-            let failed = exit.exit_code != Some(0);
+            telemetry.program_ended(&exit);
             if let Some(failure) = &exit.start_failure {
                 logs.explain(&failure.message);
             }
             course.exit = Some(exit);
-            if started && !(failed && may_retry) {
+            let started = course.program_ran();
+            // Of a program that is going to be run again the last attempt's outputs count.
+            let is_last = course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, started)) == Next::Over);
+            if started && is_last {
                 let label = format!("{} outputs", name(attempt));
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
@@ -134,6 +159,9 @@ async fn live(
         tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
     }
     let directory = logs.stdout.target().clone();
+    // Read before they are told to be finished with.
+    course.evidence = telemetry.finish(workspace).await;
+    course.evidence.arrived.clone_from(&course.delivery.arrived);
     course.failures.extend(logs.finish().await);
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
@@ -152,11 +180,14 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
+    telemetry: &Telemetry,
 ) -> Result<Ran, Failure> {
+    let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
+    telemetry.program_started(shim.id(), was_begun);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })
 }

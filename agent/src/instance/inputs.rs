@@ -30,6 +30,11 @@ impl Mounter {
         Self { settings }
     }
 
+    /// The settings of the server.
+    pub fn settings(&self) -> &ServeSettings {
+        &self.settings
+    }
+
     /// Mounts the inputs of `task` at `target`, a directory that exists.
     ///
     /// # Errors

@@ -212,7 +212,8 @@ mod tests {
         node.gpus.push(Gpu { index: 0, name: "A10".to_owned(), ..Gpu::default() });
         node.pressure = Some(super::super::sample::Pressure::default());
         node.objects = Some(super::super::sample::Objects::default());
-        let tasks = BTreeMap::from([("job.a.0".to_owned(), sample(5, 5.0, 1.0)), ("job.a.1".to_owned(), sample(5, 5.0, 1.0))]);
+        let tasks =
+            BTreeMap::from([("job.a.0".to_owned(), sample(5, 5.0, 1.0)), ("job.a.1".to_owned(), sample(5, 5.0, 1.0))]);
         let text = text(Some(&Latest { node, tasks }));
         let mut seen = std::collections::HashSet::new();
         let mut family = "";
@@ -226,7 +227,10 @@ mod tests {
                 line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap();
             }
         }
-        assert!(text.contains(r#"batch_agent_disk_used_bytes{path="/a \"b\"\n\\",device="vda",role="system"} "#), "{text}");
+        assert!(
+            text.contains(r#"batch_agent_disk_used_bytes{path="/a \"b\"\n\\",device="vda",role="system"} "#),
+            "{text}"
+        );
         assert!(text.contains(r#"batch_agent_task_cpu_used_cores{task="job.a.1"} 0.5"#), "{text}");
     }
 

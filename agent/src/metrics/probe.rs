@@ -97,11 +97,7 @@ fn parse(stat: &str) -> Option<Process> {
     let rest = stat.rsplit_once(')')?.1;
     let words: Vec<&str> = rest.split_whitespace().collect();
     let number = |index: usize| words.get(index)?.parse::<u64>().ok();
-    Some(Process {
-        parent: words.get(1)?.parse().ok()?,
-        ticks: (11..15).filter_map(number).sum(),
-        pages: number(21)?,
-    })
+    Some(Process { parent: words.get(1)?.parse().ok()?, ticks: (11..15).filter_map(number).sum(), pages: number(21)? })
 }
 
 #[cfg(test)]
@@ -110,7 +106,8 @@ mod tests {
 
     #[test]
     fn a_process_is_read_whatever_it_is_called() {
-        let stat = "42 (a) b (c) S 7 42 42 0 -1 4194304 100 200 0 0 5 6 7 8 20 0 1 0 12345 1000000 321 18446744073709551615 0";
+        let stat =
+            "42 (a) b (c) S 7 42 42 0 -1 4194304 100 200 0 0 5 6 7 8 20 0 1 0 12345 1000000 321 18446744073709551615 0";
         assert_eq!(parse(stat), Some(Process { parent: 7, ticks: 26, pages: 321 }));
         assert_eq!(parse("42 (a"), None);
     }
@@ -118,7 +115,8 @@ mod tests {
     #[test]
     fn everybody_below_the_root_is_counted_and_nobody_else() {
         let process = |parent| Process { parent, ticks: 100, pages: 1 };
-        let all = BTreeMap::from([(1, process(0)), (10, process(1)), (11, process(10)), (12, process(11)), (20, process(1))]);
+        let all =
+            BTreeMap::from([(1, process(0)), (10, process(1)), (11, process(10)), (12, process(11)), (20, process(1))]);
         let used = Processes { all }.below(10);
         assert_eq!(used.cpu_us, 200 * (1_000_000 / ticks_per_second()));
         assert_eq!(used.memory, 2 * page_size());

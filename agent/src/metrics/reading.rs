@@ -65,8 +65,7 @@ impl Reading {
     }
 
     pub(super) fn cpu(&self, before: &Self) -> Cpu {
-        let (busy, all) =
-            (self.ticks.0.saturating_sub(before.ticks.0), self.ticks.1.saturating_sub(before.ticks.1));
+        let (busy, all) = (self.ticks.0.saturating_sub(before.ticks.0), self.ticks.1.saturating_sub(before.ticks.1));
         // The kernel counts in hundredths of a second: too coarse for a moment.
         let share = if all == 0 { 0.0 } else { float(busy) / float(all) };
         Cpu { cores: self.cores, used: Level::of(share * f64::from(self.cores)) }
@@ -157,8 +156,7 @@ fn disks(diskstats: &str, wanted: &[(u32, u32)]) -> BTreeMap<String, DiskCounter
         if !wanted.contains(&device) {
             return None;
         }
-        let counters =
-            DiskCounters { read: number(5)? * SECTOR, written: number(9)? * SECTOR, busy_ms: number(12)? };
+        let counters = DiskCounters { read: number(5)? * SECTOR, written: number(9)? * SECTOR, busy_ms: number(12)? };
         Some(((*words.get(2)?).to_owned(), counters))
     };
     diskstats.lines().filter_map(parse).collect()
@@ -171,8 +169,7 @@ fn network(dev: &str, is_hardware: impl Fn(&str) -> bool) -> (u64, u64) {
         let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         Some((name.trim().to_owned(), *numbers.first()?, *numbers.get(8)?))
     };
-    let all: Vec<(String, u64, u64)> =
-        dev.lines().filter_map(parse).filter(|(name, ..)| name != "lo").collect();
+    let all: Vec<(String, u64, u64)> = dev.lines().filter_map(parse).filter(|(name, ..)| name != "lo").collect();
     let any = all.iter().any(|(name, ..)| is_hardware(name));
     let counted = all.iter().filter(|(name, ..)| !any || is_hardware(name));
     counted.fold((0, 0), |(received, sent), (_, more_received, more_sent)| (received + more_received, sent + more_sent))
@@ -187,7 +184,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const STAT: &str = "cpu  100 10 50 800 40 5 5 20 30 0\ncpu0 50 5 25 400 20 2 3 10 15 0\ncpu1 50 5 25 400 20 3 2 10 15 0\nintr 1\n";
+    const STAT: &str =
+        "cpu  100 10 50 800 40 5 5 20 30 0\ncpu0 50 5 25 400 20 2 3 10 15 0\ncpu1 50 5 25 400 20 3 2 10 15 0\nintr 1\n";
 
     #[test]
     fn files_of_proc_are_read() {
@@ -195,7 +193,8 @@ mod tests {
         assert_eq!(processors(""), (0, (0, 0)));
         let meminfo = "MemTotal:        8000000 kB\nMemFree:          100000 kB\nMemAvailable:    6000000 kB\n";
         assert_eq!(memory(meminfo), (8_000_000 << 10, 6_000_000 << 10));
-        let pressure = "some avg10=0.00 avg60=0.12 avg300=0.05 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
+        let pressure =
+            "some avg10=0.00 avg60=0.12 avg300=0.05 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!((stalled(pressure), stalled("")), (Some(1_234_567), None));
         let diskstats = " 259       0 nvme0n1 100 0 2000 30 200 0 4000 60 0 70 90 0 0 0 0\n   8       0 sda 1 2 3 4 5 6 7 8 9 10 11\n";
         let read = disks(diskstats, &[(259, 0)]);

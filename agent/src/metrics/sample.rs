@@ -24,8 +24,11 @@ impl Level {
     /// This for `before` seconds, then `later` for `after`.
     fn and(self, later: Self, (before, after): (f64, f64)) -> Self {
         let whole = before + after;
-        let mean =
-            if whole > 0.0 { (self.mean * before + later.mean * after) / whole } else { (self.mean + later.mean) / 2.0 };
+        let mean = if whole > 0.0 {
+            (self.mean * before + later.mean * after) / whole
+        } else {
+            (self.mean + later.mean) / 2.0
+        };
         Self { mean, peak: self.peak.max(later.peak) }
     }
 }
@@ -190,19 +193,29 @@ impl Sample {
     pub fn and(self, later: Self) -> Self {
         let spans = (self.seconds, later.seconds);
         let level = |before: Level, after: Level| before.and(after, spans);
-        let disks = join(self.disks, later.disks, |disk| disk.path.clone(), |before, after| Disk {
-            used: level(before.used, after.used),
-            read: level(before.read, after.read),
-            written: level(before.written, after.written),
-            busy: level(before.busy, after.busy),
-            is_stuck: before.is_stuck || after.is_stuck,
-            ..after
-        });
-        let gpus = join(self.gpus, later.gpus, |gpu| gpu.index, |before, after| Gpu {
-            used: level(before.used, after.used),
-            memory_used: level(before.memory_used, after.memory_used),
-            ..after
-        });
+        let disks = join(
+            self.disks,
+            later.disks,
+            |disk| disk.path.clone(),
+            |before, after| Disk {
+                used: level(before.used, after.used),
+                read: level(before.read, after.read),
+                written: level(before.written, after.written),
+                busy: level(before.busy, after.busy),
+                is_stuck: before.is_stuck || after.is_stuck,
+                ..after
+            },
+        );
+        let gpus = join(
+            self.gpus,
+            later.gpus,
+            |gpu| gpu.index,
+            |before, after| Gpu {
+                used: level(before.used, after.used),
+                memory_used: level(before.memory_used, after.memory_used),
+                ..after
+            },
+        );
         Self {
             time: later.time,
             seconds: spans.0 + spans.1,

@@ -35,13 +35,11 @@ fn a_sample_costs_little() {
 #[test]
 fn a_task_is_recorded_from_its_beginning_to_its_end() {
     let directory = tempfile::tempdir().unwrap();
-    let file = recording::file(directory.path());
+    let file = file(directory.path());
     let metrics = Metrics::start(watched());
     let mut recording = metrics.record("job.task.0", Some(&file));
-    let mut child = std::process::Command::new("/bin/sh")
-        .args(["-c", "/bin/sh -c 'while :; do :; done' & wait"])
-        .spawn()
-        .unwrap();
+    let mut child =
+        std::process::Command::new("/bin/sh").args(["-c", "/bin/sh -c 'while :; do :; done' & wait"]).spawn().unwrap();
     let shim = i32::try_from(std::process::id()).unwrap();
     recording.program_started(TaskSource { shim }, false);
     let end = Instant::now() + Duration::from_secs(60);
