@@ -28,6 +28,10 @@ pub use network_mounts::NetworkMounter;
 pub use stop::{StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
+pub(crate) use attempt::Evidence;
+#[cfg(test)]
+pub(crate) use outputs::Arrived;
+
 use crate::console::Console;
 use crate::events::{Events, message};
 use crate::job::Task;
@@ -35,6 +39,7 @@ use crate::job::names::{Attempt, JobId};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::outcome::InstanceOutcome;
+use crate::report::{self, Timeline};
 use message::{Stage, Streams};
 use record::Record;
 use retry::{Next, Tries};
@@ -66,6 +71,8 @@ pub struct Context {
     pub events: Events,
     /// Measures what is used.
     pub metrics: Metrics,
+    /// What came before, for reports.
+    pub timeline: Timeline,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// How many faults of the platform's are answered by another attempt; see [`retry`].
@@ -160,14 +167,14 @@ pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSign
     let started = Timestamp::now();
     let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
     let (mut tries, mut begun) = left_unfinished(context, task, number);
-    let outcome = loop {
+    let (outcome, evidence) = loop {
         let attempt = Attempt { number: tries.attempt(), ..first };
         tell(context, task, attempt, Stage::Running, Some(started), None);
         let (mut outcome, next, evidence) =
             attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
         (outcome.retries, outcome.attempts) = (tries.retries, tries.attempt());
         outcome.started = started;
-        let Next::Again { tries: next, pause } = next else { break outcome };
+        let Next::Again { tries: next, pause } = next else { break (outcome, evidence) };
         tracing::warn!(
             task = %format_args!("{}.{number}", task.name),
             pause_s = pause.as_secs(),
@@ -187,10 +194,11 @@ pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSign
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = stop.beyond(Urgency::None) => break outcome,
+            _ = stop.beyond(Urgency::None) => break (outcome, evidence),
         }
     };
     record::forget_tries(&context.node, &first.to_string());
+    report::publish(context, task, &outcome, &evidence).await;
     let last = Attempt { number: outcome.attempts, ..first };
     tell(context, task, last, outcome.state.into(), Some(started), Some(&outcome));
     outcome

@@ -20,6 +20,7 @@ pub mod network;
 pub mod node;
 pub mod outcome;
 pub mod programs;
+pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod settings;

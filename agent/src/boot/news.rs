@@ -2,14 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oss::Secret;
 
+use super::phase::Phase;
+use super::story::{State, Step};
 use super::{Boot, Known, mounts};
 use crate::events::message::{self, ClusterNode};
 use crate::events::webhook::Webhook;
 use crate::metrics::sample::Role;
 use crate::metrics::{Metrics, Watched, exposition};
+use crate::report::{Span, Timeline};
 use crate::settings::WebhookSettings;
 
 /// Tells from now on everybody whom the settings name, and what has happened so far.
@@ -46,6 +50,25 @@ pub(super) fn measure(known: &mut Known, boot: &Boot) {
             tracing::error!("metrics cannot be asked for at {address}: {error}; another program may listen there");
         });
     }
+}
+
+/// The steps that came before the task.
+pub(super) fn timeline(boot: &Boot) -> Timeline {
+    let teller = Arc::clone(&boot.teller);
+    Timeline::ask(move || {
+        let story = teller.story();
+        let before = story.steps.iter().filter(|step| !matches!(step.phase, Phase::Task | Phase::Report));
+        let span = |step: &Step| {
+            Some(Span {
+                name: step.phase.name().to_owned(),
+                started: step.started.filter(|_| step.state != State::Skipped)?,
+                ended: step.ended,
+                failed: step.state == State::Failed,
+                message: step.message.clone(),
+            })
+        };
+        before.filter_map(span).collect()
+    })
 }
 
 /// Where the node says what it uses.

@@ -204,6 +204,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         of_the_node: true,
         events: boot.teller.events().clone(),
         metrics: known.metrics.clone(),
+        timeline: super::news::timeline(boot),
         on_start,
         grace: GRACE,
         faults: instance::retry::FAULTS,

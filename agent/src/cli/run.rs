@@ -24,6 +24,7 @@ use crate::job::{self, JobDescription, names::JobId};
 use crate::metrics::{Metrics, Watched};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
+use crate::report::Timeline;
 use crate::run::{Part, RunError};
 
 /// What `batch-agent run` can be told.
@@ -218,6 +219,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         on_start: OnStart::default(),
         events: Events::default(),
         metrics: Metrics::default(),
+        timeline: Timeline::default(),
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
         node,

@@ -32,7 +32,7 @@ use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
-pub(super) use telemetry::Evidence;
+pub(crate) use telemetry::Evidence;
 use telemetry::Telemetry;
 
 /// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before

@@ -68,7 +68,7 @@ impl Processes {
             children.entry(process.parent).or_default().push(*pid);
         }
         let (mut ticks, mut pages) = (0, 0);
-        let mut waiting = children.get(&root).cloned().unwrap_or_default();
+        let mut waiting = children.remove(&root).unwrap_or_default();
         while let Some(pid) = waiting.pop() {
             if let Some(process) = self.all.get(&pid) {
                 (ticks, pages) = (ticks + process.ticks, pages + process.pages);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use oss::{Location, PutMode, Store};
 use tokio::task::JoinHandle;
 
@@ -34,6 +35,8 @@ pub(crate) struct Evidence {
     pub(crate) stdout: String,
     /// The end of its standard error.
     pub(crate) stderr: String,
+    /// When the program began and ended, if it ran.
+    pub(crate) program: Option<(Timestamp, Timestamp)>,
     /// What was uploaded.
     pub(crate) arrived: Vec<Arrived>,
     /// An object beside which its report goes.
@@ -45,6 +48,7 @@ pub(super) struct Telemetry {
     recording: Recording,
     beside: Location,
     lines: Option<Lines>,
+    program: Option<(Timestamp, Timestamp)>,
 }
 
 impl Telemetry {
@@ -55,7 +59,7 @@ impl Telemetry {
         let target = beside.sibling(&attempt.metrics());
         let lines = context.stores.open(&target).ok().filter(|_| path.exists());
         let lines = lines.map(|store| Lines::start(path, store, target));
-        Self { recording, beside: beside.clone(), lines }
+        Self { recording, beside: beside.clone(), lines, program: None }
     }
 
     /// The program runs. `has_run` says that an agent before this one has started it.
@@ -65,6 +69,7 @@ impl Telemetry {
 
     /// The program has ended.
     pub(super) fn program_ended(&mut self, exit: &ExitRecord) {
+        self.program = exit.start_failure.is_none().then_some((exit.started, exit.ended));
         self.recording.program_ended(Duration::from_millis(exit.usage.user_ms + exit.usage.system_ms));
     }
 
@@ -77,7 +82,7 @@ impl Telemetry {
         let (stdout, stderr) = (workspace.logs().join("stdout"), workspace.logs().join("stderr"));
         let read = move || (tail(&stdout), tail(&stderr));
         let (stdout, stderr) = tokio::task::spawn_blocking(read).await.unwrap_or_default();
-        Evidence { recorded, stdout, stderr, arrived: Vec::new(), beside: Some(self.beside) }
+        Evidence { recorded, stdout, stderr, program: self.program, arrived: Vec::new(), beside: Some(self.beside) }
     }
 }
 
@@ -89,13 +94,14 @@ fn tail(path: &Path) -> String {
         let from = length.saturating_sub(TAIL);
         let mut bytes = vec![0; usize::try_from(length - from).unwrap_or(0)];
         file.read_exact_at(&mut bytes, from)?;
+        let hole = bytes.iter().take_while(|byte| **byte == 0).count();
+        bytes.drain(..hole);
         if from > 0
             && let Some(end) = bytes.iter().position(|byte| *byte == b'\n')
+            && end + 1 < bytes.len()
         {
             bytes.drain(..=end);
         }
-        let hole = bytes.iter().take_while(|byte| **byte == 0).count();
-        bytes.drain(..hole);
         Ok(bytes)
     };
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
