@@ -1,7 +1,9 @@
 //! The command line of `batch-agent`.
 
 mod boot;
+mod cancel;
 mod check;
+mod logs;
 mod mount;
 mod node;
 mod programs;
@@ -54,6 +56,10 @@ enum Command {
     Status(status::StatusArguments),
     /// Wait until the node is so far, for units and scripts that need it.
     Wait(status::WaitArguments),
+    /// Print what a task has written, on its node or from where its log is.
+    Logs(logs::LogsArguments),
+    /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
+    Cancel(cancel::CancelArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
@@ -89,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
         Command::Status(status) => status::status(&status),
         Command::Wait(wait) => status::wait(&wait),
+        Command::Logs(logs) => logs::logs(&logs),
+        Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)

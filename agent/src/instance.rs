@@ -21,11 +21,11 @@ use jiff::Timestamp;
 use oss::Stores;
 use oss::transfer::TransferBudget;
 
-pub use follow::{Follower, open_log};
+pub use follow::{Followed, Follower, Origin, Place as LogSource, Sent, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
-pub use stop::{StopSignal, Stopper, Urgency};
+pub use stop::{StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 pub(crate) use attempt::Evidence;
@@ -41,7 +41,7 @@ use crate::node::Node;
 use crate::outcome::InstanceOutcome;
 use crate::report::{self, Timeline};
 use message::{Stage, Streams};
-use record::Record;
+use record::{Record, stop_request};
 use retry::{Next, Tries};
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
@@ -163,10 +163,16 @@ pub fn expect(context: &Context, task: &Task, number: u32) {
 }
 
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
-pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSignal) -> InstanceOutcome {
+pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
     let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
     let (mut tries, mut begun) = left_unfinished(context, task, number);
+    let request = stop_request(&context.node, first);
+    if begun.is_none() && tries == Tries::default() {
+        // It was meant for one of the same name.
+        let _ = std::fs::remove_file(&request);
+    }
+    let (mut stop, _listening) = stop.with_requests_in(request.clone());
     let (outcome, evidence) = loop {
         let attempt = Attempt { number: tries.attempt(), ..first };
         tell(context, task, attempt, Stage::Running, Some(started), None);
@@ -198,6 +204,7 @@ pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSign
         }
     };
     record::forget_tries(&context.node, &first.to_string());
+    let _ = std::fs::remove_file(&request);
     report::publish(context, task, &outcome, &evidence).await;
     let last = Attempt { number: outcome.attempts, ..first };
     tell(context, task, last, outcome.state.into(), Some(started), Some(&outcome));

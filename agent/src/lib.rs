@@ -2,10 +2,12 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
+//! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported; [`logs`] reads logs again. A node is described by
 //! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
 
+pub mod account;
 pub mod boot;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 mod disk;
@@ -15,6 +17,7 @@ pub mod exit;
 pub mod identity;
 pub mod instance;
 pub mod job;
+pub mod logs;
 pub mod metrics;
 pub mod network;
 pub mod node;

@@ -247,11 +247,10 @@ impl Shared {
         let now = Reading::take(&devices);
         let node = self.sample(&now, &inner.before);
         inner.before = now;
-        let processes =
-            inner.recordings.values().any(RecordingState::needs_processes).then(Processes::take).unwrap_or_default();
+        let mut processes = Processes::default();
         let mut tasks = BTreeMap::new();
         for recording in inner.recordings.values_mut() {
-            let sample = recording.add(&node, &processes);
+            let sample = recording.add(&node, &mut processes);
             tasks.insert(recording.name().to_owned(), sample);
         }
         inner.window = Some(match inner.window.take() {

@@ -207,7 +207,11 @@ fn head(page: &mut Page, subject: &Subject<'_>) {
     let outcome = subject.outcome;
     let state = format!("{:?}", outcome.state);
     page.raw("<header>\n<h1>").text(&format!("{}.{}", outcome.task, outcome.instance));
-    page.raw(" <span class=\"state ").raw(&state).raw("\">").raw(&state).raw("</span></h1>\n<div class=\"quiet\">job <code>");
+    page.raw(" <span class=\"state ")
+        .raw(&state)
+        .raw("\">")
+        .raw(&state)
+        .raw("</span></h1>\n<div class=\"quiet\">job <code>");
     page.text(subject.job).raw("</code></div>\n");
     if let Some(message) = &outcome.message {
         page.raw("<div class=\"message\">").text(message);
@@ -421,9 +425,14 @@ fn all_charts(samples: &[Sample], begin: Timestamp) -> Vec<Chart> {
             unit: Unit::Share,
             curves: vec![
                 curve(Ink::First, "busy", true, &mean(|gpu| gpu.used.mean)),
-                curve(Ink::Second, "memory", false, &mean(|gpu| {
-                    if gpu.memory_total == 0 { 0.0 } else { gpu.memory_used.mean / approximate(gpu.memory_total) }
-                })),
+                curve(
+                    Ink::Second,
+                    "memory",
+                    false,
+                    &mean(|gpu| {
+                        if gpu.memory_total == 0 { 0.0 } else { gpu.memory_used.mean / approximate(gpu.memory_total) }
+                    }),
+                ),
             ],
         });
     }
@@ -463,6 +472,7 @@ fn figures(page: &mut Page, subject: &Subject<'_>) {
         row("memory, task", task.memory, Unit::Bytes, memory);
     }
     row("memory, machine", figures.memory.used, Unit::Bytes, memory);
+    let mut told = Vec::new();
     for disk in &figures.disks {
         let roles = disk.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
         let name = format!("{roles} disk {}", disk.path);
@@ -471,7 +481,8 @@ fn figures(page: &mut Page, subject: &Subject<'_>) {
         } else {
             row(&name, disk.used, Unit::Bytes, Some(approximate(disk.size)));
         }
-        if !disk.device.is_empty() {
+        if !disk.device.is_empty() && !told.contains(&disk.device) {
+            told.push(disk.device.clone());
             row(&format!("read from {}", disk.device), disk.read, Unit::Rate, None);
             row(&format!("written to {}", disk.device), disk.written, Unit::Rate, None);
         }
@@ -501,7 +512,10 @@ fn outputs(page: &mut Page, subject: &Subject<'_>) {
     page.raw("<div class=\"card\"><table>\n<tr><th>file</th><th class=\"number\">size</th><th>object</th></tr>\n");
     for file in arrived.iter().take(FILES) {
         page.raw("<tr><td class=\"mono\">").text(&file.path.to_string_lossy()).raw("</td><td class=\"number\">");
-        page.text(&bytes(approximate(file.size))).raw("</td><td class=\"mono\">").text(&file.location).raw("</td></tr>\n");
+        page.text(&bytes(approximate(file.size)))
+            .raw("</td><td class=\"mono\">")
+            .text(&file.location)
+            .raw("</td></tr>\n");
     }
     page.raw("</table>");
     if arrived.len() > FILES {

@@ -21,11 +21,13 @@ use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
 use super::{Context, package};
+use crate::account::{Account, AccountError};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
+use crate::logs::LogBook;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
@@ -92,7 +94,7 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
     }
-    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
+    Workspace::create(attempt, &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {
@@ -109,7 +111,7 @@ async fn live(
     workspace: &mut Workspace,
     course: &mut Course,
 ) {
-    let logs = match Logs::start(context, task, attempt, workspace) {
+    let mut logs = match Logs::start(context, task, attempt, workspace) {
         Ok(logs) => logs,
         Err(failure) => return course.failures.push(failure),
     };
@@ -117,7 +119,7 @@ async fn live(
     let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace, &telemetry).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry)).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
@@ -135,20 +137,6 @@ async fn live(
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
             }
-            if started {
-                let (found, absent): (Vec<_>, Vec<_>) =
-                    sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
-                for source in absent {
-                    let log = source.output.source.display();
-                    tracing::warn!(
-                        task = name(attempt),
-                        "log file {log} was never written; nothing is uploaded for it"
-                    );
-                }
-                let label = format!("{} logs", name(attempt));
-                let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
-                course.failures.extend(sent.failed);
-            }
         }
         Err(failure) => {
             logs.explain(&failure.message);
@@ -163,6 +151,9 @@ async fn live(
     course.evidence = telemetry.finish(workspace).await;
     course.evidence.arrived.clone_from(&course.delivery.arrived);
     course.failures.extend(logs.finish().await);
+    if let Err(error) = LogBook::of_node(&context.node).end(&attempt.to_string()) {
+        tracing::warn!(task = name(attempt), %error, "`batch-agent logs` will take the task for one that runs");
+    }
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
@@ -180,14 +171,15 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
-    telemetry: &Telemetry,
+    (logs, telemetry): (&mut Logs, &Telemetry),
 ) -> Result<Ran, Failure> {
     let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
-    telemetry.program_started(shim.id(), was_begun);
+    telemetry.program_started(shim.id(), &workspace.record, was_begun);
+    logs.follow_files(context, workspace, &sources.logs);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })
 }
@@ -237,9 +229,11 @@ async fn start(
         }
     };
     check_targets(task).await?;
+    let account = account(task)?;
     // It waits for a lock that other agents may hold, and writes files.
     let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
+        let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
+        let plan = |made| plan(context, task, attempt, workspace, views, account, &ThisHost { made });
         context.mount_points.acquire(&workspace.record.id, plan)
     })?;
     // Whoever comes after us finds a program that may have been started, and what it leaves.
@@ -254,6 +248,13 @@ async fn start(
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Who the program runs as, if not as root.
+fn account(task: &Task) -> Result<Option<Account>, Failure> {
+    let Some(user) = &task.user else { return Ok(None) };
+    let bad = |error: AccountError| Failure::new(Cause::User, exit::BAD_DATA, format!("user {user}: {error}"));
+    Account::find(user).map(Some).map_err(bad)
 }
 
 /// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
@@ -294,6 +295,17 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     tracing::info!(task = label, elapsed_ms = exit.elapsed_ms, "the program has ended: {}", ending(&exit));
     if exit.left_behind > 0 {
         tracing::warn!(task = label, "{} processes it had left running were killed", exit.left_behind);
+    }
+    if exit.outlived_grace > 0 {
+        let killed = exit.outlived_grace;
+        let left = if exit.stuck == 0 { "; none is left" } else { "" };
+        tracing::warn!(task = label, "{killed} of its processes had to be killed{left}");
+    }
+    if exit.stuck > 0 {
+        tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);
+    }
+    for note in &exit.notes {
+        tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
 }

@@ -10,6 +10,9 @@
 //! - Everything else (`PATH`, `HOME`, `USER`, ...) is a default, and the author's value wins.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::account::Account;
 
 /// The variables an author cannot change. The three last are the names that older programs read.
 pub const OWN: &[&str] = &[
@@ -68,6 +71,8 @@ pub struct Facts<'a> {
     pub more_path: Option<&'a str>,
     /// Whether it runs in a container and not on the machine itself.
     pub container: bool,
+    /// Who it runs as, when it is not root.
+    pub account: Option<&'a Account>,
 }
 
 /// What the environment says about the machine alone, to programs that belong to no job.
@@ -108,12 +113,17 @@ pub fn of_the_machine(machine: &Machine<'_>, cluster: &BTreeMap<String, String>)
 pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
-    set("HOME", "/root");
-    set("LOGNAME", "root");
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let (name, home, shell) = facts.account.map_or_else(
+        || ("root", "/root".to_owned(), "/bin/bash".to_owned()),
+        |account| (account.name.as_str(), path(&account.home), path(&account.shell)),
+    );
+    set("HOME", &home);
+    set("LOGNAME", name);
     set("PATH", &if facts.container { CONTAINER_PATH.to_owned() } else { login_path(facts.more_path) });
     set("PWD", facts.working_directory);
-    set("SHELL", "/bin/bash");
-    set("USER", "root");
+    set("SHELL", &shell);
+    set("USER", name);
 
     all.extend(author.iter().map(|(name, value)| (name.clone(), value.clone())));
 
@@ -165,6 +175,7 @@ mod tests {
         worker: Some("i-1"),
         working_directory: "/batchcompute/workdir",
         container: false,
+        account: None,
     };
 
     fn author(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

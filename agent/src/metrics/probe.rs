@@ -32,45 +32,50 @@ struct Process {
     pages: u64,
 }
 
-/// All processes of the machine at one moment.
+/// All processes of the machine at one moment: the first in which somebody asks.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    all: BTreeMap<i32, Process>,
+    all: Option<BTreeMap<i32, Process>>,
 }
 
 impl Processes {
-    /// Reads them. A process that ends meanwhile is left out.
-    pub(super) fn take() -> Self {
+    /// They. A process that ends while they are read is left out.
+    fn all(&mut self) -> &BTreeMap<i32, Process> {
+        self.all.get_or_insert_with(Self::take)
+    }
+
+    fn take() -> BTreeMap<i32, Process> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let read = |pid| parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?).map(|process| (pid, process));
-        Self { all: pids.filter_map(read).collect() }
+        pids.filter_map(read).collect()
     }
 
     /// How many there are.
     #[cfg(test)]
-    pub(super) fn count(&self) -> usize {
-        self.all.len()
+    pub(super) fn count(&mut self) -> usize {
+        self.all().len()
     }
 
     /// Ends the children of `root`.
     #[cfg(test)]
-    pub(super) fn signal_below(&self, root: i32) {
-        for (pid, _) in self.all.iter().filter(|(_, process)| process.parent == root) {
+    pub(super) fn signal_below(&mut self, root: i32) {
+        for (pid, _) in self.all().iter().filter(|(_, process)| process.parent == root) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
         }
     }
 
     /// What the processes below `root` have used, with those that they have waited for.
-    pub(super) fn below(&self, root: i32) -> TaskReading {
+    pub(super) fn below(&mut self, root: i32) -> TaskReading {
+        let all = self.all();
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-        for (pid, process) in &self.all {
+        for (pid, process) in all {
             children.entry(process.parent).or_default().push(*pid);
         }
         let (mut ticks, mut pages) = (0, 0);
         let mut waiting = children.remove(&root).unwrap_or_default();
         while let Some(pid) = waiting.pop() {
-            if let Some(process) = self.all.get(&pid) {
+            if let Some(process) = all.get(&pid) {
                 (ticks, pages) = (ticks + process.ticks, pages + process.pages);
             }
             // Taken out, so that no circle of a table that changed while it was read is run for ever.
@@ -117,12 +122,12 @@ mod tests {
         let process = |parent| Process { parent, ticks: 100, pages: 1 };
         let all =
             BTreeMap::from([(1, process(0)), (10, process(1)), (11, process(10)), (12, process(11)), (20, process(1))]);
-        let used = Processes { all }.below(10);
+        let used = Processes { all: Some(all) }.below(10);
         assert_eq!(used.cpu_us, 200 * (1_000_000 / ticks_per_second()));
         assert_eq!(used.memory, 2 * page_size());
         // A circle, as a table that changes while it is read can have.
         let all = BTreeMap::from([(5, process(6)), (6, process(5))]);
-        assert_eq!(Processes { all }.below(5).memory, 2 * page_size());
+        assert_eq!(Processes { all: Some(all) }.below(5).memory, 2 * page_size());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::probe::{Processes, TaskReading};
 use super::sample::{Sample, Series};
 use super::{Metrics, REPORT};
+use crate::cgroup::TaskGroup;
 
 /// A line covers at least this share of the time before it, so that a task of weeks does not write for ever.
 const SHARE: u32 = 2880;
@@ -18,12 +19,31 @@ const SHARE: u32 = 2880;
 pub struct TaskSource {
     /// The shim that it runs under.
     pub shim: i32,
+    /// Where the shim has written down which control group it has made.
+    pub group: PathBuf,
+}
+
+impl TaskSource {
+    /// What the task has used; none when it is gone. `processes` are asked where no control group counts.
+    fn read(&self, group: &mut Option<TaskGroup>, processes: &mut Processes) -> Option<TaskReading> {
+        if group.is_none() {
+            *group = TaskGroup::of_record(&self.group).ok().flatten();
+        }
+        let counted = group.as_ref().and_then(|group| {
+            let usage = group.usage();
+            let cpu_us = (usage.user_ms? + usage.system_ms?) * 1000;
+            Some(TaskReading { cpu_us, memory: group.memory_now()? })
+        });
+        let reading = counted.unwrap_or_else(|| processes.below(self.shim));
+        (reading.memory > 0 || reading.cpu_us > 0).then_some(reading)
+    }
 }
 
 /// The program, while it runs.
 #[derive(Debug)]
 struct Program {
     source: TaskSource,
+    group: Option<TaskGroup>,
     last: TaskReading,
     /// When that was.
     at: Instant,
@@ -57,18 +77,12 @@ impl State {
         self.begun.elapsed()
     }
 
-    /// Whether the machine's processes have to be looked through for it.
-    pub(super) fn needs_processes(&self) -> bool {
-        self.program.is_some()
-    }
-
     /// Adds what the node used, with what the task did.
-    pub(super) fn add(&mut self, node: &Sample, processes: &Processes) -> Sample {
+    pub(super) fn add(&mut self, node: &Sample, processes: &mut Processes) -> Sample {
         let mut sample = node.clone();
         if let Some(program) = &mut self.program {
-            let reading = processes.below(program.source.shim);
             // Nobody is left when the program has ended; what it used in the end its shim says.
-            if reading.memory > 0 || reading.cpu_us > 0 {
+            if let Some(reading) = program.source.read(&mut program.group, processes) {
                 program.add(&mut sample, reading);
             }
         }
@@ -172,9 +186,11 @@ impl Recording {
         if let Some(shared) = self.metrics.shared() {
             shared.tick();
         }
-        let last = if has_run { Processes::take().below(source.shim) } else { TaskReading::default() };
+        let mut group = None;
+        let used = has_run.then(|| source.read(&mut group, &mut Processes::default())).flatten();
         self.change(|state| {
-            let program = Program { source, last, at: Instant::now(), whole: None };
+            let last = used.unwrap_or_default();
+            let program = Program { source, group, last, at: Instant::now(), whole: None };
             state.program = Some(program);
             state.begun = Instant::now();
         });

@@ -20,14 +20,14 @@ fn a_sample_costs_little() {
     const SAMPLES: u32 = 100;
     let metrics = Metrics::start(watched());
     let recording = metrics.record("a", None);
-    recording.program_started(TaskSource { shim: 1 }, false);
+    recording.program_started(TaskSource { shim: 1, group: PathBuf::from("/nowhere") }, false);
     let shared = metrics.shared().unwrap();
     let before = used();
     for _ in 0..SAMPLES {
         shared.tick();
     }
     let each = (used() - before) / SAMPLES;
-    println!("a sample of {} processes takes {each:?} of processor time", Processes::take().count());
+    println!("a sample of {} processes takes {each:?} of processor time", Processes::default().count());
     // 0.5 % of one core: processor time, which a busy machine does not change much; and this is not an optimised build.
     assert!(each * 200 <= INTERVAL, "a sample takes {each:?}");
 }
@@ -41,7 +41,7 @@ fn a_task_is_recorded_from_its_beginning_to_its_end() {
     let mut child =
         std::process::Command::new("/bin/sh").args(["-c", "/bin/sh -c 'while :; do :; done' & wait"]).spawn().unwrap();
     let shim = i32::try_from(std::process::id()).unwrap();
-    recording.program_started(TaskSource { shim }, false);
+    recording.program_started(TaskSource { shim, group: directory.path().join("group.json") }, false);
     let end = Instant::now() + Duration::from_secs(60);
     let is_seen = || {
         let latest = metrics.latest().unwrap();
@@ -51,7 +51,7 @@ fn a_task_is_recorded_from_its_beginning_to_its_end() {
         assert!(Instant::now() < end, "{:?}", metrics.latest());
         thread::sleep(Duration::from_millis(50));
     }
-    let processes = Processes::take();
+    let mut processes = Processes::default();
     processes.signal_below(i32::try_from(child.id()).unwrap());
     let _ = child.kill();
     child.wait().unwrap();

@@ -71,6 +71,15 @@ impl Unit {
         }
     }
 
+    /// What one of the units is in which a scale up to `highest` is written.
+    fn base(self, highest: f64) -> f64 {
+        match self {
+            Self::Cores => 1.0,
+            Self::Share => 0.01,
+            Self::Bytes | Self::Rate => 1024f64.powf(highest.max(1.0).log(1024.0).floor()),
+        }
+    }
+
     /// A top of the scale that ends in a round number.
     fn top(self, highest: f64) -> f64 {
         let least = match self {
@@ -79,11 +88,7 @@ impl Unit {
             Self::Share => 0.05,
         };
         let highest = highest.max(least) * 1.05;
-        let base: f64 = if matches!(self, Self::Bytes | Self::Rate) {
-            1024f64.powf(highest.log(1024.0).floor())
-        } else {
-            1.0
-        };
+        let base = self.base(highest);
         let scaled = highest / base;
         let decade = 10f64.powf(scaled.log10().floor());
         let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
@@ -159,13 +164,16 @@ pub(super) fn draw(curves: &[Curve], span: Range<f64>, unit: Unit) -> String {
 fn plot(svg: &mut String, curves: &[Curve], span: Range<f64>, unit: Unit) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| error.to_string();
     let highest = curves.iter().flat_map(|curve| &curve.points).map(|(_, value)| *value).fold(0.0, f64::max);
+    // The library puts its marks at round numbers, so it counts in the units that are shown.
+    let top = unit.top(highest);
+    let (down, across) = (unit.base(top), time_base(span.end - span.start));
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&area)
         .margin_top(8)
         .margin_right(14)
         .x_label_area_size(24)
         .y_label_area_size(64)
-        .build_cartesian_2d(span.start..span.end.max(span.start + 0.5), 0.0..unit.top(highest))
+        .build_cartesian_2d(span.start / across..span.end.max(span.start + 0.5) / across, 0.0..top / down)
         .map_err(|error| failed(&error))?;
     let label = ("sans-serif", 14).into_font().color(&TEXT);
     chart
@@ -176,21 +184,31 @@ fn plot(svg: &mut String, curves: &[Curve], span: Range<f64>, unit: Unit) -> Res
         .axis_style(GRID)
         .x_labels(6)
         .y_labels(5)
-        .x_label_formatter(&|seconds| clock(*seconds))
-        .y_label_formatter(&|value| unit.shown(*value))
+        .x_label_formatter(&|time| clock(*time * across))
+        .y_label_formatter(&|value| unit.shown(*value * down))
         .label_style(label)
         .draw()
         .map_err(|error| failed(&error))?;
     for curve in curves {
+        let points = || curve.points.iter().map(|(time, value)| (time / across, value / down));
         let colour = curve.ink.colour();
         if curve.filled {
-            let area = AreaSeries::new(curve.points.iter().copied(), 0.0, colour.mix(0.15));
+            let area = AreaSeries::new(points(), 0.0, colour.mix(0.15));
             chart.draw_series(area).map_err(|error| failed(&error))?;
         }
-        let line = LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2));
+        let line = LineSeries::new(points(), colour.stroke_width(2));
         chart.draw_series(line).map_err(|error| failed(&error))?;
     }
     area.present().map_err(|error| failed(&error))
+}
+
+/// What times are counted in on the axis of a chart of so many seconds: seconds, minutes or hours.
+fn time_base(seconds: f64) -> f64 {
+    match seconds {
+        _ if seconds < 120.0 => 1.0,
+        _ if seconds < 7200.0 => 60.0,
+        _ => 3600.0,
+    }
 }
 
 /// The drawing as it fits any width: without a size of its own.
@@ -207,12 +225,16 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        for (value, shown) in [(0.0, "0 B"), (1023.0, "1023 B"), (1024.0, "1 KiB"), (1.5e9, "1.4 GiB"), (123e9, "115 GiB")] {
+        for (value, shown) in
+            [(0.0, "0 B"), (1023.0, "1023 B"), (1024.0, "1 KiB"), (1.5e9, "1.4 GiB"), (123e9, "115 GiB")]
+        {
             assert_eq!(bytes(value), shown);
         }
         assert_eq!(Unit::Share.shown(0.256), "25.6 %");
         assert_eq!(Unit::Cores.shown(1.25), "1.25");
-        for (seconds, shown) in [(0.5, "0.5 s"), (7.0, "7 s"), (119.0, "119 s"), (150.0, "2:30 min"), (9000.0, "2:30 h")] {
+        for (seconds, shown) in
+            [(0.5, "0.5 s"), (7.0, "7 s"), (119.0, "119 s"), (150.0, "2:30 min"), (9000.0, "2:30 h")]
+        {
             assert_eq!(clock(seconds), shown);
         }
     }

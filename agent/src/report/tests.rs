@@ -69,22 +69,33 @@ fn whole(text: &str, message: Option<&str>) -> String {
         message: Some(text.to_owned()),
     }];
     timeline.extend(own_spans(&outcome, evidence.program));
-    let events = vec![json!({"event": text, "subject": text, "message": text}), json!({"Event": text, "ErrorMessage": text})];
+    let events =
+        vec![json!({"event": text, "subject": text, "message": text}), json!({"Event": text, "ErrorMessage": text})];
     page(&Subject { job: text, outcome: &outcome, evidence: &evidence, command: &command, timeline, events })
 }
 
 #[test]
 fn a_page_needs_nothing_else_and_has_everything() {
     let page = whole("a quiet name", Some("it failed"));
-    if let Some(to) = std::env::var_os("REPORT_TO") { std::fs::write(to, &page).unwrap(); } // TEMPORARY
-    for part in
-        ["it failed", "count.2", "Processors", "Memory", "Disks", "Network", "Space on disks", "preparing", "stdout", "5 MiB", "cause: user"]
-    {
+    for part in [
+        "it failed",
+        "count.2",
+        "Processors",
+        "Memory",
+        "Disks",
+        "Network",
+        "Space on disks",
+        "preparing",
+        "stdout",
+        "5 MiB",
+        "cause: user",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     assert!(page.contains("default-src 'none'") && page.matches("<svg viewBox=\"0 0 560").count() >= 5);
     for outside in ["http:", "https:", "src=", "href", "@import", "url(", "<script", "<link", "<iframe", "onload"] {
-        let found = page.matches(outside).count() - page.matches("xmlns=\"http:").count() * usize::from(outside == "http:");
+        let found =
+            page.matches(outside).count() - page.matches("xmlns=\"http:").count() * usize::from(outside == "http:");
         assert_eq!(found, 0, "{outside}");
     }
 }
@@ -93,8 +104,14 @@ fn a_page_needs_nothing_else_and_has_everything() {
 fn what_a_task_says_stays_text() {
     let hostile = "</pre><script>alert(1)</script><img src=x onerror='a' \"b\"> &amp; \u{202e}txt.exe \x1b[31m\r\0 ]]>";
     let page = whole(hostile, Some(hostile));
-    assert!(!page.contains("<script") && !page.contains("<img") && !page.contains('\u{202e}') && !page.contains('\x1b'));
-    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("&lt;202e&gt;") && page.contains("&amp;amp;"));
+    assert!(
+        !page.contains("<script") && !page.contains("<img") && !page.contains('\u{202e}') && !page.contains('\x1b')
+    );
+    assert!(
+        page.contains("&lt;script&gt;alert(1)&lt;/script&gt;")
+            && page.contains("&lt;202e&gt;")
+            && page.contains("&amp;amp;")
+    );
 }
 
 #[test]
@@ -103,7 +120,8 @@ fn a_program_that_never_ran_has_a_page_too() {
     (outcome.exit_code, outcome.elapsed_ms, outcome.figures) = (None, None, None);
     let evidence = Evidence::default();
     let timeline = own_spans(&outcome, None);
-    let subject = Subject { job: "job-1", outcome: &outcome, evidence: &evidence, command: &[], timeline, events: Vec::new() };
+    let subject =
+        Subject { job: "job-1", outcome: &outcome, evidence: &evidence, command: &[], timeline, events: Vec::new() };
     let page = page(&subject);
     assert!(page.contains("the program never ran") && page.contains("no such package") && page.contains("(nothing)"));
 }

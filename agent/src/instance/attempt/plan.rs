@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use fuse_oss::Charset;
 
+use crate::account::Account;
+use crate::cgroup::{GroupSpec, group_name};
 use crate::exit;
 use crate::instance::Context;
 use crate::instance::outputs::Source;
@@ -29,6 +31,7 @@ pub(super) fn plan(
     attempt: Attempt<'_>,
     workspace: &Workspace,
     (inputs, networks): (&[InputView], &[NetworkView]),
+    account: Option<&Account>,
     host: &ThisHost,
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
@@ -58,6 +61,14 @@ pub(super) fn plan(
         std::fs::create_dir(directory)
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
+    if let Some(account) = account {
+        for directory in view.directories.iter().chain([&workdir]) {
+            account.give(directory).map_err(|error| {
+                let (directory, user) = (directory.display(), &account.name);
+                Failure::platform(format!("cannot give {directory} to the user {user}: {error}"))
+            })?;
+        }
+    }
     let source = |(output, path): (Output, PathBuf)| {
         let networks = task.network_mounts.iter().map(|mount| &mount.target);
         let shown = task.inputs.iter().map(|input| &input.target).chain(networks);
@@ -86,6 +97,7 @@ pub(super) fn plan(
         working_directory: WORKDIR,
         more_path: context.place.path.as_deref(),
         container: false,
+        account,
     };
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let spec = Spec {
@@ -101,6 +113,12 @@ pub(super) fn plan(
         exit_record: workspace.record.exit_record(&context.node),
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
+        group: Some(GroupSpec {
+            name: group_name(&workspace.record.id, &context.node.runtime),
+            record: workspace.record.group(),
+            limits: task.limits,
+        }),
+        account: account.cloned(),
     };
     Ok(((spec, sources), view.mount_points))
 }

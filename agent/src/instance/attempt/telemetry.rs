@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::instance::Context;
 use crate::instance::outputs::Arrived;
+use crate::instance::record::Record;
 use crate::instance::workspace::Workspace;
 use crate::job::names::Attempt;
 use crate::metrics::{self, Recorded, Recording, TaskSource};
@@ -63,8 +64,8 @@ impl Telemetry {
     }
 
     /// The program runs. `has_run` says that an agent before this one has started it.
-    pub(super) fn program_started(&self, shim: &ProcessId, has_run: bool) {
-        self.recording.program_started(TaskSource { shim: shim.pid }, has_run);
+    pub(super) fn program_started(&self, shim: &ProcessId, record: &Record, has_run: bool) {
+        self.recording.program_started(TaskSource { shim: shim.pid, group: record.group() }, has_run);
     }
 
     /// The program has ended.
@@ -104,7 +105,9 @@ fn tail(path: &Path) -> String {
         }
         Ok(bytes)
     };
-    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let is_gone = text.is_empty() && path.metadata().is_ok_and(|metadata| metadata.len() > 0);
+    if is_gone { "(all of it has arrived and is on this machine no more)\n".to_owned() } else { text }
 }
 
 /// The lines of metrics on their way to storage.
