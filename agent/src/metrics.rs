@@ -62,8 +62,8 @@ pub struct Watched {
     pub places: Vec<(PathBuf, Role)>,
     /// Where the tool for graphics processors is looked for.
     pub programs: Programs,
-    /// The control socket of the server of object mounts.
-    pub fuse_oss: Option<PathBuf>,
+    /// The runtime and the cache directory of the server of object mounts, which say where it can be asked.
+    pub fuse_oss: Option<(PathBuf, PathBuf)>,
     /// A file that is replaced by [`Latest`] every [`REPORT`].
     pub latest: Option<PathBuf>,
 }
@@ -71,7 +71,6 @@ pub struct Watched {
 impl Watched {
     /// The places that every node has: those of its system, its scratch directory and its object cache.
     pub fn of(node: &Node, serve: &ServeSettings, programs: Programs) -> Self {
-        let paths = RuntimePaths::new(&serve.runtime_dir, &serve.cache_dir);
         Self {
             places: vec![
                 ("/".into(), Role::System),
@@ -79,7 +78,7 @@ impl Watched {
                 (serve.cache_dir.clone(), Role::Cache),
             ],
             programs,
-            fuse_oss: paths.ok().map(|paths| paths.socket),
+            fuse_oss: Some((serve.runtime_dir.clone(), serve.cache_dir.clone())),
             latest: None,
         }
     }
@@ -134,9 +133,9 @@ impl Metrics {
     pub fn start(watched: Watched) -> Self {
         let places: Vec<Place> = watched.places.iter().map(|(path, role)| Place::new(path, *role)).collect();
         let gpus = gpu::command(&watched.programs).map(|command| Question::new(REPORT, move || gpu::ask(&command)));
-        let objects = watched.fuse_oss.map(|socket| {
+        let objects = watched.fuse_oss.map(|(runtime_dir, cache_dir)| {
             let before = Mutex::new(None);
-            Question::new(REPORT, move || objects(&socket, &before))
+            Question::new(REPORT, move || objects(&runtime_dir, &cache_dir, &before))
         });
         let shared = Arc::new(Shared {
             places,
@@ -195,7 +194,7 @@ impl Metrics {
 /// The thread.
 fn run(shared: &Weak<Shared>) {
     let mut due = Instant::now();
-    let mut report = Instant::now() + REPORT;
+    let mut report = Instant::now();
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let now = Instant::now();
@@ -298,6 +297,11 @@ fn write(path: &Path, latest: &Latest) -> std::io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
+/// Where the node's daemon says what it uses.
+pub fn latest_file(state: &Path) -> PathBuf {
+    state.join("metrics.json")
+}
+
 /// Reads what [`Watched::latest`] says, unless it is older than a few reports.
 pub fn read(path: &Path) -> Option<Latest> {
     let latest: Latest = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
@@ -306,8 +310,10 @@ pub fn read(path: &Path) -> Option<Latest> {
 }
 
 /// Asks the server of object mounts.
-fn objects(socket: &Path, before: &Mutex<Option<(Instant, u64, u64)>>) -> Option<Objects> {
-    let status = Client::connect(socket).ok().flatten()?.status().ok()?;
+fn objects(runtime_dir: &Path, cache_dir: &Path, before: &Mutex<Option<(Instant, u64, u64)>>) -> Option<Objects> {
+    // This looks at the cache directory, which may be on a disk that does not answer.
+    let socket = RuntimePaths::new(runtime_dir, cache_dir).ok()?.socket;
+    let status = Client::connect(&socket).ok().flatten()?.status().ok()?;
     let served = [status.metrics.from_memory, status.metrics.from_disk, status.metrics.from_store];
     let reads: u64 = served.iter().map(|tier| tier.reads).sum();
     let (now, fetched) = (Instant::now(), status.fetched.bytes());

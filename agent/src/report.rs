@@ -19,7 +19,8 @@ use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::metrics::sample::{Level, Role, Sample};
 use crate::outcome::{InstanceOutcome, State};
-use chart::{Curve, Ink, Unit, bytes, clock};
+pub(crate) use chart::bytes;
+use chart::{Curve, Ink, Unit, clock};
 
 /// The style sheet.
 const STYLE: &str = include_str!("report/page.css");

@@ -138,7 +138,12 @@ fn what_a_run_could_not_deliver_the_next_one_does() {
     assert!(!kept.is_empty() && !String::from_utf8_lossy(&kept).contains("secret-path"));
 
     // One that is killed in the middle of everything, as well.
-    let running = node.start(&agent::job(&agent::command("/bin/sleep 1000")), &options);
+    let line = "/bin/sh -c 'echo begun; sleep 1000'";
+    let running = node.start(&agent::job(&agent::command(line)), &options);
+    eventually("its program runs", LIMIT, || {
+        let mut objects = double.objects("test-bucket").into_values();
+        objects.any(|object| object.bytes() == b"begun\n")
+    });
     eventually("it runs", LIMIT, || {
         let runs = fs::read_dir(node.path().join("state/events/runs")).into_iter().flatten().flatten();
         runs.filter_map(|run| fs::read_to_string(run.path().join("events.jsonl")).ok())

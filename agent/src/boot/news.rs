@@ -1,7 +1,7 @@
 //! Who is told what happens to the node, and the events by which a cluster knows its nodes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use oss::Secret;
@@ -12,7 +12,7 @@ use super::{Boot, Known, mounts};
 use crate::events::message::{self, ClusterNode};
 use crate::events::webhook::Webhook;
 use crate::metrics::sample::Role;
-use crate::metrics::{Metrics, Watched, exposition};
+use crate::metrics::{self, Metrics, Watched, exposition};
 use crate::report::{Span, Timeline};
 use crate::settings::WebhookSettings;
 
@@ -38,7 +38,7 @@ pub(super) fn begin(known: &Known, boot: &Boot) {
 pub(super) fn measure(known: &mut Known, boot: &Boot) {
     let serve = mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss);
     let mut watched = Watched::of(&known.node, &serve, boot.programs.clone());
-    watched.latest = Some(metrics_file(&known.node.state));
+    watched.latest = Some(metrics::latest_file(&known.node.state));
     // A server that is away for good is no reason not to know that.
     let mounts = known.settings.mounts.iter().map(|mount| (mount.target.clone(), Role::Mount));
     watched.places.extend(mounts);
@@ -69,11 +69,6 @@ pub(super) fn timeline(boot: &Boot) -> Timeline {
         };
         before.filter_map(span).collect()
     })
-}
-
-/// Where the node says what it uses.
-pub fn metrics_file(state: &Path) -> PathBuf {
-    state.join("metrics.json")
 }
 
 /// The node is prepared.

@@ -117,7 +117,7 @@ impl std::fmt::Display for Short {
 }
 
 /// A number of bytes for people.
-pub(super) fn bytes(value: f64) -> String {
+pub(crate) fn bytes(value: f64) -> String {
     const PREFIXES: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = value;
     let mut prefix = 0;
