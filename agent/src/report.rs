@@ -354,7 +354,9 @@ fn all_charts(samples: &[Sample], begin: Timestamp) -> Vec<Chart> {
     let full = |role: Role| {
         move |sample: &Sample| {
             let disk = sample.disk(role)?;
-            (disk.size > 0).then(|| disk.used.mean / approximate(disk.size))
+            // One disk that is all of them is one curve.
+            let first = disk.roles.iter().min();
+            (first == Some(&role) && disk.size > 0).then(|| disk.used.mean / approximate(disk.size))
         }
     };
     let mut charts = vec![

@@ -199,8 +199,8 @@ impl Recording {
         }
     }
 
-    /// The program has ended, after `cpu` of processor time.
-    pub fn program_ended(&mut self, cpu: Duration) {
+    /// The program has ended, after it had run for `elapsed` and used `cpu` of processor time.
+    pub fn program_ended(&mut self, cpu: Duration, elapsed: Duration) {
         if let Some(shared) = self.metrics.shared() {
             shared.tick();
         }
@@ -219,6 +219,13 @@ impl Recording {
                     Some(whole) => whole.and(rest),
                     None => rest,
                 });
+            }
+            // Samples miss what is between them; this is all of it.
+            if let Some(task) = program.whole.as_mut().and_then(|whole| whole.task.as_mut())
+                && !elapsed.is_zero()
+            {
+                task.cpu.mean = cpu.as_secs_f64() / elapsed.as_secs_f64();
+                task.cpu.peak = task.cpu.peak.max(task.cpu.mean);
             }
             program.whole
         });

@@ -173,7 +173,7 @@ fn plot(svg: &mut String, curves: &[Curve], span: Range<f64>, unit: Unit) -> Res
         .margin_right(14)
         .x_label_area_size(24)
         .y_label_area_size(64)
-        .build_cartesian_2d(span.start / across..span.end.max(span.start + 0.5) / across, 0.0..top / down)
+        .build_cartesian_2d(span.start / across..span.end.max(span.start + 0.01) / across, 0.0..top / down)
         .map_err(|error| failed(&error))?;
     let label = ("sans-serif", 14).into_font().color(&TEXT);
     chart

@@ -71,7 +71,8 @@ impl Telemetry {
     /// The program has ended.
     pub(super) fn program_ended(&mut self, exit: &ExitRecord) {
         self.program = exit.start_failure.is_none().then_some((exit.started, exit.ended));
-        self.recording.program_ended(Duration::from_millis(exit.usage.user_ms + exit.usage.system_ms));
+        let cpu = Duration::from_millis(exit.usage.user_ms + exit.usage.system_ms);
+        self.recording.program_ended(cpu, Duration::from_millis(exit.elapsed_ms));
     }
 
     /// Ends it. Nothing of this is worth failing for.
