@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test command. Installs what it needs (Debian packages; a Python environment, pjdfstest, fsx and cargo-deny in .test-env),
-# then runs every check, and prints what each step took.
+# The test command. Installs what it needs (Debian packages, an emulator among them; a Python environment, pjdfstest, fsx, cargo-deny and
+# the image of a virtual machine in .test-env), then runs every check, and prints what each step took.
 #
 #   tests/run.sh          everything that has to hold before a change lands
 #   tests/run.sh setup    only the installing

@@ -214,12 +214,12 @@ fn a_disk_that_fills_up_costs_the_oldest_lines_and_the_log_says_so() {
     let scratch = disk.mounted();
     // 600 MB in small steps, and then an end that can be waited for.
     let go = place.node.path("go");
-    let line = format!(
+    let command = format!(
         "for i in $(seq 0 99); do seq -f '%012.0f the quick brown fox jumps over the lazy dog and comes back again to do it once more an' \
          $((i*60000)) $((i*60000+59999)) || exit 9; sleep 0.1; done; while [ ! -e {} ]; do sleep 0.1; done",
         go.display()
     );
-    place.settings(&line, &json!({}));
+    place.settings(&command, &json!({}));
     let text = fs::read_to_string(place.node.path("node.yaml")).expect("they were written");
     let mut settings: Value = serde_json::from_str(&text).expect("JSON is YAML");
     settings["scratch"] = json!(scratch);
@@ -252,14 +252,14 @@ fn logs_are_read_on_the_node_and_anywhere() {
     for scheme in ["oss", "s3"] {
         let place = Place::new(scheme, DoubleConfig { append_limit: 32 << 20, ..DoubleConfig::default() });
         let (go, lines) = (place.node.path("go"), 800_000);
-        let line = format!(
+        let command = format!(
             "echo oops >&2; {}; while [ ! -e {} ]; do sleep 0.1; done; {}",
             writer(0, lines - 10),
             go.display(),
             writer(lines - 10, lines)
         );
         assert_eq!(place.logs(&[]).code, Some(66));
-        place.settings(&line, &json!({}));
+        place.settings(&command, &json!({}));
         let mut agent = place.node.boot();
         let key = "logs/stdout.job-1.only.0";
         let location = place.location(key);
@@ -309,7 +309,7 @@ fn log_files_are_followed_while_they_are_written() {
     let place = Place::new("oss", DoubleConfig::default());
     let step = |name: &str| place.node.path(name);
     let wait = |name: &str| format!("while [ ! -e {} ]; do sleep 0.1; done", step(name).display());
-    let line = format!(
+    let command = format!(
         "cd /batchcompute/workdir; {}; mkdir var; echo one > var/app.log; {}; mv var/app.log var/app.log.1; echo three > var/app.log; \
          echo two >> var/app.log.1; {}; : > var/app.log; echo four >> var/app.log; {}",
         wait("begin"),
@@ -318,11 +318,11 @@ fn log_files_are_followed_while_they_are_written() {
         wait("end")
     );
     place.settings(
-        &line,
-        &json!({"logs": {
-            "/batchcompute/workdir/var/app.log": place.location("logs/"),
-            "/batchcompute/workdir/never.log": place.location("logs/never"),
-        }}),
+        &command,
+        &json!({"logs": [
+            {"source": "/batchcompute/workdir/var/app.log", "target": place.location("logs/")},
+            {"source": "/batchcompute/workdir/never.log", "target": place.location("logs/never")},
+        ]}),
     );
     let mut agent = place.node.boot();
     let key = "logs/app.log.job-1.only.0";
@@ -335,6 +335,12 @@ fn log_files_are_followed_while_they_are_written() {
     is("one\n");
     go("rotate");
     is("one\ntwo\nthree\n");
+    // Whatever becomes of the file now, what has arrived of it is known.
+    let progress = place.node.path("state/instances/job-1.only.0.logs/file-0");
+    eventually("that is written down", LIMIT, || {
+        let text = fs::read(&progress).unwrap_or_default();
+        serde_json::from_slice::<Value>(&text).is_ok_and(|sent| sent["mark"]["present"]["size"] == 14)
+    });
     agent.kill().expect("it is ours");
     agent.wait().expect("it is ours");
     go("cut");

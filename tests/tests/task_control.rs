@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::agent::{Finished, Node, Running, eventually, merge};
+use tests::node::BootNode;
 
 /// Long enough for any machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -146,6 +147,7 @@ fn processors_and_processes_are_limited() {
     // Two loops on two processors for two seconds would be four.
     assert!(used > 50 && used < elapsed / 2, "{used} ms of {elapsed} ms");
     assert_ne!(run.status, 0, "it could not start all it wanted");
+    assert!(run.message().contains("by its limit of processes (pids)"), "{}", run.message());
     assert_eq!(sleepers(4001), 0);
     node.assert_clean();
 }
@@ -336,6 +338,35 @@ fn cancelled_without_an_agent() {
     assert_eq!((&record["stopped"], &record["signal"]), (&json!("request"), &json!(15)), "{record}");
     assert_eq!(run(&node, "true", json!({})).status, 0);
     node.assert_clean();
+}
+
+/// Under the node's daemon: by its agent, and without one, where the agent that comes next tells how it ended.
+#[test]
+fn the_nodes_task_is_cancelled() {
+    for is_alone in [false, true] {
+        let node = BootNode::new();
+        let logs = node.location("out/");
+        let task = json!({"command": "/bin/sh -c 'echo up; exec sleep 9003'", "stdout": logs, "stderr": logs});
+        let job = json!({"version": 1, "tasks": {"only": task}});
+        node.settings(&json!({"task": {"job": job, "job_id": "job-1"}}));
+        let mut agent = node.boot();
+        eventually("the program is up", LONG, || node.stored("out/stdout.job-1.only.0") == "up\n");
+        if is_alone {
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+        }
+        let told = node.run(&["cancel", "only"]);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        if is_alone {
+            eventually("it has ended", LONG, || sleepers(9003) == 0);
+            assert_eq!(node.boot_to_end(), 0, "{}", node.log());
+        } else {
+            assert!(agent.wait().unwrap().success(), "{}", node.log());
+        }
+        let outcome = &node.status()["outcome"];
+        assert_eq!((&outcome["state"], &outcome["cause"]), (&json!("Stopped"), &json!("cancelled")), "{outcome:#}");
+        assert_eq!((sleepers(9003), node.run(&["cancel"]).code), (0, Some(66)));
+    }
 }
 
 #[test]

@@ -27,7 +27,6 @@ use crate::durable::FileError;
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
-use crate::logs::LogBook;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
@@ -151,9 +150,6 @@ async fn live(
     course.evidence = telemetry.finish(workspace).await;
     course.evidence.arrived.clone_from(&course.delivery.arrived);
     course.failures.extend(logs.finish().await);
-    if let Err(error) = LogBook::of_node(&context.node).end(&attempt.to_string()) {
-        tracing::warn!(task = name(attempt), %error, "`batch-agent logs` will take the task for one that runs");
-    }
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }

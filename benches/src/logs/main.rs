@@ -59,6 +59,8 @@ struct Row {
     written: u64,
     /// Processor time of the agent, in seconds.
     cpu: f64,
+    /// The longest that the writer was behind its rate, in seconds.
+    behind: f64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -72,8 +74,8 @@ fn main() -> anyhow::Result<()> {
     println!("{}", std::fs::read_to_string("/proc/version").unwrap_or_default().trim());
     println!("load at the beginning: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     println!(
-        "{:<6} {:>12} {:>8} {:>8} {:>8} {:>12} {:>16} {:>8}",
-        "store", "bytes/s", "p50 s", "p99 s", "max s", "requests/h", "sent twice MB/h", "CPU %"
+        "{:<6} {:>12} {:>8} {:>8} {:>8} {:>12} {:>16} {:>8} {:>16}",
+        "store", "bytes/s", "p50 s", "p99 s", "max s", "requests/h", "sent twice MB/h", "CPU %", "writer behind s"
     );
     for scheme in ["oss", "s3"] {
         for rate in &arguments.rates {
@@ -98,13 +100,14 @@ impl Row {
         };
         let hour = 3600.0 / self.seconds;
         println!(
-            "{scheme:<6} {rate:>12} {:>8.2} {:>8.2} {:>8.2} {:>12.0} {:>16.1} {:>8.2}",
+            "{scheme:<6} {rate:>12} {:>8.2} {:>8.2} {:>8.2} {:>12.0} {:>16.1} {:>8.2} {:>16.3}",
             at(0.5),
             at(0.99),
             at(1.0),
             float(self.requests as u64) * hour,
             float(self.sent.saturating_sub(self.written)) * hour / 1e6,
             self.cpu / self.seconds * 100.0,
+            self.behind,
         );
     }
 }
@@ -201,6 +204,10 @@ fn observe(arguments: &Arguments, double: &Double, agent: u32, notes: &Path, rat
         .filter(|request| request.key.starts_with(KEY))
         .filter(|request| matches!(request.operation, Operation::AppendObject | Operation::PutObject))
         .collect();
+    let behind = written.first().map_or(0.0, |(first, began)| {
+        let late = written.iter().map(|(end, at)| (at - began) - float(end - first) / float(rate));
+        late.fold(0.0, f64::max)
+    });
     let seconds = written.last().map_or(0.0, |last| last.1) - written.first().map_or(0.0, |first| first.1);
     Ok(Row {
         latencies,
@@ -209,6 +216,7 @@ fn observe(arguments: &Arguments, double: &Double, agent: u32, notes: &Path, rat
         sent: writes.iter().map(|request| request.received).sum(),
         written: total,
         cpu,
+        behind,
     })
 }
 

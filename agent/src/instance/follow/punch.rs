@@ -77,10 +77,14 @@ impl Upkeep {
             return;
         }
         self.settle().await;
-        // Where the log is not simply one file, what has ended may be gone tomorrow.
-        let is_simple = reader.sequence.is_simple();
-        let step = if Space::of(&reader.directory()).is_some_and(Space::is_short) { SMALL_STEP } else { STEP };
-        if arrived >= self.written + step || (!is_simple && arrived > self.written) {
+        // What becomes of a file of the task's own is not for us to say: what has arrived of it must be known whatever happens.
+        let must_be_known = matches!(reader.origin(), Origin::Theirs { .. });
+        let step = match Space::of(&reader.directory()) {
+            _ if must_be_known => 1,
+            Some(space) if space.is_short() => SMALL_STEP,
+            _ => STEP,
+        };
+        if arrived >= self.written + step {
             self.start(reader);
         }
     }
