@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use super::super::description::{Report, WebhookSettings};
 use super::super::format::{ReportDocument, TopicDocument, WebhookDocument};
-use super::{directory, local};
+use super::directory;
 use crate::events::Topic;
 use crate::events::topic::TopicError;
 use crate::events::webhook::{Webhook, WebhookError};
 use crate::job::finding::{At, Findings, Place, quoted};
+use crate::job::validate::local_path;
 use crate::job::validate::notification::known;
 
 /// Checks the section.
@@ -40,7 +41,14 @@ fn webhook(document: WebhookDocument, place: &Place, findings: &mut Findings) ->
     let secret = document.secret.filter(|secret| !secret.is_empty());
     let file = document.secret_file.filter(|text| !text.is_empty());
     let events = events(document.events, &place.key("events"), findings);
-    let secret_file = file.as_ref().and_then(|text| local(text, &place.key("secret_file"), findings));
+    // It is only read, so it may be anywhere.
+    let secret_file = file.as_ref().and_then(|text| match local_path::normal(text) {
+        Ok(path) => Some(path.path),
+        Err(refusal) => {
+            findings.error_with(&place.key("secret_file"), refusal.cause, refusal.remedy);
+            None
+        }
+    });
     if secret.is_some() && file.is_some() {
         findings.error_with(&place.key("secret_file"), "is given beside secret", "remove one of them");
     }
