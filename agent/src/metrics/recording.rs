@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::probe::{Processes, TaskReading};
+use super::reading::float;
 use super::sample::{Sample, Series};
 use super::{Metrics, REPORT};
 use crate::cgroup::TaskGroup;
@@ -199,8 +200,8 @@ impl Recording {
         }
     }
 
-    /// The program has ended, after it had run for `elapsed` and used `cpu` of processor time.
-    pub fn program_ended(&mut self, cpu: Duration, elapsed: Duration) {
+    /// The program has ended, after it had run for `elapsed`, used `cpu` of processor time, and had at least `memory` bytes at some time.
+    pub fn program_ended(&mut self, cpu: Duration, elapsed: Duration, memory: u64) {
         if let Some(shared) = self.metrics.shared() {
             shared.tick();
         }
@@ -226,6 +227,10 @@ impl Recording {
             {
                 task.cpu.mean = cpu.as_secs_f64() / elapsed.as_secs_f64();
                 task.cpu.peak = task.cpu.peak.max(task.cpu.mean);
+                task.memory.peak = task.memory.peak.max(float(memory));
+                if task.memory.mean == 0.0 {
+                    task.memory.mean = float(memory);
+                }
             }
             program.whole
         });

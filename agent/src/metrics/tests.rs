@@ -55,11 +55,12 @@ fn a_task_is_recorded_from_its_beginning_to_its_end() {
     processes.signal_below(i32::try_from(child.id()).unwrap());
     let _ = child.kill();
     child.wait().unwrap();
-    recording.program_ended(Duration::from_secs(3), Duration::from_secs(2));
+    recording.program_ended(Duration::from_secs(3), Duration::from_secs(2), 5 << 40);
     let recorded = recording.finish();
     let program = recorded.program.unwrap();
     // What the shim says counts, because samples miss what is between them.
     let cpu = program.task.unwrap().cpu;
+    assert_eq!(program.task.unwrap().memory.peak, 5.0 * f64::from(1 << 20) * f64::from(1 << 20));
     assert!((cpu.mean - 1.5).abs() < 1e-9 && cpu.peak >= cpu.mean, "{program:?}");
     assert!(program.disk(Role::System).is_some_and(|disk| disk.size > 0), "{program:?}");
     assert!(recorded.series.samples().len() >= 2);

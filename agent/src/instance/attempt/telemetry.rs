@@ -72,7 +72,8 @@ impl Telemetry {
     pub(super) fn program_ended(&mut self, exit: &ExitRecord) {
         self.program = exit.start_failure.is_none().then_some((exit.started, exit.ended));
         let cpu = Duration::from_millis(exit.usage.user_ms + exit.usage.system_ms);
-        self.recording.program_ended(cpu, Duration::from_millis(exit.elapsed_ms));
+        let (elapsed, memory) = (Duration::from_millis(exit.elapsed_ms), exit.usage.max_resident_bytes);
+        self.recording.program_ended(cpu, elapsed, memory);
     }
 
     /// Ends it. Nothing of this is worth failing for.
