@@ -22,13 +22,15 @@ use std::time::{Duration, Instant};
 use oss::Stores;
 
 use crate::console::Console;
+use crate::events::Event;
 use crate::identity::{self, Sources};
-use crate::instance::StopSignal;
+use crate::instance::{Reason, StopSignal, Stopper};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
 use crate::settings::{AtEnd, Identity, NodeSettings};
+use crate::spot;
 use phase::{Broken, Came, Phase};
 use service::Milestone;
 use story::Teller;
@@ -57,8 +59,10 @@ pub struct Boot {
     pub fuse_oss: std::path::PathBuf,
     /// What the user sees.
     pub console: Console,
-    /// Asks for the end of the task.
+    /// Is asked for the end of the task.
     pub stop: StopSignal,
+    /// Asks for it when the cloud takes the instance back.
+    pub stopper: Arc<Stopper>,
     /// When this agent began.
     pub began: Instant,
 }
@@ -123,6 +127,7 @@ impl Boot {
         teller.events().to_journal();
         let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
         let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
+        self.watch_for_reclaim(&settings, &identity);
         teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, self)).await?;
         let mut known = self.know(settings, identity);
         news::begin(&known, self);
@@ -150,6 +155,21 @@ impl Boot {
             teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await;
         let (outcome, at_end) = (outcome.map(Box::new), known.settings.at_end);
         Ok(End::Through { outcome, at_end, unreported: reported.err() })
+    }
+
+    /// Looks out, for as long as the agent lives, for the cloud taking the instance back. Then the task is to end, whatever phase the
+    /// node is in.
+    fn watch_for_reclaim(&self, settings: &NodeSettings, identity: &Identity) {
+        let Some(watch) = spot::Watch::of(identity, &Sources::with_storage(&settings.storage)) else { return };
+        let (teller, stopper) = (Arc::clone(&self.teller), Arc::clone(&self.stopper));
+        tokio::spawn(async move {
+            let notice = watch.notice().await;
+            let words = notice.text();
+            tracing::warn!("{words}; the task ends now, and what it has is sent");
+            teller.event(Event { event: "SpotReclaim", subject: "node", elapsed_ms: None, message: Some(&words) });
+            teller.note(|story| story.reclaim = Some(notice));
+            stopper.ask_for(Reason::SpotReclaim(words));
+        });
     }
 
     async fn identify(&self, settings: &NodeSettings) -> Result<Came<Identity>, Failure> {
@@ -244,6 +264,7 @@ mod tests {
             stdout: None,
             stderr: None,
             outputs: Uploaded::default(),
+            reserved: None,
             exit_status: 0,
         };
         let (at_once, later) = (Some(Duration::ZERO), Some(Duration::from_secs(60)));

@@ -2,8 +2,9 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported; [`logs`] reads logs again. A node is described by
-//! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
+//! program really runs under, and [`enter`] how a person gets beside it; [`network`] mounts NAS and Lustre; [`outcome`] is what is
+//! reported; [`logs`] reads logs again. A node is described by [`settings`] and found out by [`identity`]; [`boot`] is its life, and
+//! [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
 
 pub mod account;
 pub mod boot;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod console;
 mod disk;
 pub mod durable;
+pub mod enter;
 pub mod events;
 pub mod exit;
 pub mod identity;
@@ -28,4 +30,5 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod shim;
+pub mod spot;
 mod sweep;

@@ -8,6 +8,7 @@ mod chart;
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use oss::PutMode;
@@ -30,6 +31,9 @@ const FILES: usize = 100;
 
 /// The most events that are listed.
 const EVENTS: usize = 200;
+
+/// How long writing it may keep an instance from ending.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Something that took its time, for the timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +124,10 @@ pub(crate) async fn publish(context: &Context, task: &Task, outcome: &InstanceOu
         let store = context.stores.open(&target)?;
         store.put(target.key(), page.into(), PutMode::Overwrite).await
     };
-    if let Err(error) = put.await {
-        tracing::warn!("report {}: {error}", target.escaped());
+    match tokio::time::timeout(LIMIT, put).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!("report {}: {error}", target.escaped()),
+        Err(_) => tracing::warn!("report {}: storage does not take it", target.escaped()),
     }
 }
 

@@ -19,7 +19,7 @@ const LONGEST: usize = 8 << 10;
 pub const ID: &str = "EventId";
 
 /// The events that others can ask for: the service's, and the node's own.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 26] = [
     "OnJobWaiting",
     "OnJobRunning",
     "OnJobStopped",
@@ -43,6 +43,8 @@ pub const NAMES: [&str; 24] = [
     "PhaseFailed",
     "MountDone",
     "MountFailed",
+    "DiskStep",
+    "SpotReclaim",
     "NodeDone",
 ];
 
@@ -308,6 +310,7 @@ mod tests {
             stdout: None,
             stderr: None,
             outputs: Uploaded::default(),
+            reserved: None,
             exit_status: 137,
         }
     }

@@ -35,6 +35,11 @@ impl Mounter {
         &self.settings
     }
 
+    /// Where the server is, and its cache.
+    pub(super) fn places(&self) -> (&Path, &Path) {
+        (&self.settings.runtime_dir, &self.settings.cache_dir)
+    }
+
     /// Mounts the inputs of `task` at `target`, a directory that exists.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
+use super::reserve::Reservation;
 use super::retry::Tries;
 use crate::durable::{self, FileError};
 use crate::job::names::Attempt;
@@ -32,6 +33,9 @@ pub struct Record {
     pub sources: Option<Sources>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
+    /// That it is over, and what it has made stays for a while.
+    #[serde(default)]
+    pub reserved: Option<Reservation>,
     /// Its directory on the scratch disk.
     pub scratch: PathBuf,
     /// Its runtime directory, with its mounts.
@@ -88,6 +92,7 @@ impl Record {
             of_the_node: false,
             sources: None,
             shim: None,
+            reserved: None,
             scratch: node.tasks_scratch().join(&name),
             runtime: node.tasks_runtime().join(&name),
         })

@@ -29,6 +29,7 @@ fn outcome(message: Option<&str>) -> InstanceOutcome {
         stdout: Some("oss://bucket/logs/stdout.job-1.count.2".to_owned()),
         stderr: None,
         outputs: Uploaded { files: 1, bytes: 5 << 20, failed: Vec::new() },
+        reserved: None,
         exit_status: 0,
     }
 }

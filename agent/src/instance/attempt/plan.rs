@@ -11,6 +11,7 @@ use crate::exit;
 use crate::instance::Context;
 use crate::instance::outputs::Source;
 use crate::instance::record::Sources;
+use crate::instance::reserve::Anchor;
 use crate::instance::view::{self, InputView, Kind, NetworkView, ThisHost};
 use crate::instance::workspace::Workspace;
 use crate::job::names::Attempt;
@@ -109,6 +110,7 @@ pub(super) fn plan(
         stderr: workspace.logs().join("stderr"),
         place: crate::shim::Place::Own,
         steps: view.steps,
+        pin: task.reserve_on_fail.then(|| anchor(workspace)).flatten(),
         hold: workspace.hold(),
         exit_record: workspace.record.exit_record(&context.node),
         timeout_ms: task.timeout.map(millis),
@@ -121,4 +123,10 @@ pub(super) fn plan(
         account: account.cloned(),
     };
     Ok(((spec, sources), view.mount_points))
+}
+
+/// Where the namespace is to be held. A task runs without that, too.
+fn anchor(workspace: &Workspace) -> Option<PathBuf> {
+    let prepared = Anchor::of(&workspace.record).prepare();
+    prepared.inspect_err(|error| tracing::warn!(%error, "should the task fail, it cannot be reserved")).ok()
 }

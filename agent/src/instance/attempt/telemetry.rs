@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// ... when the task has become older by this share: all of them are written each time.
 const SHARE: u32 = 20;
 
+/// How long the last of them may keep an attempt from ending.
+const LAST: Duration = Duration::from_secs(20);
+
 /// What an attempt leaves behind for its report.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
@@ -137,7 +140,10 @@ impl Lines {
 
     async fn finish(self) {
         self.now_and_then.abort();
-        put(&self.path, &self.store, &self.target).await;
+        let last = put(&self.path, &self.store, &self.target);
+        if tokio::time::timeout(LAST, last).await.is_err() {
+            tracing::warn!("metrics {}: storage does not take them", self.target.escaped());
+        }
     }
 }
 
