@@ -40,7 +40,7 @@ use crate::job::finding::{Findings, Place};
 use crate::job::{Problems, Warning};
 pub use description::{
     AtEnd, Bootstrap, CacheSettings, Cloud, DiskSettings, Identity, MountSource, NetworkFileSystem, NfsVersion,
-    NodeMount, NodeSettings, NodeTask, Program, Report, TaskSource,
+    NodeMount, NodeSettings, NodeTask, Program, Report, TaskSource, WebhookSettings,
 };
 
 /// Where the settings of a node are.

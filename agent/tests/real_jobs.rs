@@ -58,7 +58,7 @@ fn task(name: &str, command: &[&str], logs: &str, timeout: u64) -> Task {
 }
 
 fn job(name: &str, task: Task) -> Job {
-    Job { name: name.to_owned(), tasks: vec![task], stop_on_failure: true }
+    Job { name: name.to_owned(), tasks: vec![task], stop_on_failure: true, notification: None }
 }
 
 fn input(source: &str, target: &str, writable: bool, locale: Option<&str>) -> Input {

@@ -17,6 +17,7 @@ pub mod node;
 pub mod programs;
 pub mod proxy;
 pub mod python;
+pub mod receiver;
 pub mod tls;
 pub mod tools;
 pub mod view;

@@ -212,6 +212,9 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
         console: boot.console.clone(),
         of_the_node: true,
+        events: boot.teller.events().clone(),
+        metrics: known.metrics.clone(),
+        timeline: super::news::timeline(boot),
         on_start,
         grace: GRACE,
         faults: instance::retry::FAULTS,
@@ -228,23 +231,17 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
 /// Sends the node's own story: events and outcome.
 pub async fn report(known: &Known, boot: &Boot, outcome: Option<&InstanceOutcome>) -> Result<Came<()>, Failure> {
     let Some(directory) = &known.settings.report.directory else { return Ok(Came::ToNothing(())) };
-    boot.teller.event(super::events::Event {
+    boot.teller.event(crate::events::Event {
         event: "NodeDone",
         subject: Phase::Report.name(),
         elapsed_ms: None,
         message: outcome.map(InstanceOutcome::summary).as_deref(),
     });
     let name = known.name();
-    let events = std::fs::read(boot.teller.events().path()).map_err(Failure::platform)?;
     let story = serde_json::to_vec_pretty(&boot.teller.story()).map_err(Failure::platform)?;
-    for (object, body) in [(format!("events.{name}.jsonl"), events), (format!("node.{name}.json"), story)] {
-        let target = directory.join(&object);
-        let what = format!("report {}", target.escaped());
-        let store = known.stores.open(&target).map_err(|error| Failure::writing(&what, &error))?;
-        store
-            .put(target.key(), body.into(), PutMode::Overwrite)
-            .await
-            .map_err(|error| Failure::writing(&what, &error))?;
-    }
+    let target = directory.join(&format!("node.{name}.json"));
+    let what = format!("report {}", target.escaped());
+    let store = known.stores.open(&target).map_err(|error| Failure::writing(&what, &error))?;
+    store.put(target.key(), story.into(), PutMode::Overwrite).await.map_err(|error| Failure::writing(&what, &error))?;
     Ok(Came::To((), Some(directory.escaped())))
 }

@@ -9,20 +9,24 @@ use std::time::Duration;
 use clap::Args;
 use fuse_oss::{ByteSize, ServeSettings};
 use oss::transfer::TransferBudget;
-use oss::{Settings, Stores};
+use oss::{Location, Settings, Stores};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::node::NodeArguments;
 use super::programs::ProgramArguments;
+use super::recipients::Recipients;
 use crate::console::Console;
 use crate::durable;
+use crate::events::Events;
 use crate::exit;
 use crate::instance::{
     Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, reserve, retry,
 };
 use crate::job::{self, JobDescription, names::JobId};
+use crate::metrics::{Metrics, Watched};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
+use crate::report::Timeline;
 use crate::run::{Part, RunError};
 
 /// What `batch-agent run` can be told.
@@ -101,6 +105,27 @@ pub(super) struct RunArguments {
     #[command(flatten)]
     programs: ProgramArguments,
 
+    /// The directory in object storage that receives what happens, as events.ID.jsonl.
+    #[arg(long, value_name = "LOCATION")]
+    pub(super) report: Option<Location>,
+
+    /// Tell a server what happens: one POST per event, as the Standard Webhooks specification has it.
+    #[arg(long, value_name = "URL", env = "BATCH_AGENT_WEBHOOK", hide_env_values = true)]
+    pub(super) webhook: Option<String>,
+
+    /// The file with the secret that requests to --webhook are signed with: whsec_ and base64, or any text of at least 16 bytes.
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    pub(super) webhook_secret: Option<PathBuf>,
+
+    /// An event that --webhook is told; may be given several times. All when absent.
+    #[arg(long = "webhook-event", value_name = "NAME", requires = "webhook")]
+    pub(super) webhook_events: Vec<String>,
+
+    /// How long to wait at the end for those who are to be told, in seconds. What they have not taken then is told by the next
+    /// run that tells the same ones.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    report_wait: u64,
+
     /// What the task is told as BATCH_COMPUTE_CLUSTER_ID.
     #[arg(long, value_name = "ID")]
     cluster_id: Option<String>,
@@ -132,13 +157,20 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
         .enable_all()
         .build()
         .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
-    let context = Arc::new(context(arguments, console)?);
+    let recipients = Recipients::new(arguments, &job, &part)?;
+    let mut context = context(arguments, console)?;
     if arguments.job_id.is_none() {
         tracing::info!("this run's job id is {}", context.job);
     }
     let outcome = runtime.block_on(async {
         let stop = listen()?;
-        crate::run::run(context, Arc::new(job), part, stop).await.map_err(|error| {
+        let news = recipients.start(&context)?;
+        context.events = news.events.clone();
+        context.metrics =
+            Metrics::start(Watched::of(&context.node, context.mounter.settings(), arguments.programs.programs()));
+        let ended = crate::run::run(Arc::new(context), Arc::new(job), part, stop).await;
+        news.finish(Duration::from_secs(arguments.report_wait)).await;
+        ended.map_err(|error| {
             let exit_status = match error {
                 RunError::NoSuchTask { .. } | RunError::NoSuchInstance { .. } => exit::USAGE,
                 RunError::Unsupported { .. } => exit::BAD_DATA,
@@ -192,6 +224,9 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         console,
         of_the_node: false,
         on_start: OnStart::default(),
+        events: Events::default(),
+        metrics: Metrics::default(),
+        timeline: Timeline::default(),
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
         reserve: Duration::from_secs(arguments.reserve_for),

@@ -7,6 +7,7 @@
 mod logs;
 mod plan;
 mod result;
+mod telemetry;
 
 use std::path::Path;
 
@@ -32,6 +33,8 @@ use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
+pub(crate) use telemetry::Evidence;
+use telemetry::Telemetry;
 
 /// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
 /// it.
@@ -45,7 +48,7 @@ pub(super) async fn run(
     tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> (InstanceOutcome, Next) {
+) -> (InstanceOutcome, Next, Evidence) {
     let mut course = Course::default();
     let mut opened = open(context, attempt, begun).await;
     match &mut opened {
@@ -56,7 +59,9 @@ pub(super) async fn run(
         }
     }
     let program_ran = course.program_ran();
+    let evidence = std::mem::take(&mut course.evidence);
     let mut outcome = outcome(attempt, course, stop.reason().as_ref());
+    outcome.figures.clone_from(&evidence.recorded.program);
     let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
         cause,
         exit_status: outcome.exit_status,
@@ -70,7 +75,7 @@ pub(super) async fn run(
             close(context, attempt, &workspace).await;
         }
     }
-    (outcome, next)
+    (outcome, next, evidence)
 }
 
 /// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
@@ -140,11 +145,15 @@ async fn live(
         Err(failure) => return course.failures.push(failure),
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
+    let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry)).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
+    if let Ok(Ran { exit, .. }) = &ran {
+        telemetry.program_ended(exit);
+    }
     let problem = match &ran {
         Ok(Ran { exit, .. }) => exit.start_failure.as_ref().map(|failure| &failure.message),
         Err(failure) => Some(&failure.message),
@@ -156,6 +165,8 @@ async fn live(
     let directory = logs.stdout.target().clone();
     let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
     course.failures.extend(sent);
+    course.evidence = telemetry.finish(workspace).await;
+    course.evidence.arrived.clone_from(&course.delivery.arrived);
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
@@ -200,12 +211,14 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
-    logs: &mut Logs,
+    (logs, telemetry): (&mut Logs, &Telemetry),
 ) -> Result<Ran, Failure> {
+    let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
+    telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })

@@ -30,6 +30,11 @@ impl Mounter {
         Self { settings }
     }
 
+    /// The settings of the server.
+    pub fn settings(&self) -> &ServeSettings {
+        &self.settings
+    }
+
     /// Where the server is, and its cache.
     pub(super) fn places(&self) -> (&Path, &Path) {
         (&self.settings.runtime_dir, &self.settings.cache_dir)

@@ -14,6 +14,7 @@ use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::account::UserName;
+use crate::events::Topic;
 
 /// A whole job: tasks and the order between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Job {
     /// Whether the first instance that fails for good ends the job. Otherwise the rest runs on, except what depends on
     /// the failed task.
     pub stop_on_failure: bool,
+    /// Who wants to be told what happens to it.
+    pub notification: Option<Topic>,
 }
 
 impl Job {

@@ -20,9 +20,21 @@ pub(crate) struct Draft {
     pub edges: Vec<Edge>,
     /// Whether the first failed instance ends the job.
     pub stop_on_failure: bool,
+    /// Who wants to be told what happens to it.
+    pub notification: Option<DraftNotification>,
     /// Whether a directory whose local path lacks the trailing slash deserves a warning: it does in BatchCompute's
     /// format, where slashes on both sides say what is meant; in ours the location alone says it.
     pub slashes_agree: bool,
+}
+
+/// A topic that is told what happens.
+#[derive(Debug)]
+pub(crate) struct DraftNotification {
+    pub place: Place,
+    pub name: Option<At<String>>,
+    pub endpoint: Option<At<String>>,
+    /// The events that are wanted.
+    pub events: Vec<At<String>>,
 }
 
 /// `after` starts when `before` has finished.

@@ -6,6 +6,7 @@
 
 pub(crate) mod local_path;
 pub(crate) mod mappings;
+pub(crate) mod notification;
 mod order;
 
 use std::collections::{BTreeMap, HashSet};
@@ -65,6 +66,7 @@ pub(super) fn validate(draft: Draft, findings: &mut Findings) -> Option<Job> {
         return None;
     }
     check_task_list(&draft, findings);
+    let notification = draft.notification.as_ref().and_then(|draft| notification::check(draft, findings));
     let order = order::order(&draft.tasks, &draft.edges, &draft.tasks_place, findings);
     let mut tasks: Vec<Option<Task>> =
         draft.tasks.iter().map(|task| Some(check_task(task, draft.slashes_agree, findings))).collect();
@@ -82,7 +84,7 @@ pub(super) fn validate(draft: Draft, findings: &mut Findings) -> Option<Job> {
             Some(task)
         })
         .collect();
-    Some(Job { name, tasks, stop_on_failure: draft.stop_on_failure })
+    Some(Job { name, tasks, stop_on_failure: draft.stop_on_failure, notification })
 }
 
 fn check_task_list(draft: &Draft, findings: &mut Findings) {

@@ -33,7 +33,8 @@ use serde::Deserialize;
 use self::values::{CommandDocument, Ordered, SizeDocument, TimeoutDocument, UserDocument};
 use super::document;
 use super::draft::{
-    Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftLimits, DraftOutput, DraftTask, Edge,
+    Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftLimits, DraftNotification, DraftOutput,
+    DraftTask, Edge,
 };
 use super::finding::{At, Place, Problems};
 
@@ -53,6 +54,21 @@ pub(super) struct JobDocument {
     /// What happens when an instance has failed for good.
     #[serde(default)]
     on_failure: OnFailure,
+    /// A topic of Alibaba Cloud's message service that is told what happens.
+    #[serde(default)]
+    notification: Option<NotificationDocument>,
+}
+
+/// A topic that is told what happens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct NotificationDocument {
+    /// The topic's name.
+    topic: String,
+    /// Where the message service is: http://1234567890.mns.cn-hangzhou.aliyuncs.com/.
+    endpoint: String,
+    /// The events that it is told, such as OnJobFinished, OnTaskFailed, OnInstanceRunning.
+    events: Vec<String>,
 }
 
 /// What happens when an instance has failed for good.
@@ -227,11 +243,23 @@ pub(super) fn read(text: &str) -> Result<Draft, Problems> {
     Ok(draft(job))
 }
 
+fn notification(document: NotificationDocument) -> DraftNotification {
+    let place = Place::root().key("notification");
+    let events = document.events.into_iter().enumerate();
+    DraftNotification {
+        name: Some(At::new(place.key("topic"), document.topic)),
+        endpoint: Some(At::new(place.key("endpoint"), document.endpoint)),
+        events: events.map(|(index, name)| At::new(place.key("events").index(index), name)).collect(),
+        place,
+    }
+}
+
 fn draft(job: JobDocument) -> Draft {
     let tasks_place = Place::root().key("tasks");
     let mut draft = Draft {
         name: job.name.map(|name| At::new(Place::root().key("name"), name)),
         stop_on_failure: job.on_failure == OnFailure::Stop,
+        notification: job.notification.map(notification),
         tasks_place: tasks_place.clone(),
         ..Draft::default()
     };
@@ -435,7 +463,7 @@ tasks:
         second.limits = Limits { cpu_millis: Some(2_500), memory: Some(4 << 30), pids: Some(1000) };
         second.user = Some("alice:staff".parse().unwrap());
         let tasks = vec![small("first", &["echo", "a b"]), second];
-        assert_eq!(job(text), Job { name: "all keys".to_owned(), tasks, stop_on_failure: false });
+        assert_eq!(job(text), Job { name: "all keys".to_owned(), tasks, stop_on_failure: false, notification: None });
     }
 
     #[test]
@@ -443,7 +471,7 @@ tasks:
         let text = r#"{"version": 1, "tasks": {"a": {"command": "true", "timeout": 60}}}"#;
         let mut task = small("a", &["true"]);
         task.timeout = Some(Duration::from_secs(60));
-        let expected = Job { name: "job".to_owned(), tasks: vec![task], stop_on_failure: true };
+        let expected = Job { name: "job".to_owned(), tasks: vec![task], stop_on_failure: true, notification: None };
         assert_eq!(job(text), expected);
         assert_eq!(read_job(text.as_bytes(), Format::Json).unwrap().0, expected);
     }

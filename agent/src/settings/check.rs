@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::description::{
-    AtEnd, Cloud, MountSource, NetworkFileSystem, NfsVersion, NodeMount, NodeSettings, TaskSource,
+    AtEnd, Cloud, MountSource, NetworkFileSystem, NfsVersion, NodeMount, NodeSettings, Report, TaskSource,
 };
 use crate::job::Warning;
 use crate::job::check::length;
@@ -80,7 +80,7 @@ impl SettingsReport {
                 let name = task.task.as_ref().map(|name| format!("task {name} of ")).unwrap_or_default();
                 format!("instance {} of {name}{source}", task.instance)
             }),
-            report: settings.report.directory.as_ref().map(ToString::to_string),
+            report: report(&settings.report),
             at_end: match settings.at_end {
                 AtEnd::Stay => "the node stays".to_owned(),
                 AtEnd::PowerOff { deadline } => format!(
@@ -91,6 +91,19 @@ impl SettingsReport {
             warnings: warnings.to_vec(),
         }
     }
+}
+
+/// Who is told what happens.
+fn report(report: &Report) -> Option<String> {
+    let directory = report.directory.as_ref().map(ToString::to_string);
+    let webhook = report.webhook.as_ref().map(|settings| {
+        let signed = settings.webhook.is_signed() || settings.secret_file.is_some();
+        format!("webhook at {}{}", settings.webhook.server(), if signed { "" } else { ", not signed" })
+    });
+    let topic = report.topic.as_ref().map(|topic| topic.shown());
+    let prometheus = report.prometheus.map(|address| format!("metrics at http://{address}/metrics"));
+    let all: Vec<String> = [directory, webhook, topic, prometheus].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn identity(settings: &NodeSettings) -> String {

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use fuse_oss::ByteSize;
 use oss::{Location, Settings};
 
+use crate::events::{Topic, Webhook};
 use crate::job::Output;
 
 /// All that is known of how a node is to be prepared and what it is to do.
@@ -253,6 +255,21 @@ pub struct Report {
     /// The directory in object storage that receives `events.<instance id>.jsonl` and the final outcome; the journal gets events in
     /// any case.
     pub directory: Option<Location>,
+    /// A server that is told what happens.
+    pub webhook: Option<WebhookSettings>,
+    /// A topic that is told what happens.
+    pub topic: Option<Topic>,
+    /// Where metrics can be asked for: a loopback address.
+    pub prometheus: Option<SocketAddr>,
+}
+
+/// A webhook, and where its secret is if it is not in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookSettings {
+    /// The webhook.
+    pub webhook: Webhook,
+    /// The file that holds the secret.
+    pub secret_file: Option<PathBuf>,
 }
 
 /// What happens at the end.

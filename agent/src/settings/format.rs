@@ -265,6 +265,44 @@ pub(super) struct TaskDocument {
 pub(super) struct ReportDocument {
     /// The directory in object storage that receives the node's events and its final outcome.
     pub directory: Option<String>,
+    /// A server that is told what happens, by HTTP.
+    pub webhook: Option<WebhookDocument>,
+    /// A topic of Alibaba Cloud's message service that is told what happens.
+    pub topic: Option<TopicDocument>,
+    /// Where metrics can be asked for in Prometheus' format: an address of this machine itself, such as 127.0.0.1:9464. Nowhere
+    /// when absent.
+    pub prometheus: Option<String>,
+}
+
+/// A receiver of events. Requests are as the Standard Webhooks specification has them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebhookDocument {
+    /// Its address: http:// or https://.
+    pub url: String,
+    /// What requests are signed with: `whsec_` and base64, or any text of at least 16 bytes.
+    #[schemars(with = "Option<String>", extend("writeOnly" = true))]
+    #[serde(default)]
+    pub secret: Option<Secret>,
+    /// A file of the node that holds it.
+    #[serde(default)]
+    pub secret_file: Option<String>,
+    /// The events that it is told, such as PhaseFailed, OnInstanceActive, OnInstanceFinished. All when absent.
+    #[serde(default)]
+    pub events: Option<Vec<String>>,
+}
+
+/// A topic that is told what happens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TopicDocument {
+    /// Its name.
+    pub name: String,
+    /// Where the message service is: http://1234567890.mns.cn-hangzhou.aliyuncs.com/.
+    pub endpoint: String,
+    /// The events that it is told: OnInstanceCreated, OnInstanceActive and those of the task's instance. All of these when absent.
+    #[serde(default)]
+    pub events: Option<Vec<String>>,
 }
 
 /// What happens at the end.

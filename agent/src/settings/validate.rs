@@ -5,6 +5,7 @@
 mod disks;
 mod mounts;
 mod places;
+mod report;
 mod task;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use fuse_oss::{ByteSize, Charset, CharsetError, MIN_MEMORY};
 use oss::{CredentialSource, Settings, StoreSettings};
 
 use self::places::{Claim, Kind, Places};
-use super::description::{AtEnd, Bootstrap, CacheSettings, Cloud, Identity, NodeSettings, Program, Report};
+use super::description::{AtEnd, Bootstrap, CacheSettings, Cloud, Identity, NodeSettings, Program};
 use super::format::{
     AtEndDocument, BootstrapDocument, CacheDocument, CloudDocument, IdentityDocument, OutputDocument, SettingsDocument,
     StoreDocument,
@@ -68,8 +69,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     }
     let bootstrap = document.bootstrap.map(|bootstrap| self::bootstrap(bootstrap, &root.key("bootstrap"), findings));
     let task = document.task.and_then(|task| task::check(task, &root.key("task"), findings));
-    let report = document.report.unwrap_or_default();
-    let report = Report { directory: directory(report.directory, &root.key("report").key("directory"), findings) };
+    let report = report::check(document.report.unwrap_or_default(), &root.key("report"), findings);
     let at_end = at_end(document.at_end, document.poweroff_deadline, &root, findings);
     if task.is_none() && findings.error_count() == 0 {
         let never = "means nothing without a task, whose end it waits for";

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use oss::Location;
 
+use super::Evidence;
 use crate::exit;
 use crate::instance::Reason;
 use crate::instance::outputs::Delivery;
@@ -21,6 +22,7 @@ pub(super) struct Course {
     pub(super) disk_was_full: bool,
     pub(super) stdout: Option<Location>,
     pub(super) stderr: Option<Location>,
+    pub(super) evidence: Evidence,
 }
 
 /// How a program ended, in words.
@@ -44,7 +46,7 @@ pub(super) fn ending(exit: &ExitRecord) -> String {
 /// Puts together what an attempt came to. The first thing that went wrong is the cause; the program's own status is kept
 /// whatever else failed.
 pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reason>) -> InstanceOutcome {
-    let Course { exit, was_lost: _, failures, delivery, disk_was_full, stdout, stderr } = course;
+    let Course { exit, was_lost: _, failures, delivery, disk_was_full, stdout, stderr, evidence: _ } = course;
     let uploaded: Uploaded = delivery.summary();
     let own = exit.as_ref().and_then(|exit| failure_of(exit, disk_was_full, stderr.as_ref()));
     let own_status = exit.as_ref().and_then(|exit| match &exit.start_failure {
@@ -101,6 +103,7 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reaso
         usage: exit.as_ref().map(|exit| exit.usage),
         stdout: stdout.map(|location| location.to_string()),
         stderr: stderr.map(|location| location.to_string()),
+        figures: None,
         outputs: uploaded,
         reserved: None,
         exit_status,
