@@ -16,7 +16,9 @@ mod batchcompute;
 pub mod check;
 pub mod command_line;
 pub mod description;
-pub use description::{Container, Input, Job as JobDescription, LogFile, NetworkMount, Output, Task};
+pub use description::{
+    Container, ContainerNetwork, ImageSource, Input, Job as JobDescription, Limits, LogFile, NetworkMount, Output, PullPolicy, Task,
+};
 pub(crate) mod document;
 pub(crate) mod draft;
 pub mod environment;

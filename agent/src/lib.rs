@@ -2,12 +2,13 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
+//! program really runs under; [`container`] runs it in an image; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
 //! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
 
 pub mod boot;
 pub mod cli;
 pub mod console;
+pub mod container;
 mod disk;
 pub mod durable;
 pub mod exit;

@@ -23,7 +23,9 @@ use std::process::ExitCode;
 pub use control::{Shim, ShimError, StopMode, find_by_spec};
 pub use descendants::{ProcessId, kill_descendants};
 pub use record::{ExitRecord, StartFailure, Stopped, Usage};
+pub(crate) use record::Clock;
 pub use spec::{Place, Spec, VERSION as SPEC_VERSION};
+pub(crate) use supervise::{KILL, STOP, Signals};
 
 use crate::durable;
 
@@ -59,11 +61,18 @@ fn run(spec: &Path) -> Result<(), String> {
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
     let signals = supervise::Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
+    if let Some(container) = &spec.container {
+        // An engine sees the host's mounts, and none of ours.
+        namespace::build(&spec)?;
+        say(&Hello::Started);
+        let record = crate::container::supervise(&spec, container, &signals, Clock::now());
+        return durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string());
+    }
     if spec.place == Place::Own {
         namespace::enter(&spec)?;
     }
 
-    let started = record::Clock::now();
+    let started = Clock::now();
     let record = match program::start(&spec) {
         Ok(child) => {
             say(&Hello::Started);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
+use crate::container::ContainerRecord;
 use crate::durable::{self, FileError};
 use crate::node::Node;
 use crate::shim::ProcessId;
@@ -25,6 +26,9 @@ pub struct Record {
     /// Where its outputs will be found, once that is known: right before its shim is started.
     #[serde(default)]
     pub sources: Option<Sources>,
+    /// The container its program runs in, from before it is made.
+    #[serde(default)]
+    pub container: Option<ContainerRecord>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
     /// Its directory on the scratch disk.
@@ -74,6 +78,7 @@ impl Record {
             agent,
             of_the_node: false,
             sources: None,
+            container: None,
             shim: None,
             scratch: node.tasks_scratch().join(&name),
             runtime: node.tasks_runtime().join(&name),
@@ -97,6 +102,16 @@ impl Record {
     /// Below this its network file systems are mounted.
     pub fn network(&self) -> PathBuf {
         self.runtime.join("network")
+    }
+
+    /// Where the files of its container's image are mounted while the engine takes them in.
+    pub fn image(&self) -> PathBuf {
+        self.runtime.join("image")
+    }
+
+    /// Below this is what its container is shown.
+    pub fn stage(&self) -> PathBuf {
+        self.runtime.join("stage")
     }
 
     /// Where the shim writes how it ended.

@@ -106,10 +106,17 @@ pub async fn clean_up(
     mounter: &Mounter,
     mount_points: &MountPoints,
 ) -> Result<(), String> {
+    // Before its shim, which then sees it end, and after it, which may just have made it.
+    remove_container(record).await?;
     let (known, spec) = (record.shim.clone(), shim_spec(record));
     let end = move || shims(known, &spec).iter().try_for_each(end_shim);
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
+    remove_container(record).await?;
+    for below in [record.stage(), record.scratch.join("views")] {
+        network::unmount_below(&below).await.map_err(|error| error.to_string())?;
+    }
+    mounter.unmount(&record.image()).await.map_err(|failure| failure.message)?;
     mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
     network::end_left_behind(&record.network()).await;
     network::unmount_below(&record.network()).await.map_err(|error| error.to_string())?;
@@ -122,6 +129,12 @@ pub async fn clean_up(
         record.remove(&node)
     };
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+async fn remove_container(record: &Record) -> Result<(), String> {
+    let Some(container) = record.container.clone() else { return Ok(()) };
+    let removed = tokio::task::spawn_blocking(move || container.remove()).await.map_err(|error| error.to_string())?;
+    removed.map_err(|error| error.to_string())
 }
 
 fn shim_spec(record: &Record) -> PathBuf {

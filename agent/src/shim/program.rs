@@ -17,7 +17,7 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Starts the program of `spec` in a process group of its own, with nothing of ours but the two log files.
 pub(super) fn start(spec: &Spec) -> Result<Child, StartFailure> {
     let Some((name, arguments)) = spec.command.split_first() else {
-        return Err(StartFailure { exit_code: NOT_FOUND, message: "the command line is empty".to_owned() });
+        return Err(StartFailure { exit_code: NOT_FOUND, message: "the command line is empty".to_owned(), by_platform: false });
     };
     let path = spec.environment.get("PATH").map_or("", String::as_str);
     let program = find(name, path, &spec.workdir)?;

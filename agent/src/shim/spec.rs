@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::ContainerSpec;
 use crate::instance::view::Step;
 
 /// Everything the shim needs, in one file that only root can read: the environment may hold the author's secrets.
@@ -25,6 +26,9 @@ pub struct Spec {
     /// Whose view it has.
     #[serde(default)]
     pub place: Place,
+    /// The container it runs in, if any. Its view is then built on the host, and the engine shows it.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
     /// How its view is built, if it has one of its own.
     pub steps: Vec<Step>,
     /// A directory for mounts that are needed only while the view is built.
