@@ -4,6 +4,7 @@
 #   systemd/dist.sh                        static programs that run on any Linux of this architecture, in all three forms
 #   systemd/dist.sh --programs DIR [FORM]  the programs that are in DIR, as they are, in one form (deb, rpm, tar, or tree for only laying
 #                                          it all out in target/dist-tree) or all: to try packaging
+#   systemd/dist.sh --tools [FORM]         only builds what makes packages
 #
 # Needs a Rust toolchain and python3; cargo-deb and cargo-generate-rpm are installed below target/. What comes out depends only on what is
 # committed and on the toolchain. The environment variable DIST names another directory than dist/.
@@ -18,13 +19,16 @@ readonly TOOLS="$PWD/target/dist-tools"
 readonly TREE="$PWD/target/dist-tree"
 readonly DIST=${DIST:-dist}
 
-programs="" forms="deb rpm tar" quick=""
-if [ "${1:-}" = --programs ]; then
+programs="" forms="deb rpm tar" quick="" only_tools=""
+if [ "${1:-}" = --tools ]; then
+    forms=${2:-$forms} only_tools=yes
+    shift $(($# < 2 ? $# : 2))
+elif [ "${1:-}" = --programs ]; then
     programs=$(realpath "${2:?--programs needs a directory}")
     forms=${3:-$forms} quick=--fast
     shift $(($# < 3 ? $# : 3))
 fi
-[ $# = 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+[ $# = 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 for form in $forms; do
     case $form in deb | rpm | tar | tree) ;; *) echo "no such form: $form; there are deb, rpm, tar and tree" >&2; exit 64 ;; esac
 done
@@ -33,6 +37,24 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
+
+# Built without optimisation: they run for seconds.
+tool() { # tool CRATE VERSION [OPTIONS...]
+    local crate=$1 version=$2
+    shift 2
+    if ! cargo install --list --root "$TOOLS" 2>/dev/null | grep -q "^$crate v$version:"; then
+        CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$TOOLS/build" \
+            cargo install --quiet --debug --locked --force --root "$TOOLS" "$@" "$crate@$version"
+        rm -rf "$TOOLS/build"
+    fi
+}
+for form in $forms; do
+    case $form in
+    deb) tool cargo-deb "$CARGO_DEB_VERSION" --no-default-features --features gzip ;;
+    rpm) tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION" ;;
+    esac
+done
+[ -z "$only_tools" ] || exit 0
 
 if [ -z "$programs" ]; then
     # With --target, the flags reach the programs and not the build scripts and macros, which cannot be static.
@@ -45,17 +67,6 @@ if [ -z "$programs" ]; then
         fi
     done
 fi
-
-# Built without optimisation: they run for seconds.
-tool() { # tool CRATE VERSION [OPTIONS...]
-    local crate=$1 version=$2
-    shift 2
-    if ! cargo install --list --root "$TOOLS" 2>/dev/null | grep -q "^$crate v$version:"; then
-        CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$TOOLS/build" \
-            cargo install --quiet --debug --locked --force --root "$TOOLS" "$@" "$crate@$version"
-        rm -rf "$TOOLS/build"
-    fi
-}
 
 # Everything as it will lie in a machine's root; all forms are made of it.
 rm -rf "$TREE"
@@ -84,13 +95,11 @@ made=()
 for form in $forms; do
     case $form in
     deb)
-        tool cargo-deb "$CARGO_DEB_VERSION" --no-default-features --features gzip
         "$TOOLS/bin/cargo-deb" --quiet --locked --no-build --no-strip -p batch-agent --deb-revision "" $quick --output "$DIST/"
         case $target in x86_64-*) architecture=amd64 ;; aarch64-*) architecture=arm64 ;; *) architecture=${target%%-*} ;; esac
         made+=("$DIST/batch-agent_${version}_$architecture.deb")
         ;;
     rpm)
-        tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION"
         "$TOOLS/bin/cargo-generate-rpm" generate-rpm -p agent --payload-compress gzip --source-date "$SOURCE_DATE_EPOCH" -o "$DIST/"
         made+=("$DIST/batch-agent-$version-1.${target%%-*}.rpm")
         ;;

@@ -37,9 +37,8 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
 # The programs the tests use, each with the package that has it; and what is run in mounts to see whether it works there.
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
     ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip
-    strace:strace systemd-analyze:systemd"
-readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod mmdebstrap:mmdebstrap sfdisk:fdisk
-    setpriv:util-linux"
+    strace:strace systemd-analyze:systemd mmdebstrap:mmdebstrap sfdisk:fdisk setpriv:util-linux"
+readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...
     local need=() entry
@@ -105,7 +104,7 @@ emulator() {
         "debian $release" "debian $release-backports" "debian-security $release-security" >"$sources/parts/emulator.list"
     # Only for this: the machine's own sources stay what they are.
     local apt=($SUDO env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dir::Etc::SourceList=/dev/null
-        -o "Dir::Etc::SourceParts=$sources/parts" -o "Dir::State::Lists=$sources/lists")
+        -o "Dir::Etc::SourceParts=$sources/parts" -o "Dir::State::Lists=$sources/lists" -o Acquire::Retries=5)
     local log status=0
     log=$({ "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends -t "$release-backports" qemu-system-x86; } 2>&1) || status=$?
     $SUDO rm -rf "$sources"
@@ -113,7 +112,11 @@ emulator() {
     return $status
 }
 
+# What the machine boots, before anything of ours is in it.
 machine_image() { $SUDO bash tests/vm/image.sh "$ENV_DIR/vm"; }
+
+# The packages that go into it are made by the tests, of the programs that they test; what makes packages is built here, once.
+packager() { bash systemd/dist.sh --tools deb; }
 
 dependencies() {
     "$ENV_DIR/bin/cargo-deny" --log-level error check licenses sources bans || return 1
@@ -137,6 +140,9 @@ setup() {
     step "packages" debian_packages $PROGRAMS "$@"
     step "Python environment" python_environment
     step "pjdfstest and fsx" suites
+    step "emulator" emulator
+    step "image of a virtual machine" machine_image
+    step "packager" packager
 }
 
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
@@ -170,8 +176,6 @@ test)
 soak)
     # shellcheck disable=SC2086 # a list of words
     setup $SOAK_PROGRAMS
-    step "emulator" emulator
-    step "image of a virtual machine" machine_image
     step "newer kernel of a virtual machine" $SUDO bash tests/vm/kernel.sh "$ENV_DIR/vm"
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak

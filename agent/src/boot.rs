@@ -25,7 +25,7 @@ use crate::console::Console;
 use crate::identity::{self, Sources};
 use crate::instance::StopSignal;
 use crate::node::Node;
-use crate::outcome::{Failure, InstanceOutcome, State};
+use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
 use crate::settings::{AtEnd, Identity, NodeSettings};
 use phase::{Broken, Came, Phase};
@@ -71,8 +71,10 @@ pub enum End {
         outcome: Option<Box<InstanceOutcome>>,
         /// What to do now.
         at_end: AtEnd,
+        /// Why the node's own story could not be sent, if it could not.
+        unreported: Option<Broken>,
     },
-    /// A phase failed.
+    /// A phase before that failed.
     Broken(Broken),
 }
 
@@ -104,26 +106,22 @@ impl Known {
 impl Boot {
     /// Lives.
     pub async fn live(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> End {
-        let end = self.phases(settings).await;
+        let end = self.phases(settings).await.unwrap_or_else(End::Broken);
         match &end {
-            Ok(_) => service::reached(Milestone::Ended, &self.programs).await,
-            Err(broken) => service::failed(broken, &self.programs).await,
+            End::Through { unreported: None, .. } => service::reached(Milestone::Ended, &self.programs).await,
+            End::Through { unreported: Some(broken), .. } | End::Broken(broken) => {
+                service::failed(broken, &self.programs).await;
+            }
         }
-        match end {
-            Ok((outcome, at_end)) => End::Through { outcome: outcome.map(Box::new), at_end },
-            Err(broken) => End::Broken(broken),
-        }
+        end
     }
 
-    async fn phases(
-        &self,
-        settings: impl Future<Output = Result<NodeSettings, Failure>>,
-    ) -> Result<(Option<InstanceOutcome>, AtEnd), Broken> {
+    async fn phases(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> Result<End, Broken> {
         let teller = &*self.teller;
         let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
         let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
-        let volumes = teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, teller)).await?;
-        let known = self.know(settings, identity, volumes);
+        teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, self)).await?;
+        let known = self.know(settings, identity);
         mounts::expect(&known.settings, teller);
         let (network, objects) = tokio::join!(
             teller.phase(
@@ -137,14 +135,15 @@ impl Boot {
                 mounts::objects(&known.settings, &known.node, &self.fuse_oss, &self.programs, teller)
             ),
         );
-        network?;
-        objects?;
+        Broken::of_both(network, objects, teller)?;
         service::reached(Milestone::Mounts, &self.programs).await;
         teller.phase(Phase::Bootstrap, None, bootstrap::run(&known, self)).await?;
         service::reached(Milestone::Ready, &self.programs).await;
         let outcome = teller.phase(Phase::Task, None, task::run(&known, self)).await?;
-        teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await?;
-        Ok((outcome, known.settings.at_end))
+        let reported =
+            teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await;
+        let (outcome, at_end) = (outcome.map(Box::new), known.settings.at_end);
+        Ok(End::Through { outcome, at_end, unreported: reported.err() })
     }
 
     async fn identify(&self, settings: &NodeSettings) -> Result<Came<Identity>, Failure> {
@@ -163,13 +162,13 @@ impl Boot {
         Ok(Came::To(identity, message))
     }
 
-    /// Decides where things are, now that it is known which disks there are.
-    fn know(&self, settings: NodeSettings, identity: Identity, volumes: Vec<std::path::PathBuf>) -> Known {
+    /// Decides where things are, now that the disks are there.
+    fn know(&self, settings: NodeSettings, identity: Identity) -> Known {
         let mut node = self.node.clone();
-        if let Some(scratch) = &settings.scratch {
+        if let Some(scratch) = settings.scratch.as_ref().or(settings.disks.scratch.as_ref())
+            && self.scratch_is_free
+        {
             node.scratch.clone_from(scratch);
-        } else if let Some(volume) = volumes.first().filter(|_| self.scratch_is_free) {
-            node.scratch = volume.join("batch-agent");
         }
         let mut settings = settings;
         identity::complete_storage(&identity, &mut settings.storage);
@@ -181,21 +180,76 @@ impl End {
     /// The exit status of the agent: 0 as long as nothing of ours failed. A failed task is no failed node.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Through { .. } => 0,
-            Self::Broken(broken) => broken.failure.exit_status,
+            Self::Through { unreported: None, .. } => 0,
+            Self::Through { unreported: Some(broken), .. } | Self::Broken(broken) => broken.failure.exit_status,
         }
     }
 
-    /// Whether the machine is to be powered off now: the task is over and everything of it has arrived.
-    pub fn powers_off(&self) -> bool {
-        match self {
-            Self::Through { outcome, at_end } => {
-                let arrived = outcome
-                    .as_ref()
-                    .is_none_or(|outcome| outcome.state != State::Failed || outcome.outputs.failed.is_empty());
-                *at_end == AtEnd::PowerOff && outcome.is_some() && arrived
-            }
-            Self::Broken(_) => false,
+    /// When the machine is to be powered off, if it is: at once when the task is over and everything of it has arrived. What has not
+    /// arrived is on its disks and would be lost with it, so then after as long as the settings leave a person to save it.
+    pub fn powers_off_in(&self) -> Option<Duration> {
+        let Self::Through { outcome: Some(outcome), at_end: AtEnd::PowerOff { deadline }, unreported } = self else {
+            return None;
+        };
+        let has_run = outcome.exit_code.is_some() || outcome.signal.is_some();
+        let is_unsent = !outcome.outputs.failed.is_empty() || (has_run && outcome.cause == Some(Cause::Storage));
+        Some(if is_unsent || unreported.is_some() { *deadline } else { Duration::ZERO })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit;
+    use crate::outcome::{State, Uploaded};
+
+    fn through(outcome: Option<InstanceOutcome>, unreported: bool) -> End {
+        let failure = Failure::new(Cause::Storage, exit::UPLOAD_FAILED, "no");
+        End::Through {
+            outcome: outcome.map(Box::new),
+            at_end: AtEnd::PowerOff { deadline: Duration::from_secs(60) },
+            unreported: unreported.then_some(Broken { phase: Phase::Report, failure }),
         }
+    }
+
+    #[test]
+    fn a_machine_is_powered_off_at_once_only_when_everything_has_arrived() {
+        let good = InstanceOutcome {
+            task: "t".to_owned(),
+            instance: 0,
+            retries: 0,
+            state: State::Finished,
+            exit_code: Some(0),
+            signal: None,
+            cause: None,
+            message: None,
+            started: jiff::Timestamp::UNIX_EPOCH,
+            ended: jiff::Timestamp::UNIX_EPOCH,
+            elapsed_ms: None,
+            usage: None,
+            stdout: None,
+            stderr: None,
+            outputs: Uploaded::default(),
+            exit_status: 0,
+        };
+        let (at_once, later) = (Some(Duration::ZERO), Some(Duration::from_secs(60)));
+        let failed = |cause| InstanceOutcome { state: State::Failed, cause: Some(cause), ..good.clone() };
+        let unsent = Uploaded { failed: vec!["x: no".to_owned()], ..Uploaded::default() };
+        for (outcome, expected) in [
+            (good.clone(), at_once),
+            (failed(Cause::User), at_once),
+            (failed(Cause::Storage), later),
+            // A package that could not be fetched leaves nothing behind.
+            (InstanceOutcome { exit_code: None, ..failed(Cause::Storage) }, at_once),
+            (InstanceOutcome { outputs: unsent.clone(), ..failed(Cause::User) }, later),
+            (InstanceOutcome { outputs: unsent, state: State::Stopped, ..good.clone() }, later),
+        ] {
+            assert_eq!(through(Some(outcome.clone()), false).powers_off_in(), expected, "{outcome:?}");
+            assert_eq!(through(Some(outcome), true).powers_off_in(), later);
+        }
+        assert_eq!(through(None, false).powers_off_in(), None, "a node for others stays");
+        let stays = End::Through { outcome: Some(Box::new(good)), at_end: AtEnd::Stay, unreported: None };
+        assert_eq!((stays.powers_off_in(), stays.exit_status()), (None, 0));
+        assert_eq!(through(None, true).exit_status(), exit::UPLOAD_FAILED);
     }
 }

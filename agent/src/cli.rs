@@ -3,6 +3,7 @@
 mod boot;
 mod check;
 mod mount;
+mod node;
 mod programs;
 mod run;
 mod schema;

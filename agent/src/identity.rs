@@ -301,10 +301,13 @@ pub fn complete_storage(identity: &Identity, storage: &mut Settings) {
         Some(Cloud::Aws) => &mut storage.s3,
         Some(Cloud::None) | None => return,
     };
-    // A region beside an endpoint of the author's own could contradict it, and the other way round.
-    if let (None, None, Some(region)) = (&store.endpoint, &store.region, &identity.region) {
+    // A region beside an endpoint whose name tells one could contradict it. Any other endpoint of the author's own, such as that of
+    // a gateway, is in the node's own region as far as anybody knows, and the signature needs one.
+    if !store.tells_region()
+        && let Some(region) = &identity.region
+    {
         store.region = Some(region.clone());
-        if identity.cloud == Some(Cloud::Alibaba) {
+        if identity.cloud == Some(Cloud::Alibaba) && store.endpoint.is_none() {
             store.endpoint = Some(format!("https://oss-{region}-internal.aliyuncs.com"));
         }
     }
@@ -415,14 +418,31 @@ mod tests {
         let expected = Settings { oss: internal, s3: none.clone() };
         assert_eq!(completed(&identity, Settings::default()), expected);
         assert_eq!(completed(&identity, expected.clone()), expected, "doing it again changes nothing");
-        for given in [store(None, Some("cn-y"), None), store(Some("http://127.0.0.1:2"), None, None)] {
+        for given in [
+            store(None, Some("cn-y"), None),
+            store(Some("http://127.0.0.1:2"), Some("cn-y"), None),
+            store(Some("https://oss-cn-y.aliyuncs.com"), None, None),
+            store(Some("oss-cn-y-internal.aliyuncs.com:443"), None, None),
+        ] {
             let with_service = oss::StoreSettings { metadata_endpoint: here.map(str::to_owned), ..given.clone() };
             let storage = completed(&identity, Settings { oss: given, s3: none.clone() });
             assert_eq!(storage, Settings { oss: with_service, s3: none.clone() }, "what was given stays");
         }
+        let gateway = |region| store(Some("http://127.0.0.1:2"), region, here);
+        let storage = completed(&identity, Settings { oss: gateway(None), s3: none.clone() });
+        assert_eq!(
+            storage.oss,
+            gateway(Some("cn-x")),
+            "an endpoint that tells no region is signed for with the node's"
+        );
         let aws = Identity { cloud: Some(Cloud::Aws), ..identity.clone() };
         let expected = Settings { oss: none.clone(), s3: store(None, Some("cn-x"), here) };
         assert_eq!(completed(&aws, Settings::default()), expected);
+        let storage = completed(&aws, Settings { oss: none.clone(), s3: gateway(None) });
+        assert_eq!(storage.s3, gateway(Some("cn-x")), "an endpoint that tells no region is signed for with the node's");
+        let elsewhere = store(Some("https://s3.eu-west-1.amazonaws.com"), None, here);
+        let storage = completed(&aws, Settings { oss: none.clone(), s3: elsewhere.clone() });
+        assert_eq!(storage.s3, elsewhere);
         let nobody = Identity { cloud: Some(Cloud::None), ..identity };
         assert_eq!(completed(&nobody, Settings::default()), Settings::default());
     }

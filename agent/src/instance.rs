@@ -8,6 +8,7 @@ mod network_mounts;
 mod outputs;
 mod package;
 pub mod record;
+pub mod retry;
 mod stop;
 pub mod view;
 mod workspace;
@@ -31,8 +32,9 @@ use crate::console::Console;
 use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
-use crate::outcome::{Cause, InstanceOutcome, State};
+use crate::outcome::InstanceOutcome;
 use record::Record;
+use retry::{Next, Tries};
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub struct Context {
     pub on_start: OnStart,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
+    /// How many faults of the platform's are answered by another attempt; see [`retry`].
+    pub faults: u32,
     /// What the task is told about where it runs.
     pub place: Place,
 }
@@ -99,45 +103,65 @@ pub struct Place {
     pub path: Option<String>,
 }
 
-/// How often the instance was tried again, and the attempt that an agent before this one has left unfinished; only the node's own
+/// How often the instance was tried before, and the attempt that an agent before this one has left unfinished; only the node's own
 /// daemon goes on with one.
-fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (u32, Option<Record>) {
+fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Option<Record>) {
     if !context.of_the_node {
-        return (0, None);
+        return (Tries::default(), None);
     }
     let records = Record::all(&context.node).unwrap_or_else(|error| {
         tracing::warn!(%error, "what an agent before this one has left cannot be read");
         Vec::new()
     });
-    let attempt = |retries: u32| {
-        let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance, number: retries + 1 };
-        let id = attempt.to_string();
-        let record = records.iter().find(|record| record.id == id && record.of_the_node && !record.agent.is_alive())?;
-        Some((retries, Some(record.clone())))
+    let attempt =
+        |tries: Tries| Attempt { job: context.job.as_str(), task: &task.name, instance, number: tries.attempt() };
+    let begun = |tries: Tries| {
+        let id = attempt(tries).to_string();
+        records.iter().find(|record| record.id == id && record.of_the_node && !record.agent.is_alive()).cloned()
     };
-    (0..=task.max_retries).rev().find_map(attempt).unwrap_or((0, None))
+    let tries = record::read_tries(&context.node, &attempt(Tries::default()).to_string());
+    if let Some(record) = begun(tries) {
+        return (tries, Some(record));
+    }
+    // What is running counts, should the file be gone.
+    let counted = (1..=task.max_retries).rev().map(|retries| Tries { retries, faults: 0 });
+    let running = counted.filter_map(|tries| Some((tries, Some(begun(tries)?)))).next();
+    running.unwrap_or((tries, None))
 }
 
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
-pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
+pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
-    let (mut retries, mut begun) = left_unfinished(context, task, number);
-    loop {
-        let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: retries + 1 };
-        let may_retry = retries < task.max_retries;
-        let mut outcome = attempt::run(context, task, attempt, may_retry, begun.take(), stop.clone()).await;
-        outcome.retries = retries;
+    let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
+    let (mut tries, mut begun) = left_unfinished(context, task, number);
+    let outcome = loop {
+        let attempt = Attempt { number: tries.attempt(), ..first };
+        let (mut outcome, next) = attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
+        (outcome.retries, outcome.attempts) = (tries.retries, tries.attempt());
         outcome.started = started;
-        let again = may_retry && outcome.state == State::Failed && outcome.cause != Some(Cause::Cancelled);
-        if !again || stop.is_asked() {
-            return outcome;
-        }
-        retries += 1;
+        let Next::Again { tries: next, pause } = next else { break outcome };
         tracing::warn!(
             task = %format_args!("{}.{number}", task.name),
-            "{}; trying again ({retries} of {})",
+            pause_s = pause.as_secs(),
+            "{}; trying again ({})",
             outcome.message.as_deref().unwrap_or("it failed"),
-            task.max_retries
+            if next.retries > tries.retries {
+                format!("{} of {}", next.retries, task.max_retries)
+            } else {
+                format!("{} of {}, not counted as a retry", next.faults, context.faults)
+            },
         );
-    }
+        tries = next;
+        if context.of_the_node
+            && let Err(error) = record::write_tries(&context.node, &first.to_string(), tries)
+        {
+            tracing::warn!(%error, "that it was tried cannot be written down; after a crash it is not remembered");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.beyond(Urgency::None) => break outcome,
+        }
+    };
+    record::forget_tries(&context.node, &first.to_string());
+    outcome
 }

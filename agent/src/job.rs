@@ -9,15 +9,17 @@
 //!                    formats) trusts it)
 //! ```
 //!
-//! [`read_file`] and [`read`] go that whole way and either give a [`Job`] with warnings or every problem
-//! there is. Nothing in this module touches the network, and only [`read_file`] touches the disk.
+//! An App job needs a second document, the App's description, and becomes one draft with it. [`read_file`] and [`read`] go that whole
+//! way and either give a [`Job`] with warnings or every problem there is. Nothing in this module touches the network, and only
+//! [`read_file`] touches the disk.
 
 mod batchcompute;
 pub mod check;
 pub mod command_line;
 pub mod description;
 pub use description::{
-    Container, ContainerNetwork, ImageSource, Input, Job as JobDescription, Limits, LogFile, NetworkMount, Output, PullPolicy, Task,
+    Container, ContainerNetwork, ImageSource, Input, Job as JobDescription, Limits, LogFile, NetworkMount, Output, PullPolicy,
+    RetryRules, Task,
 };
 pub(crate) mod document;
 pub(crate) mod draft;
@@ -34,6 +36,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub(crate) use self::batchcompute::app::PLACE as APP_DESCRIPTION;
 use self::description::Job;
 pub use self::document::MAX_BYTES;
 use self::draft::Draft;
@@ -74,6 +77,15 @@ pub enum ReadError {
         #[source]
         cause: io::Error,
     },
+    /// The App's could not be.
+    #[error("cannot read the App description {}: {cause}", path.display())]
+    App {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
     /// It was read, and something is wrong with it.
     #[error("{}: {problems}", path.display())]
     Invalid {
@@ -89,11 +101,29 @@ pub enum ReadError {
 /// # Errors
 /// When the file cannot be read, is larger than [`MAX_BYTES`], or is no valid job.
 pub fn read_file(path: &Path) -> Result<(Job, Vec<Warning>), ReadError> {
-    let failed = |cause| ReadError::File { path: path.to_owned(), cause };
+    read_file_with_app(path, None)
+}
+
+/// [`read_file`] with the file that describes the App which an App job is made from.
+///
+/// # Errors
+/// When a file cannot be read, is larger than [`MAX_BYTES`], or they are no valid job together.
+pub fn read_file_with_app(path: &Path, app: Option<&Path>) -> Result<(Job, Vec<Warning>), ReadError> {
+    let bytes = contents(path).map_err(|cause| ReadError::File { path: path.to_owned(), cause })?;
+    let app = match app {
+        Some(path) => Some(contents(path).map_err(|cause| ReadError::App { path: path.to_owned(), cause })?),
+        None => None,
+    };
+    read_with_app(&bytes, Format::of(path), app.as_deref())
+        .map_err(|problems| ReadError::Invalid { path: path.to_owned(), problems })
+}
+
+/// What is in the file of a description; one byte more than is allowed, when there is more.
+pub(crate) fn contents(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than allowed shows that there is more; a pipe or device has no length to ask for.
-    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    read(&bytes, Format::of(path)).map_err(|problems| ReadError::Invalid { path: path.to_owned(), problems })
+    // A pipe or device has no length to ask for.
+    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))?;
+    Ok(bytes)
 }
 
 /// Reads a description from memory.
@@ -101,9 +131,21 @@ pub fn read_file(path: &Path) -> Result<(Job, Vec<Warning>), ReadError> {
 /// # Errors
 /// Everything that is wrong with it, each with its place, cause and remedy.
 pub fn read(bytes: &[u8], format: Format) -> Result<(Job, Vec<Warning>), Problems> {
+    read_with_app(bytes, format, None)
+}
+
+/// [`read`] with the description of the App which an App job is made from, in JSON or YAML.
+///
+/// # Errors
+/// Everything that is wrong with either, each with its place, cause and remedy.
+pub fn read_with_app(bytes: &[u8], format: Format, app: Option<&[u8]>) -> Result<(Job, Vec<Warning>), Problems> {
     let text = document::text(bytes)?;
     let mut findings = Findings::default();
-    let draft = draft(text, format, &mut findings)?;
+    let app = match app {
+        Some(bytes) => Some(batchcompute::app::parse(bytes, &mut findings)?),
+        None => None,
+    };
+    let draft = draft(text, format, app.as_ref(), &mut findings)?;
     // Rules are checked even after errors of form, so that all are found in one go.
     match validate::validate(draft, &mut findings) {
         Some(job) => findings.finish().map(|warnings| (job, warnings)),
@@ -114,7 +156,7 @@ pub fn read(bytes: &[u8], format: Format) -> Result<(Job, Vec<Warning>), Problem
 }
 
 /// Finds out the format and reads the text into a draft.
-fn draft(text: &str, format: Format, findings: &mut Findings) -> Result<Draft, Problems> {
+fn draft(text: &str, format: Format, app: Option<&Value>, findings: &mut Findings) -> Result<Draft, Problems> {
     let is_json = format == Format::Json || (format == Format::Detect && text.trim_start().starts_with('{'));
     let document = if is_json {
         match document::json(text, findings) {
@@ -130,9 +172,13 @@ fn draft(text: &str, format: Format, findings: &mut Findings) -> Result<Draft, P
         None
     };
     match document {
-        Some(Value::Object(map)) if !batchcompute::is_meant(&map) => yaml::read(text),
-        Some(document) => Ok(batchcompute::read(&document, findings)),
-        None => yaml::read(text),
+        Some(document) if document.as_object().is_none_or(batchcompute::is_meant) => {
+            Ok(batchcompute::read(&document, app, findings))
+        }
+        _ => {
+            batchcompute::app::unused(app, findings);
+            yaml::read(text)
+        }
     }
 }
 

@@ -136,8 +136,11 @@ pub struct InstanceOutcome {
     pub task: String,
     /// The instance's number, from 0.
     pub instance: u32,
-    /// How often it was tried again.
+    /// How often it was tried again after a failure of the program's; the platform's are not counted.
     pub retries: u32,
+    /// How many attempts there were, this one included. Logs of attempts after the first are named after them.
+    #[serde(default)]
+    pub attempts: u32,
     /// How it ended.
     pub state: State,
     /// The program's exit code, when it exited.

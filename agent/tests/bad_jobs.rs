@@ -332,8 +332,8 @@ fn bad_jobs_are_refused_with_exact_messages() {
         (change("/DAG/Tasks/t", json!("x")), "DAG.Tasks.t: expected an object, got text"),
         (
             json!({ "Name": "x", "Type": "App", "App": { "AppName": "a" } }),
-            "Type: App jobs are not supported by this version; write the App's command line, with its parameters put \
-             in, as a job of type DAG with one task",
+            "App: the App's description is not there, and the job says only what goes into it; give it with --app FILE (in a \
+             node's settings: task.app, task.app_file or task.app_object)",
         ),
         (change("/Type", json!("DGA")), "Type: expected DAG or App, got \"DGA\"; did you mean DAG?"),
         (change("/Name", json!("a/b")), "Name: the job's name \"a/b\" holds '/'; use letters, digits, '-' and '_'"),

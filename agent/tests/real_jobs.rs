@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use batch_agent::job::check::{Abilities, Report};
-use batch_agent::job::description::{Container, Input, Job, NetworkMount, Output, Task};
+use batch_agent::job::description::{Container, Input, Job, NetworkMount, Output, RetryRules, Task};
 use batch_agent::job::{Finding, read_file};
 use fuse_oss::{CacheUse, Charset};
 
@@ -47,6 +47,8 @@ fn task(name: &str, command: &[&str], logs: &str, timeout: u64) -> Task {
         stderr: Some(logs.parse().unwrap()),
         instances: 1,
         max_retries: 0,
+        retry_rules: RetryRules::default(),
+        reserve_on_fail: false,
         timeout: Some(Duration::from_secs(timeout)),
         input_store: None,
         input_cache: CacheUse::default(),

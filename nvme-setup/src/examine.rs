@@ -144,6 +144,24 @@ impl Examiner {
         }
     }
 
+    /// What this node has left on those of the devices that are neither empty nor mounted, by name. What could not be found out is not
+    /// there: then the device is judged by what it carries.
+    pub fn traces_all<'a>(
+        &self,
+        devices: impl IntoIterator<Item = &'a Device>,
+        evidence: &BTreeMap<String, Evidence>,
+        node: &Node,
+    ) -> BTreeMap<String, Traces> {
+        let is_interesting = |device: &&Device| {
+            let content = evidence.get(&device.name).map(|evidence| &evidence.content);
+            matches!(content, Some(Content::Signature(_) | Content::Data { .. } | Content::Ambiguous))
+                && device.mounts.is_empty()
+                && device.size > 4 << 20
+        };
+        let found = |device: &Device| Some((device.name.clone(), self.traces(device, node).ok()?));
+        devices.into_iter().filter(is_interesting).filter_map(found).collect()
+    }
+
     /// What this node has left on a device. An error is a reason why that could not be found out.
     pub(crate) fn traces(&self, device: &Device, node: &Node) -> Result<Traces, String> {
         let (subject, prefix) = (device.clone(), *node.prefix());

@@ -9,6 +9,8 @@
 //!    the device itself. Devices are opened for reading only.
 //! 3. [`judge()`] is a pure function of both. It says whether a device could be used, and each reason why not.
 //!
+//! [`volumes()`] is another: the volumes that are on the disks already, and how far each is.
+//!
 //! Doing comes in two: [`plan()`] is a pure function of a [`World`] (all of the above at one moment) and a [`Request`]; it
 //! gives steps or refusals. A [`Setup`] looks, plans and does the steps, until everything is there.
 //!
@@ -34,6 +36,7 @@ mod sysfs;
 mod text;
 mod tools;
 mod trace;
+mod volumes;
 mod world;
 
 pub use device::{Device, DeviceNumber, Kind, Mount, Role, Transport};
@@ -43,10 +46,11 @@ pub use inventory::{Facts, Inventory, InventoryError};
 pub use judge::{Reason, Rules, Verdict, judge};
 pub use plan::plan;
 pub use request::{Fs, Request, RequestError, Trim, Volume, What};
-pub use setup::{Event, Released, Report, Setup, SetupError, StepError};
+pub use setup::{Applied, Event, Released, Report, Setup, SetupError, StepError};
 pub use signature::{Content, Signature};
 pub use step::{Plan, Planned, Refusal, Settled, Step, Target};
 pub use sysfs::Roots;
 pub use text::{human_size, printable};
 pub use trace::{Member, Traces};
+pub use volumes::{VolumeState, VolumeStatus, volumes};
 pub use world::{Place, World};

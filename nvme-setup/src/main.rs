@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use nvme_setup::{
-    Device, Event, Evidence, Examiner, Inventory, Node, Plan, Request, Roots, Rules, Setup, SetupError, judge,
+    Device, Event, Evidence, Examiner, Inventory, Node, Plan, Request, Roots, Rules, Setup, SetupError, judge, volumes,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -39,13 +39,43 @@ const FORMAT: u32 = 1;
 Exit status: 0 done, 64 wrong usage, 71 a disk is refused, or a device or the operating system failed, 78 wrong settings."
 )]
 struct Arguments {
+    /// Where the lock is, and what was applied in this boot: a directory that only root can write, and that a boot empties.
+    #[arg(
+        long,
+        global = true,
+        display_order = 100,
+        value_name = "DIR",
+        default_value = "/run",
+        env = "NVME_SETUP_RUNTIME_DIR"
+    )]
+    runtime_dir: PathBuf,
+
     #[command(subcommand)]
     command: Command,
 }
 
+impl Arguments {
+    /// For a command that is to be told all: the name is the one that is given, else the machine's.
+    fn setup(&self, node: Option<&str>) -> Result<Setup, Failure> {
+        let node = match node.map(str::trim) {
+            Some("") => return Err(Failure(USAGE, "--node is empty".to_owned())),
+            Some(name) => Node::new(name),
+            None => Node::of_machine(&Roots::default()).map_err(|error| Failure(OS, error.to_string()))?,
+        };
+        Ok(Setup::new(node).with_lock(self.runtime_dir.join("nvme-setup.lock")))
+    }
+
+    /// For one that goes on with what was applied: the name is the one that the node had then.
+    fn setup_as_applied(&self, node: Option<&str>) -> Result<Setup, Failure> {
+        let any = Setup::new(Node::new("")).with_lock(self.runtime_dir.join("nvme-setup.lock"));
+        let applied = any.applied().map(|applied| applied.node);
+        self.setup(node.or(applied.as_deref()))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show every block device: what it is, what it carries, who uses it, whether it could be used and why not.
+    /// Show every block device (what it is, what it carries, who uses it, whether it could be used and why not) and every volume.
     Status(StatusArguments),
     /// Show what `apply` would do, why, and what it found. Changes nothing.
     Plan(ChangeArguments),
@@ -53,7 +83,8 @@ enum Command {
     Apply(ApplyArguments),
     /// Take volumes away: swap off, unmount, stop arrays. Never wipes anything.
     Release(ChangeArguments),
-    /// Give freed space back to the disks of the mounted volumes that ask for it (`trim: periodic`); for a timer.
+    /// Give freed space back to the disks of the mounted volumes that ask for it (`trim: periodic`): of those that are named, or of
+    /// all that `apply` has prepared in this boot. nvme-setup-trim.timer runs it every day.
     Trim(ChangeArguments),
     /// Write manual pages and shell completions below a directory, as they go below /usr/share. For packages.
     #[command(hide = true)]
@@ -80,7 +111,7 @@ struct StatusArguments {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     device: Vec<PathBuf>,
 
-    /// What this node is called, instead of what its firmware says; see `apply --help`.
+    /// What this node is called, instead of how `apply` called it in this boot, or what its firmware says; see `apply --help`.
     #[arg(long, value_name = "ID")]
     node: Option<String>,
 }
@@ -138,6 +169,14 @@ CARRIES  nothing         no signature, and zeros in every sample, both ends incl
 USABLE?  yes             free and empty
          no: ...         the weightiest reason; `--device NAME` lists all
 
+VOLUME   where it is mounted, or its label
+STATE    mounted         it is there
+         not mounted     it is complete: `apply` mounts it
+         unfinished      an interrupted run has left it: `apply` goes on with it
+         not assembled   its array is not put together: `apply` does that
+         incomplete      disks of its array are missing, and with them what was on it
+         another node's  it was made by `nvme-setup apply` on another node, and is not touched
+
 Exit status: 0 done, 64 wrong usage, 71 a device or the operating system failed.";
 
 /// Why there is no answer, and the exit status for it.
@@ -167,13 +206,14 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    let all = &arguments;
     let result = match &arguments.command {
-        Command::Status(arguments) => status(arguments),
-        Command::Plan(change) => show_plan(change),
-        Command::Apply(arguments) if arguments.dry_run => show_plan(&arguments.change),
-        Command::Apply(arguments) => apply(&arguments.change),
-        Command::Release(change) => release(change),
-        Command::Trim(change) => trim(change),
+        Command::Status(arguments) => status(arguments, all),
+        Command::Plan(change) => show_plan(change, all),
+        Command::Apply(arguments) if arguments.dry_run => show_plan(&arguments.change, all),
+        Command::Apply(arguments) => apply(&arguments.change, all),
+        Command::Release(change) => release(change, all),
+        Command::Trim(change) => trim(change, all),
         Command::Manual { directory } => manual::write(Arguments::command(), directory)
             .map_err(|error| Failure(OS, format!("cannot write below {}: {error}", directory.display()))),
     };
@@ -188,24 +228,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn status(arguments: &StatusArguments) -> Result<(), Failure> {
+fn status(arguments: &StatusArguments, all: &Arguments) -> Result<(), Failure> {
     let inventory = Inventory::read(&Roots::default()).map_err(|error| Failure(OS, error.to_string()))?;
     let devices = wanted(&inventory, &arguments.device)?;
     let evidence = Examiner::default().examine_all(devices.iter().copied());
     let named = !arguments.device.is_empty();
     let rules = Rules { loop_devices: named, ..Rules::default() };
     // Without a name nothing can be told to be this node's; all else can be shown.
-    let node = node(arguments.node.as_deref()).ok();
-    let report = Report::new(&inventory, &devices, &evidence, node.as_ref(), |device, evidence| {
+    let setup = all.setup_as_applied(arguments.node.as_deref()).ok();
+    let node = setup.as_ref().map(Setup::node);
+    let mut report = Report::new(&inventory, &devices, &evidence, node, |device, evidence| {
         judge(&inventory, device, Some(evidence), &rules)
     });
+    if let Some(node) = node {
+        let traces = Examiner::default().traces_all(devices.iter().copied(), &evidence, node);
+        report.add(volumes(&inventory, &evidence, &traces, node));
+    }
     if arguments.json {
         return print_json(&report);
     }
     for note in report.notes() {
         eprintln!("nvme-setup: {note}");
     }
-    print(&report.table(named))
+    print(&(report.table(named) + &report.volumes()))
 }
 
 /// The devices that were named, each once, or all.
@@ -230,23 +275,15 @@ fn wanted<'a>(inventory: &'a Inventory, paths: &[PathBuf]) -> Result<Vec<&'a Dev
     Ok(devices)
 }
 
-fn node(name: Option<&str>) -> Result<Node, Failure> {
-    match name.map(str::trim) {
-        Some("") => Err(Failure(USAGE, "--node is empty".to_owned())),
-        Some(name) => Ok(Node::new(name)),
-        None => Node::of_machine(&Roots::default()).map_err(|error| Failure(OS, error.to_string())),
-    }
-}
-
 /// What is asked for; a command that changes something has to be told.
 fn request(change: &ChangeArguments) -> Result<Request, Failure> {
     let request = change.options.request()?;
     request.ok_or_else(|| Failure(USAGE, "say what to prepare: --mount DIR (see --help), or --config FILE".to_owned()))
 }
 
-fn show_plan(change: &ChangeArguments) -> Result<(), Failure> {
+fn show_plan(change: &ChangeArguments, all: &Arguments) -> Result<(), Failure> {
     let request = request(change)?;
-    let setup = Setup::new(node(change.node.as_deref())?);
+    let setup = all.setup(change.node.as_deref())?;
     let world = setup.observe(&request)?;
     let plan = nvme_setup::plan(&world, &request, setup.node());
     let evidence: &BTreeMap<String, Evidence> = &world.evidence;
@@ -290,9 +327,9 @@ fn describe(plan: &Plan) -> String {
     text
 }
 
-fn apply(change: &ChangeArguments) -> Result<(), Failure> {
+fn apply(change: &ChangeArguments, all: &Arguments) -> Result<(), Failure> {
     let request = request(change)?;
-    let setup = Setup::new(node(change.node.as_deref())?);
+    let setup = all.setup(change.node.as_deref())?;
     let mut watch = |event: Event<'_>| {
         match event {
             Event::Waiting { refusals } => {
@@ -332,9 +369,9 @@ fn apply(change: &ChangeArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn release(change: &ChangeArguments) -> Result<(), Failure> {
+fn release(change: &ChangeArguments, all: &Arguments) -> Result<(), Failure> {
     let request = change.options.request()?;
-    let setup = Setup::new(node(change.node.as_deref())?);
+    let setup = all.setup_as_applied(change.node.as_deref())?;
     let released = setup.release(request.as_ref())?;
     if change.json {
         return print_json(&json!({ "format": FORMAT, "released": released }));
@@ -356,9 +393,10 @@ fn release(change: &ChangeArguments) -> Result<(), Failure> {
     print(&text)
 }
 
-fn trim(change: &ChangeArguments) -> Result<(), Failure> {
-    let request = request(change)?;
-    let setup = Setup::new(node(change.node.as_deref())?);
+fn trim(change: &ChangeArguments, all: &Arguments) -> Result<(), Failure> {
+    let setup = all.setup_as_applied(change.node.as_deref())?;
+    let applied = || setup.applied().map(|applied| applied.request).unwrap_or_default();
+    let request = change.options.request()?.unwrap_or_else(applied);
     let trimmed = setup.trim(&request)?;
     if change.json {
         return print_json(&json!({ "format": FORMAT, "trimmed": trimmed }));

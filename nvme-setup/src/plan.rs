@@ -367,6 +367,14 @@ impl<'a> Planner<'a> {
     }
 
     fn finish(mut self) -> Plan {
+        // As the request has them, and not as they chose: who asks for the first volume means the first of the request.
+        let place = |settled: &Settled| {
+            let is_of = |volume: &Volume| {
+                settled.volume == volume.mount || volume.each && settled.volume.parent() == Some(&volume.mount)
+            };
+            self.request.volumes.iter().position(is_of)
+        };
+        self.plan.settled.sort_by_key(place);
         // A mount point inside another volume comes after it. The order of the steps of one volume stays.
         self.plan.steps.sort_by(|one, two| one.volume.cmp(&two.volume));
         // One look is enough, when everything else has been done.

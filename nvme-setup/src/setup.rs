@@ -3,6 +3,7 @@
 //! Nothing is remembered from one round to the next, or from one run to the next. A run that is interrupted anywhere is
 //! taken up by looking again; the last round finds nothing to do, and that is the proof that everything is there.
 
+mod applied;
 mod hand;
 mod release;
 mod swap;
@@ -27,6 +28,7 @@ use crate::sysfs::Roots;
 use crate::tools::Tools;
 use crate::world::World;
 
+pub use applied::Applied;
 pub use release::Released;
 
 /// How often what is there is planned from: an array that is cleared, made, formatted and mounted takes four rounds.
@@ -70,7 +72,7 @@ pub enum Event<'a> {
 pub struct Report {
     /// The steps, in order.
     pub done: Vec<Planned>,
-    /// All volumes, as they are now.
+    /// All volumes, as they are now, in the order of the request.
     pub settled: Vec<Settled>,
     /// What a person should know.
     pub notes: Vec<String>,
@@ -180,7 +182,7 @@ impl Setup {
         self
     }
 
-    /// One with another lock file. Only one run at a time has it.
+    /// One with another lock file. Only one run at a time has it. What was applied is written down beside it.
     #[must_use]
     pub fn with_lock(mut self, path: impl Into<PathBuf>) -> Self {
         self.lock = path.into();
@@ -192,6 +194,16 @@ impl Setup {
     pub fn with_examiner(mut self, examiner: Examiner) -> Self {
         self.examiner = examiner;
         self
+    }
+
+    /// What was applied in this boot, if anything was.
+    pub fn applied(&self) -> Option<Applied> {
+        Applied::read(&self.record())
+    }
+
+    /// Where that is written down: beside the lock.
+    fn record(&self) -> PathBuf {
+        self.lock.with_extension("json")
     }
 
     /// The node.
@@ -250,6 +262,13 @@ impl Setup {
             let Some(first) = plan.steps.first() else {
                 report.settled = plan.settled;
                 report.notes = plan.notes;
+                if let Err(error) = Applied::add(&self.record(), &self.node, request) {
+                    let path = self.record();
+                    report.notes.push(format!(
+                        "cannot write {}: {error}; `nvme-setup trim` has to be told what to trim",
+                        path.display()
+                    ));
+                }
                 return Ok(report);
             };
             if rounds == ROUNDS {

@@ -261,7 +261,7 @@ pub struct Plan {
     pub steps: Vec<Planned>,
     /// What cannot be done.
     pub refusals: Vec<Refusal>,
-    /// What is there already.
+    /// What is there already, in the order of the request.
     pub settled: Vec<Settled>,
     /// What a person should know: disks that are left out, and why.
     pub notes: Vec<String>,

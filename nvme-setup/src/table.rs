@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use nvme_setup::{Content, Device, Evidence, Inventory, Kind, Node, Owner, Uuid, Verdict, human_size, printable};
+use nvme_setup::{
+    Content, Device, Evidence, Inventory, Kind, Node, Owner, Uuid, Verdict, VolumeStatus, human_size, printable,
+};
 use serde::Serialize;
 
 /// The version of the JSON document. It rises when a reader would have to change.
@@ -26,6 +29,7 @@ pub struct Row<'a> {
 pub struct Report<'a> {
     format: u32,
     devices: Vec<Row<'a>>,
+    volumes: Vec<VolumeStatus>,
     notes: Vec<String>,
 }
 
@@ -53,7 +57,22 @@ impl<'a> Report<'a> {
             let root = if nix::unistd::geteuid().is_root() { "" } else { "; this was not run as root" };
             notes.push(format!("could not look at the content of {}{root}", unknown.join(", ")));
         }
-        Self { format: FORMAT, devices: rows, notes }
+        Self { format: FORMAT, devices: rows, volumes: Vec::new(), notes }
+    }
+
+    /// Adds the volumes that are on these devices.
+    pub fn add(&mut self, volumes: Vec<VolumeStatus>) {
+        self.volumes = volumes;
+    }
+
+    /// The table of volumes, with an empty line before it; nothing where there are none.
+    pub fn volumes(&self) -> String {
+        if self.volumes.is_empty() {
+            return String::new();
+        }
+        let mut cells = vec![["VOLUME", "STATE", "DEVICES", "FILE SYSTEM", "LABEL"].map(str::to_owned)];
+        cells.extend(self.volumes.iter().map(volume_cells));
+        format!("\n{}", aligned(&cells))
     }
 
     /// What is to be said, for standard error.
@@ -66,18 +85,7 @@ impl<'a> Report<'a> {
         let shown: Vec<&Row<'_>> = self.devices.iter().filter(|row| in_full || !row.is_vacant()).collect();
         let mut cells = vec![["DEVICE", "SIZE", "ROLE", "CARRIES", "USED BY", "USABLE?"].map(str::to_owned)];
         cells.extend(shown.iter().map(|row| row.cells()));
-        let mut widths = [0; 6];
-        for line in &cells {
-            for (width, cell) in widths.iter_mut().zip(line) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let mut text = String::new();
-        for line in &cells {
-            let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            text.push_str(padded.join("  ").trim_end());
-            text.push('\n');
-        }
+        let mut text = aligned(&cells);
         let vacant = self.devices.len() - shown.len();
         if vacant > 0 {
             let plural = if vacant == 1 { "device" } else { "devices" };
@@ -178,6 +186,44 @@ impl Row<'_> {
             line("to erase it", &format!("{command}    (only if nothing on it is needed)"));
         }
     }
+}
+
+fn volume_cells(volume: &VolumeStatus) -> [String; 5] {
+    let name = |path: &PathBuf| printable(path.strip_prefix("/dev").unwrap_or(path).to_string_lossy().as_ref());
+    let disks = volume.devices.iter().map(name).collect::<Vec<_>>().join(", ");
+    let mounted = volume.mounted_at.iter().map(|at| printable(at)).collect::<Vec<_>>().join(", ");
+    let or_dash = |text: Option<&String>| text.map_or_else(|| "-".to_owned(), |text| printable(text));
+    let label = or_dash(volume.label.as_ref());
+    [
+        if mounted.is_empty() { label.clone() } else { mounted },
+        match volume.made_by {
+            Owner::ThisNode => volume.state.to_string(),
+            Owner::AnotherNode => format!("another node's, {}", volume.state),
+        },
+        match &volume.array {
+            Some(array) => format!("{disks} as {}", name(array)),
+            None => disks,
+        },
+        or_dash(volume.fs.as_ref()),
+        label,
+    ]
+}
+
+/// Lines of cells, each column as wide as its widest.
+fn aligned<const COLUMNS: usize>(cells: &[[String; COLUMNS]]) -> String {
+    let mut widths = [0; COLUMNS];
+    for line in cells {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for line in cells {
+        let padded: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(padded.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// The UUID of what a device carries, when it has the form of ours.

@@ -11,7 +11,6 @@ use crate::identity::Node;
 use crate::inventory::{Inventory, InventoryError};
 use crate::mounts;
 use crate::request::{MOST_SLOTS, Request, What};
-use crate::signature::Content;
 use crate::sysfs::Roots;
 use crate::trace::Traces;
 
@@ -62,17 +61,7 @@ impl World {
         let named = named(&inventory, request);
         let wanted: Vec<&Device> = inventory.devices().iter().filter(|device| is_looked_at(device, &named)).collect();
         let evidence = examiner.examine_all(wanted.iter().copied());
-        let mut traces = BTreeMap::new();
-        for device in wanted {
-            let content = evidence.get(&device.name).map(|evidence| &evidence.content);
-            let interesting =
-                matches!(content, Some(Content::Signature(_) | Content::Data { .. } | Content::Ambiguous));
-            // What could not be found out is not there: then the device is refused for what it carries.
-            let readable = interesting && device.mounts.is_empty() && device.size > 4 << 20;
-            if let Some(Ok(found)) = readable.then(|| examiner.traces(device, node)) {
-                traces.insert(device.name.clone(), found);
-            }
-        }
+        let traces = examiner.traces_all(wanted, &evidence, node);
         let mounted = mount_points(roots)?;
         let mut places = BTreeMap::new();
         for volume in &request.volumes {

@@ -11,7 +11,7 @@ mod call;
 mod channel;
 mod clock;
 mod digest;
-mod endpoint;
+pub(crate) mod endpoint;
 mod fault;
 mod listing;
 mod meter;

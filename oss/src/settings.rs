@@ -72,6 +72,13 @@ pub struct StoreSettings {
     pub metadata_endpoint: Option<String>,
 }
 
+impl StoreSettings {
+    /// Whether the region is known from here: it is set, or the endpoint's name tells it.
+    pub fn tells_region(&self) -> bool {
+        self.region.is_some() || self.endpoint.as_deref().is_some_and(crate::rest::endpoint::tells_region)
+    }
+}
+
 /// The settings for all schemes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {

@@ -204,7 +204,8 @@ prove() {
         holds "/usr/bin/$program is the one from here" is_ours "usr/bin/$program"
         holds "only root can change /usr/bin/$program" only_roots "usr/bin/$program"
     done
-    for unit in batch-agent.service fuse-oss.service batch-node-mounts.target batch-node-mounts.service batch-node-ready.target batch-node-ready.service; do
+    for unit in batch-agent.service fuse-oss.service batch-node-mounts.target batch-node-mounts.service batch-node-ready.target batch-node-ready.service \
+        nvme-setup-trim.timer nvme-setup-trim.service; do
         holds "$unit is there" test -e "$at/usr/lib/systemd/system/$unit"
         [ -e "$at/etc/systemd/system/$unit" ] && note "/etc/systemd/system/$unit hides the one that comes with the agent"
     done

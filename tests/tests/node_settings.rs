@@ -52,7 +52,7 @@ bootstrap: {command: /opt/setup.sh}
     assert_eq!((status, stderr.as_str()), (0, ""), "{stdout}");
     let expected = "\
 node        Alibaba Cloud, region cn-hangzhou
-scratch     on the first volume
+scratch     /data/batch-agent
 volume      instance-store → /data (formatted when provably empty)
 mount       /home/nas  n.example:/d      NFS 3, changes are written to it, required, within 2m
 mount       /home/in   oss://bucket/in/  directory, read-only, required, within 1m

@@ -1,226 +1,222 @@
 //! What else may happen to a node when it boots, in a real machine: a table of case, state and message.
 //!
-//! Each case boots its machine once or more and takes two or three minutes for each, so none is part of the ordinary tests.
-
-#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
-
-use std::time::Duration;
+//! Each case boots its machine once or more and takes two minutes for each, so none is part of the ordinary tests.
 
 use serde_json::Value;
 use tests::double::AccessKey;
-use tests::vm::machine::Running;
+use tests::vm::boot::Boot;
 use tests::vm::plan::{self, Plan};
 use tests::vm::site::{self, BUCKET, Cloud, Site};
+use tests::vm::table::Case;
 
-/// How long a machine may take from power-on to power-off: some two minutes where nothing else runs, much longer on a busy host.
-const LIFE: Duration = Duration::from_secs(900);
+/// What the user's own script does, as cloud-init runs it.
+const SCRIPT: &str = "#!/bin/sh\necho a script of the user >/dev/ttyS0";
 
-/// What an agent says when there is nothing left to do.
-const READY: &str = "the node has done its work";
+/// Where the killer is in the image.
+const KILLER: [(&str, &str); 2] =
+    [("killer.sh", "/usr/local/sbin/killer.sh"), ("killer.service", "/etc/systemd/system/killer.service")];
 
-/// Reports and powers off once the agent has come to an end, whichever.
-const SCRIPT: &str = "\
-#!/bin/bash
-exec >/dev/ttyS0 2>&1
-batch-agent wait task --timeout 300
-echo \"wait: $?\"
-systemctl show --property Result --property ExecMainStatus batch-agent.service
-systemctl is-active batch-node-mounts.target batch-node-ready.target
-echo '== story'
-batch-agent status --json
-echo '== end of story'
-grep /mnt/nas /proc/mounts
-ls /data /mnt/input
-systemctl --no-block poweroff
-";
+/// What keeps the NAS from coming up.
+const NO_NAS: [(&str, &str); 1] = [("none.conf", "/etc/systemd/system/nfs-server.service.d/none.conf")];
 
-/// A boot that is over.
-struct Boot {
-    console: String,
-    story: Value,
+/// The node broke as [`Boot::broke`] says, and nothing was harmed; a row of the table.
+#[track_caller]
+fn broke(case: &Case, site: &Site, boot: &Boot, phase: &str, status: u8, words: &[&str]) {
+    let message = boot.broke(phase, status, words);
+    site.nothing_was_harmed();
+    case.came_to(&format!("{phase} failed"), &format!("{message} (exit status {status})"));
 }
 
-impl Boot {
-    fn of(running: Running) -> Self {
-        let console = running.off(LIFE);
-        let story = console.split_once("== story\n").and_then(|(_, rest)| rest.split_once("== end of story"));
-        // The kernel and the journal write to the same console.
-        let text: String =
-            story.map(|(text, _)| text.lines().filter(|line| !line.starts_with('[')).collect()).unwrap_or_default();
-        let story = serde_json::from_str(&text).unwrap_or_else(|error| panic!("no story ({error}) in:\n{console}"));
-        Self { console, story }
-    }
+/// The task has ended well and found what it should, and nothing was harmed.
+#[track_caller]
+fn finished(site: &Site, boot: &Boot) {
+    boot.finished();
+    assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
+    assert_eq!(site.text("results/mapped.sums"), site::as_sums(&site.input));
+    site.nothing_was_harmed();
+}
 
-    fn state(&self, phase: &str) -> &str {
-        let steps = self.story["steps"].as_array().unwrap();
-        steps.iter().find(|step| step["phase"] == phase).unwrap()["state"].as_str().unwrap()
-    }
-
-    /// The agent failed in this phase with a message that has all of `words`, with this exit status, and did nothing after it.
-    #[track_caller]
-    fn broke(&self, phase: &str, status: u8, words: &[&str]) {
-        assert_eq!((self.state(phase), self.state("task")), ("failed", "waiting"), "{}", self.console);
-        let message = self.story["trouble"]["message"].as_str().unwrap_or_default();
-        for word in words {
-            assert!(message.contains(word), "no {word:?} in {message:?}");
-        }
-        assert!(self.console.contains(&format!("ExecMainStatus={status}\n")), "{}", self.console);
-        assert!(self.console.contains("wait: 1\n"), "{}", self.console);
-        println!("{phase:<15} failed    {message}");
-    }
-
-    #[track_caller]
-    fn finished(&self) {
-        assert_eq!(self.story["outcome"]["state"], "Finished", "{}", self.console);
-        assert_eq!(self.story["trouble"], Value::Null, "{}", self.console);
-        println!("{:<15} finished", "task");
-    }
+/// The array of the instance's own disks is there, and in use.
+#[track_caller]
+fn has_its_array(boot: &Boot) {
+    let (mdstat, mounts) = (boot.said("mdstat"), boot.said("mounts"));
+    let array = mdstat.lines().find(|line| line.contains(" : active raid0 ")).unwrap_or_default();
+    assert_eq!(array.matches("nvme").count(), 2, "{mdstat}");
+    let device = array.split(' ').next().unwrap_or_default();
+    assert!(mounts.contains(&format!("/dev/{device} /data xfs ")), "{array:?}: {mounts}");
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_reboot_and_stop_and_start() {
+    let case = Case::begin("reboot, stop and start");
     let mut site = Site::new(Cloud::Aws);
     site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
-    // cloud-init runs such a script once per instance.
-    let boot = Boot::of(site.machine.power_on());
-    boot.finished();
-    site.nothing_was_harmed();
+    let first = site.machine.power_on().boot();
+    finished(&site, &first);
+    has_its_array(&first);
+    let kept = first.said("kept").to_owned();
+    assert!(kept.starts_with(&site.all), "what the task has left on the array: {kept:?}");
+    case.came_to("finished", "switched on for the first time");
     site.store.delete(BUCKET, "results/computed.sum");
 
     // The same disks: everything is found again, and the task has ended before.
-    let again = site.machine.power_on().off_after(READY, LIFE);
-    assert!(again.contains("it ended before: only.0 Finished"), "{again}");
-    assert!(!again.contains("make xfs") && !again.contains("make ext4") && !again.contains("make a RAID0"), "{again}");
-    assert!(site.store.get(BUCKET, "results/computed.sum").is_none(), "the task was run again");
+    let again = site.machine.power_on().boot();
+    ended_before(&site, &again);
+    has_its_array(&again);
+    assert_eq!(again.said("kept"), kept);
+    assert!(!again.console.contains("make xfs") && !again.console.contains("make ext4"), "{}", again.console);
+    assert!(!again.console.contains("make a RAID0"), "{}", again.console);
+    case.came_to("finished", "rebooted: array and file systems as they were, the task was not run again");
 
     // The instance's own disks are new ones.
     site.empty_instance_store();
-    let anew = site.machine.power_on().off_after(READY, LIFE);
-    assert!(anew.contains("make xfs") && anew.contains("make a RAID0") && !anew.contains("make ext4"), "{anew}");
-    assert!(anew.contains("it ended before: only.0 Finished"), "{anew}");
+    let anew = site.machine.power_on().boot();
+    ended_before(&site, &anew);
+    has_its_array(&anew);
+    assert_eq!(anew.said("kept"), "");
+    assert!(anew.console.contains("make xfs") && anew.console.contains("make a RAID0"), "{}", anew.console);
+    assert!(!anew.console.contains("make ext4"), "the cloud disk is as it was: {}", anew.console);
+    case.came_to("finished", "stopped and started: its own disks made anew, the cloud disk as it was");
+}
+
+/// The node is prepared and knows that its task has ended in a boot before this one.
+#[track_caller]
+fn ended_before(site: &Site, boot: &Boot) {
+    boot.finished();
+    assert!(boot.console.contains("it ended before: only.0 Finished"), "{}", boot.console);
+    assert!(site.store.get(BUCKET, "results/computed.sum").is_none(), "the task was run again");
+    assert_eq!(boot.said("targets"), "active\nactive\n");
     site.nothing_was_harmed();
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_agent_killed_in_every_phase() {
-    let files = [("killer.sh", "/usr/local/sbin/killer.sh"), ("killer.service", "/etc/systemd/system/killer.service")];
-    let site = Site::with(Cloud::Aws, &files);
+    let case = Case::begin("agent killed in every phase");
+    let site = Site::with(Cloud::Aws, &KILLER);
     site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    for phase in ["identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"] {
-        assert!(boot.console.contains(&format!("killer: {phase}: killed")), "{phase} was not met\n{}", boot.console);
+    let boot = site.machine.power_on().boot();
+    let phases = ["identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"];
+    for phase in phases {
+        let killed = format!("killer: {phase}: killed");
+        assert!(boot.console.contains(&killed), "{phase} was not met\n{}", boot.console);
     }
-    boot.finished();
-    assert_eq!(boot.story["agents_before"], 7);
-    assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
+    finished(&site, &boot);
+    assert_eq!(boot.story["agents_before"], phases.len());
     // The start-up script and the task have run once.
     assert_eq!(site.text("logs/stdout.job-vm.only.0").matches("worker ").count(), 1);
     assert!(site.store.get(BUCKET, "logs/stdout.job-vm.only.0.1").is_none());
     assert_eq!(site.text("logs/bootstrap.i-0double"), "a.bin\nb.bin\ndeep\n");
-    site.nothing_was_harmed();
+    let begun: Vec<String> = phases.iter().map(|phase| format!("{phase} {}x", boot.step(phase)["begun"])).collect();
+    case.came_to("finished", &format!("the eighth agent has done the rest; begun: {}", begun.join(", ")));
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_alibaba_with_its_metadata_role_and_oss() {
+    let case = Case::begin("Alibaba Cloud: metadata, RAM role, OSS");
     let site = Site::new(Cloud::Alibaba);
     let mut plan = Plan::of(&site);
     plan.more = "at_end: poweroff\n".to_owned();
-    site.imds.set_user_data(&plan.user_data("#!/bin/sh\necho user data >/dev/ttyS0"));
-    let console = site.machine.power_on().off(LIFE);
+    site.imds.set_user_data(&plan.user_data(SCRIPT));
+    let console = site.machine.power_on().off();
     assert!(console.contains("powering off"), "{console}");
     assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
     assert_eq!(site.text("results/mapped.sums"), site::as_sums(&site.input));
     assert!(site.text("results/disks").contains(" raid0 "), "its own NVMe disks have any model");
     assert!(site.text("logs/stdout.job-vm.only.0").starts_with("worker i-double in cn-test,"));
-    let node: Value = serde_json::from_str(&site.text("report/node.i-double.json")).unwrap();
+    let node: Value = serde_json::from_str(&site.text("report/node.i-double.json")).unwrap_or_default();
     assert_eq!((&node["identity"]["cloud"], &node["outcome"]["state"]), (&"alibaba".into(), &"Finished".into()));
     site.nothing_was_harmed();
+    case.came_to("finished", "and has switched itself off");
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_newer_kernel_reads_by_itself() {
+    let case = Case::begin("the kernel from backports");
     let site = Site::with_newer_kernel(Cloud::Aws);
     let mut plan = Plan::of(&site);
     // Whole in the cache after the first time, and opened anew for the second.
     plan.bootstrap = "bootstrap: {command: \"/bin/sh -c 'cat /mnt/input/a.bin | md5sum; sleep 5; cat /mnt/input/a.bin | md5sum; \
-                      echo ready > /mnt/nas/from-the-bootstrap; uname -r > /dev/ttyS0; fuse-oss status > /dev/ttyS0'\"}\n"
+                      echo ready > /mnt/nas/from-the-bootstrap'\"}\n"
         .to_owned();
     site.imds.set_user_data(&plan.user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    boot.finished();
-    let opened = boot.console.lines().find(|line| line.contains("read by the kernel alone")).unwrap_or_default();
-    assert!(!opened.is_empty() && !opened.contains(" 0 read by the kernel alone"), "{opened:?} in\n{}", boot.console);
-    assert_eq!(site.text("results/computed.sum"), format!("{}  -\n", site.all));
-    site.nothing_was_harmed();
+    let boot = site.machine.power_on().boot();
+    finished(&site, &boot);
+    let opened = boot.said("fuse-oss").lines().find(|line| line.contains("read by the kernel alone"));
+    let opened = opened.unwrap_or_else(|| panic!("{}", boot.said("fuse-oss"))).trim();
+    assert!(!opened.contains(" 0 read by the kernel alone"), "{opened}");
+    case.came_to("finished", &format!("Linux {}: {opened}", boot.said("kernel").trim()));
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_nas_is_down() {
-    let site = Site::with(Cloud::Aws, &[("none.conf", "/etc/systemd/system/nfs-server.service.d/none.conf")]);
+    let case = Case::begin("NFS server down");
+    let site = Site::with(Cloud::Aws, &NO_NAS);
     let mut plan = Plan::of(&site);
     plan.nas = "version: '4.1', deadline: 20s".to_owned();
     site.imds.set_user_data(&plan.user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    boot.broke("network-mounts", 71, &["127.0.0.1:/srv/nas", "refused"]);
+    let boot = site.machine.power_on().boot();
+    broke(&case, &site, &boot, "network-mounts", 71, &["127.0.0.1:/srv/nas", "refused"]);
     assert_eq!(boot.state("object-mounts"), "done", "one dead server costs its own mount");
-    site.nothing_was_harmed();
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_nas_is_down_and_not_required() {
-    let site = Site::with(Cloud::Aws, &[("none.conf", "/etc/systemd/system/nfs-server.service.d/none.conf")]);
+    let case = Case::begin("NFS server down, required: false");
+    let site = Site::with(Cloud::Aws, &NO_NAS);
     let mut plan = Plan::of(&site);
-    plan.nas = "version: '4.1', deadline: 10s, required: false".to_owned();
+    plan.nas = "version: '4.1', deadline: 20s, required: false".to_owned();
     plan.bootstrap = String::new();
     plan.command = "/bin/true".to_owned();
     site.imds.set_user_data(&plan.user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
+    let boot = site.machine.power_on().boot();
     boot.finished();
+    site.nothing_was_harmed();
     let mount = &boot.story["mounts"][0];
-    assert!(mount["state"] == "failed" && mount["message"].as_str().unwrap().contains("refused"), "{mount}");
+    let message = mount["message"].as_str().unwrap_or_default();
+    assert!(mount["state"] == "failed" && message.contains("refused"), "{mount}");
+    case.came_to("finished", &format!("a mount has failed: {message}"));
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_bad_user_data() {
+    let case = Case::begin("bad user data");
     let site = Site::new(Cloud::Aws);
-    let plan = Plan::of(&site);
-    let settings = plan.text().replace("writable: true", "writeable: true");
+    let settings = Plan::of(&site).text().replace("writable: true", "writeable: true");
     site.imds.set_user_data(&plan::user_data(&settings, SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    boot.broke("settings", 78, &["mounts[0].writeable", "did you mean writable?", "/etc/batch-agent/node.yaml"]);
+    let boot = site.machine.power_on().boot();
+    let words = ["mounts[0].writeable", "did you mean writable?", "/etc/batch-agent/node.yaml"];
+    broke(&case, &site, &boot, "settings", 78, &words);
     assert_eq!(boot.state("disks"), "waiting");
     assert!(site.machine.disk("data").is_blank(), "a node that is not understood touches no disk");
-    site.nothing_was_harmed();
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_wrong_credentials() {
+    let case = Case::begin("wrong credentials");
     let site = Site::new(Cloud::Aws);
     site.store.set_keys(vec![AccessKey::new("SOMEBODY", "else")]);
     site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    boot.broke("object-mounts", 77, &["cannot mount s3://lab/input/", "403"]);
-    assert_eq!(boot.state("bootstrap"), "waiting");
-    site.nothing_was_harmed();
+    let boot = site.machine.power_on().boot();
+    broke(&case, &site, &boot, "object-mounts", 77, &["cannot mount s3://lab/input/", "403"]);
 }
 
 #[test]
-#[ignore = "soak"]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_missing_disk() {
+    let case = Case::begin("missing disk");
     let site = Site::new(Cloud::Aws);
     let mut plan = Plan::of(&site);
-    plan.disks = plan.disks.replace("count: 2", "count: 3").replace("disks:", "disks:\n  wait: 5s");
+    plan.disks = plan.disks.replace("count: 2", "count: 3").replace("wait: 10m", "wait: 5s");
     site.imds.set_user_data(&plan.user_data(SCRIPT));
-    let boot = Boot::of(site.machine.power_on());
-    boot.broke("disks", 71, &["/data", "3", "2"]);
+    let boot = site.machine.power_on().boot();
+    broke(&case, &site, &boot, "disks", 71, &["/data", "3", "2"]);
     assert_eq!(boot.state("object-mounts"), "waiting", "nothing is mounted after a disk that failed");
-    site.nothing_was_harmed();
 }

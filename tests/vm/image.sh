@@ -22,7 +22,7 @@ packages() { # packages CACHE
     tar=$1/packages-$(printf '%s %s' "$SUITE" "$PACKAGES" | hash_of).tar
     if [ ! -e "$tar" ]; then
         rm -f "$1"/packages-*
-        mmdebstrap --quiet --variant=minbase --include="$PACKAGES" "$SUITE" "$tar.new.tar" >&2
+        mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Retries "5"' --include="$PACKAGES" "$SUITE" "$tar.new.tar" >&2
         mv "$tar.new.tar" "$tar"
     fi
     echo "$tar"
@@ -46,8 +46,12 @@ configure() { # configure TREE
     done
     printf '[Journal]\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\nMaxLevelConsole=info\nStorage=volatile\n' \
         >"$tree/etc/systemd/journald.conf.d/console.conf"
-    # It has no other locale than C.
-    printf 'locale: false\n' >"$tree/etc/cloud/cloud.cfg.d/90-test.cfg"
+    # It has no other locale than C, and no SSH.
+    printf 'locale: false\nssh_genkeytypes: []\nssh_deletekeys: false\n' >"$tree/etc/cloud/cloud.cfg.d/90-test.cfg"
+    # On a busy host nothing in it is late, only slow.
+    mkdir -p "$tree/etc/systemd/system.conf.d"
+    printf '[Manager]\nDefaultTimeoutStartSec=20min\nDefaultTimeoutStopSec=10min\nDefaultDeviceTimeoutSec=20min\n' \
+        >"$tree/etc/systemd/system.conf.d/slow.conf"
     # The NAS: served by the machine to itself.
     mkdir -p "$tree/srv/nas"
     echo '/srv/nas 127.0.0.1(rw,sync,no_subtree_check,no_root_squash,insecure)' >"$tree/etc/exports"
@@ -81,5 +85,9 @@ make_image() { # make_image CACHE
     echo "$stamp" >"$cache/recipe"
 }
 
+[ "$(uname -m)" = x86_64 ] || {
+    echo "the tests boot a virtual machine that runs the programs of this one, and there is an image for x86_64 only: $(uname -m)" >&2
+    exit 1
+}
 [ $# = 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 make_image "$1"

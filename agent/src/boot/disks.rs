@@ -1,26 +1,22 @@
 //! Preparing disks, through `nvme-setup`'s library.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::Path;
 
-use nvme_setup::{Event, Request, Roots, Setup, SetupError};
+use nvme_setup::{Event, Request, Roots, Setup, SetupError, Trim};
 
-use super::events;
 use super::phase::Came;
-use super::story::Teller;
+use super::{Boot, events, service};
+use crate::durable;
 use crate::exit;
+use crate::node::Node;
 use crate::outcome::{Cause, Failure};
 use crate::settings::{Identity, NodeSettings};
 
-/// Prepares the volumes that are wanted, and answers with where they are, in the order of the settings. What is there already is
-/// recognised.
-pub async fn prepare(
-    settings: &NodeSettings,
-    identity: &Identity,
-    teller: &Teller,
-) -> Result<Came<Vec<PathBuf>>, Failure> {
+/// Prepares the volumes that are wanted. What is there already is recognised.
+pub async fn prepare(settings: &NodeSettings, identity: &Identity, boot: &Boot) -> Result<Came<()>, Failure> {
     if settings.disks.is_empty() {
-        return Ok(Came::ToNothing(Vec::new()));
+        return Ok(Came::ToNothing(()));
     }
     let request: Request = serde_json::from_value(settings.disks.request.clone())
         .map_err(|error| Failure::new(Cause::User, exit::BAD_SETTINGS, format!("disks: {error}")))?;
@@ -28,6 +24,13 @@ pub async fn prepare(
         Some(id) => nvme_setup::Node::new(id),
         None => nvme_setup::Node::of_machine(&Roots::default()).map_err(Failure::platform)?,
     };
+    let mut setup = Setup::new(node);
+    // Directories of its own keep an agent out of the way of the machine's.
+    if boot.node.runtime != Path::new(Node::RUNTIME) {
+        durable::private_directory(&boot.node.runtime)?;
+        setup = setup.with_lock(boot.node.runtime.join("nvme-setup.lock"));
+    }
+    let is_trimmed = request.volumes.iter().any(|volume| volume.trim == Trim::Periodic);
     let (sender, mut told) = tokio::sync::mpsc::unbounded_channel::<String>();
     let work = move || {
         let mut watch = |event: Event<'_>| {
@@ -43,21 +46,28 @@ pub async fn prepare(
             let _ = sender.send(line);
             ControlFlow::Continue(())
         };
-        Setup::new(node).apply(&request, &mut watch)
+        setup.apply(&request, &mut watch)
     };
     let work = tokio::task::spawn_blocking(work);
     while let Some(line) = told.recv().await {
         tracing::info!("{line}");
-        teller.event(events::Event { event: "DiskStep", subject: "disks", elapsed_ms: None, message: Some(&line) });
+        boot.teller.event(events::Event {
+            event: "DiskStep",
+            subject: "disks",
+            elapsed_ms: None,
+            message: Some(&line),
+        });
     }
     let report = work.await.map_err(Failure::platform)?.map_err(|error| failure(&error))?;
     for note in &report.notes {
         tracing::warn!("{note}");
     }
-    let volumes: Vec<PathBuf> = report.settled.iter().map(|settled| settled.volume.clone()).collect();
+    if is_trimmed {
+        service::start_trimming(&boot.programs).await;
+    }
     let words: Vec<String> =
         report.settled.iter().map(|settled| format!("{} on {}", settled.volume.display(), settled.device)).collect();
-    Ok(Came::To(volumes, Some(words.join("; "))))
+    Ok(Came::To((), Some(words.join("; "))))
 }
 
 fn failure(error: &SetupError) -> Failure {

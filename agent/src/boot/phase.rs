@@ -78,6 +78,25 @@ pub struct Broken {
     pub failure: Failure,
 }
 
+impl Broken {
+    /// The outcome of two steps that were done side by side: what failed, whichever it was, and both causes where both did.
+    ///
+    /// # Errors
+    /// When one of them has failed.
+    pub fn of_both(first: Result<(), Self>, second: Result<(), Self>, teller: &Teller) -> Result<(), Self> {
+        match (first, second) {
+            (Err(mut first), Err(second)) => {
+                let (phase, more) = (second.phase.name(), second.failure.message);
+                first.failure.message = format!("{}; and {phase} failed: {more}", first.failure.message);
+                teller.trouble(first.phase, &first.failure);
+                Err(first)
+            }
+            (Err(broken), Ok(())) | (Ok(()), Err(broken)) => Err(broken),
+            (Ok(()), Ok(())) => Ok(()),
+        }
+    }
+}
+
 impl Teller {
     /// Does a step: tells when it begins, how long it takes, and how it ends. One that takes longer than `deadline` has failed; it is
     /// dropped then, so whatever it does must be something that can be dropped.
@@ -166,6 +185,27 @@ mod tests {
         assert_eq!((step.state, step.begun, step.message.as_deref()), (State::Done, 1, Some("two disks")));
         teller.phase(Phase::Bootstrap, None, async { Ok(Came::ToNothing(())) }).await.unwrap();
         assert!(teller.story().is_past(Phase::Bootstrap));
+    }
+
+    #[tokio::test]
+    async fn of_two_that_fail_side_by_side_both_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let teller = Teller::begin(directory.path()).unwrap();
+        let fail = |phase, status, why: &'static str| {
+            teller.phase::<()>(phase, None, async move { Err(Failure::new(Cause::Mount, status, why)) })
+        };
+        let (network, objects) = tokio::join!(
+            fail(Phase::NetworkMounts, exit::OS, "the NAS does not answer"),
+            fail(Phase::ObjectMounts, exit::DENIED, "the bucket is denied")
+        );
+        let broken = Broken::of_both(network, objects, &teller).unwrap_err();
+        assert_eq!((broken.phase, broken.failure.exit_status), (Phase::NetworkMounts, exit::OS));
+        let trouble = teller.story().trouble.unwrap();
+        assert_eq!(trouble.message, "the NAS does not answer; and object-mounts failed: the bucket is denied");
+        assert_eq!((trouble.phase, trouble.message), (broken.phase, broken.failure.message));
+        let one = fail(Phase::ObjectMounts, exit::DENIED, "the bucket is denied").await;
+        assert_eq!(Broken::of_both(Ok(()), one, &teller).unwrap_err().phase, Phase::ObjectMounts);
+        assert!(Broken::of_both(Ok(()), Ok(()), &teller).is_ok());
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use fuse_oss::ServeSettings;
@@ -28,6 +28,9 @@ const AGENT_UNIT: &str = "batch-agent.service";
 
 /// The unit of the node's object mounts.
 const FUSE_OSS_UNIT: &str = "fuse-oss.service";
+
+/// What has volumes trimmed every day.
+const TRIM_TIMER: &str = "nvme-setup-trim.timer";
 
 /// What others wait for; see `batch-agent wait`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +152,19 @@ fn write_environment(serve: &ServeSettings, path: &Path) -> Result<(), Failure> 
     write().map_err(|error: std::io::Error| Failure::platform(format!("cannot write {}: {error}", path.display())))
 }
 
+/// Has volumes trimmed as long as the machine is up. Without systemd, that is for whoever runs it.
+pub async fn start_trimming(programs: &Programs) {
+    if !has_unit(TRIM_TIMER) {
+        return warn!(
+            "nobody runs `nvme-setup trim` here, which trim: periodic asks for: {TRIM_TIMER} is not installed"
+        );
+    }
+    // Not waited for: the timer may be ordered after what waits for us.
+    if let Err(why) = systemctl(programs, &["--no-block", "start", TRIM_TIMER]).await {
+        warn!("{TRIM_TIMER} cannot be started, and nothing is trimmed: {why}");
+    }
+}
+
 async fn systemctl(programs: &Programs, arguments: &[&str]) -> Result<(), String> {
     let Some(command) = programs.command("systemctl", SYSTEMCTL_LIMIT) else {
         return Err(format!("systemctl is not in {}", programs.shown()));
@@ -214,13 +230,6 @@ pub async fn power_off(programs: &Programs) {
     if let Err(why) = systemctl(programs, &["poweroff"]).await {
         warn!("the machine cannot be powered off: {why}");
     }
-}
-
-/// Where the `fuse-oss` program is: beside this one, else on the system's path.
-pub fn find_fuse_oss(given: Option<PathBuf>) -> PathBuf {
-    const NAME: &str = "fuse-oss";
-    let beside = std::env::current_exe().ok().map(|program| program.with_file_name(NAME)).filter(|path| path.exists());
-    given.or(beside).unwrap_or_else(|| PathBuf::from(NAME))
 }
 
 #[cfg(test)]

@@ -117,6 +117,9 @@ pub struct Story {
     pub program_started_ms: Option<u64>,
     /// How the task ended.
     pub outcome: Option<serde_json::Value>,
+    /// Whether the task was asked to end because the machine goes down.
+    #[serde(default)]
+    pub going_down: bool,
     /// Why the node is of no use, if it is not.
     pub trouble: Option<Trouble>,
 }
@@ -159,8 +162,33 @@ impl Story {
             job_id: None,
             program_started_ms: None,
             outcome: None,
+            going_down: false,
             trouble: None,
         }
+    }
+
+    /// The same for another agent in the same boot. Nothing is done until it has found so itself: its settings may be others, and
+    /// whoever waits for a mount must not take the word of one that is gone. How often each step was begun stays.
+    fn for_another_agent(self, agent: ProcessId) -> Self {
+        let fresh = |step: Step| Step {
+            state: State::Waiting,
+            started: None,
+            ended: None,
+            elapsed_ms: None,
+            message: None,
+            ..step
+        };
+        let agents_before = self.agents_before + 1;
+        let steps = self.steps.into_iter().map(fresh).collect();
+        Self { agent, agents_before, steps, trouble: None, ..self }
+    }
+
+    /// The same for another boot: only the task's run goes on, or counts as over. One that was ended with the machine is not over.
+    fn for_another_boot(self, agent: ProcessId) -> Self {
+        let is_cut_short =
+            self.going_down && self.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
+        let outcome = self.outcome.filter(|_| !is_cut_short);
+        Self { job_id: self.job_id, outcome, ..Self::new(agent) }
     }
 
     /// A step.
@@ -192,15 +220,8 @@ impl Teller {
         let agent = ProcessId::of_this().map_err(FileError::on("read", Path::new("/proc/self/stat")))?;
         let path = Story::path(state);
         let story = match Story::read(state)? {
-            Some(before) if before.boot_id == agent.boot_id => {
-                let agents_before = before.agents_before + 1;
-                Story { agent, agents_before, trouble: None, ..before }
-            }
-            Some(before) => {
-                let over = before.is_past(Phase::Task);
-                let (job_id, outcome) = (before.job_id, before.outcome.filter(|_| over));
-                Story { job_id, outcome, ..Story::new(agent) }
-            }
+            Some(before) if before.boot_id == agent.boot_id => before.for_another_agent(agent),
+            Some(before) => before.for_another_boot(agent),
             None => Story::new(agent),
         };
         let events = Events::open(state, &story.boot_id)?;
@@ -275,32 +296,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_agent_goes_on_and_another_boot_begins_anew() {
+    fn another_agent_takes_nobodys_word_for_what_is_done() {
         let directory = tempfile::tempdir().unwrap();
         let teller = Teller::begin(directory.path()).unwrap();
-        teller.step(Phase::Disks, |step| step.state = State::Done);
-        teller.note(|story| {
-            story.job_id = Some("job-1".to_owned());
-            story.outcome = Some("the last one".into());
-        });
+        teller.step(Phase::Disks, |step| (step.state, step.begun) = (State::Done, 1));
         drop(teller);
-        let teller = Teller::begin(directory.path()).unwrap();
-        let story = teller.story();
-        assert!(story.is_past(Phase::Disks) && !story.is_past(Phase::Task));
-        assert_eq!(story.agents_before, 1);
-        // As after a reboot.
-        teller.note(|story| story.boot_id = "another".to_owned());
         let story = Teller::begin(directory.path()).unwrap().story();
         assert!(!story.is_past(Phase::Disks));
-        assert_eq!((story.job_id.as_deref(), story.outcome), (Some("job-1"), None), "it had not ended");
+        assert_eq!((story.agents_before, story.step(Phase::Disks).unwrap().begun), (1, 1));
+    }
+
+    #[test]
+    fn a_task_that_is_over_is_over_for_every_boot_and_one_that_a_reboot_has_ended_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let outcome = |state: &str| Some(serde_json::json!({"state": state}));
+        let reboot = |teller: Teller| {
+            teller.note(|story| story.boot_id = "another".to_owned());
+            drop(teller);
+            Teller::begin(directory.path()).unwrap()
+        };
         let teller = Teller::begin(directory.path()).unwrap();
-        teller.step(Phase::Task, |step| step.state = State::Done);
-        teller.note(|story| {
-            story.outcome = Some("finished".into());
-            story.boot_id = "another".to_owned();
-        });
-        let story = Teller::begin(directory.path()).unwrap().story();
-        assert_eq!(story.outcome, Some("finished".into()), "it is not run again");
+        teller.step(Phase::Task, |step| (step.state, step.begun) = (State::Running, 1));
+        teller.note(|story| story.job_id = Some("job-1".to_owned()));
+        let teller = reboot(teller);
+        let story = teller.story();
+        assert_eq!((story.job_id.as_deref(), &story.outcome), (Some("job-1"), &None), "it had not ended");
+        assert_eq!(story.step(Phase::Task).unwrap().begun, 0);
+        // Ended with the machine: begun anew. Cancelled by a person, or through before the machine went down: over.
+        teller.note(|story| (story.outcome, story.going_down) = (outcome("Stopped"), true));
+        let teller = reboot(teller);
+        assert_eq!((teller.story().outcome, teller.story().going_down), (None, false));
+        for (state, going_down) in [("Stopped", false), ("Finished", true), ("Failed", true)] {
+            teller.note(|story| (story.outcome, story.going_down) = (outcome(state), going_down));
+            let again = reboot(Teller::begin(directory.path()).unwrap());
+            assert_eq!(again.story().outcome, outcome(state), "{state} is not run again");
+        }
     }
 
     #[test]

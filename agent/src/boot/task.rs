@@ -46,7 +46,8 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
     check(&job, &task.name)?;
 
     let job_id = job_id(wanted, &story)?;
-    boot.teller.change(|story| story.job_id = Some(job_id.to_string()))?;
+    // What is there of another task is not how this one ended.
+    boot.teller.change(|story| (story.job_id, story.outcome) = (Some(job_id.to_string()), None))?;
     known.node.prepare()?;
     check_space(&known.node.scratch)?;
     tracing::info!(job = %job_id, task = task.name, instance = wanted.instance, "running the task of {job_name:?}");
@@ -84,25 +85,37 @@ async fn fetch(wanted: &NodeTask, known: &Known) -> Result<JobDescription, Failu
     let bad = |what: &str, error: &dyn std::fmt::Display| {
         Failure::new(Cause::User, exit::BAD_DATA, format!("{what}: {error}"))
     };
-    let (job, warnings) = match &wanted.source {
-        TaskSource::Inline(text) => {
-            job::read(text.as_bytes(), Format::Detect).map_err(|problems| bad("the task in the settings", &problems))?
-        }
-        TaskSource::File(path) => job::read_file(path).map_err(|error| match error {
-            job::ReadError::File { .. } => Failure::new(Cause::User, exit::INPUT_MISSING, error.to_string()),
-            job::ReadError::Invalid { .. } => Failure::new(Cause::User, exit::BAD_DATA, error.to_string()),
-        })?,
-        TaskSource::Object(location) => {
-            let what = format!("job description {}", location.escaped());
-            let bytes = download(known, location, &what).await?;
-            let format = Format::of(Path::new(location.key().base_name()));
-            job::read(&bytes, format).map_err(|problems| bad(&what, &problems))?
-        }
+    let (bytes, format, what) = description(&wanted.source, "job", known).await?;
+    let app = match &wanted.app {
+        Some(source) => Some(description(source, "App", known).await?.0),
+        None => None,
     };
+    let (job, warnings) =
+        job::read_with_app(&bytes, format, app.as_deref()).map_err(|problems| bad(&what, &problems))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(job)
+}
+
+/// What a description says, the format its name tells, and what to call it.
+async fn description(source: &TaskSource, kind: &str, known: &Known) -> Result<(Vec<u8>, Format, String), Failure> {
+    match source {
+        TaskSource::Inline(text) => {
+            Ok((text.clone().into_bytes(), Format::Detect, format!("the {kind} description in the settings")))
+        }
+        TaskSource::File(path) => {
+            let what = format!("{kind} description {}", path.display());
+            let missing =
+                |error| Failure::new(Cause::User, exit::INPUT_MISSING, format!("cannot read the {what}: {error}"));
+            Ok((job::contents(path).map_err(missing)?, Format::of(path), what))
+        }
+        TaskSource::Object(location) => {
+            let what = format!("{kind} description {}", location.escaped());
+            let bytes = download(known, location, &what).await?;
+            Ok((bytes, Format::of(Path::new(location.key().base_name())), what))
+        }
+    }
 }
 
 async fn download(known: &Known, location: &Location, what: &str) -> Result<Vec<u8>, Failure> {
@@ -191,6 +204,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         of_the_node: true,
         on_start,
         grace: GRACE,
+        faults: instance::retry::FAULTS,
         place: Place {
             region: identity.region.clone(),
             cluster: identity.cluster.clone(),

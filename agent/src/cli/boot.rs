@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::node::NodeArguments;
 use crate::boot::story::{State, Teller};
 use crate::boot::{Boot, End, service};
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
 use crate::instance::Stopper;
-use crate::node::Node;
 use crate::outcome::{Cause, Failure};
 use crate::programs::Programs;
 use crate::settings::{self, NodeSettings, SettingsSource};
@@ -31,22 +31,8 @@ pub(super) struct BootArguments {
     #[command(flatten)]
     settings: SettingsArguments,
 
-    /// Where working directories, outputs and the object cache are, over the settings' `scratch`.
-    /// [default: the first prepared volume, else STATE/scratch]
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-
-    /// Where the agent keeps what must survive a reboot.
-    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
-    state_dir: PathBuf,
-
-    /// Where sockets and mounts of tasks are.
-    #[arg(long, value_name = "DIR", default_value = Node::RUNTIME, env = "BATCH_AGENT_RUNTIME_DIR")]
-    runtime_dir: PathBuf,
-
-    /// The fuse-oss program. [default: the one beside this program, else the one on PATH]
-    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_FUSE_OSS")]
-    fuse_oss: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArguments,
 }
 
 /// Where settings come from.
@@ -86,8 +72,9 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
             "preparing a node formats disks and mounts storage and needs root; it is meant to be run by systemd",
         ));
     }
-    durable::private_directory(&arguments.state_dir)?;
-    let teller = Arc::new(Teller::begin(&arguments.state_dir)?);
+    let node = arguments.node.node()?;
+    durable::private_directory(&node.state)?;
+    let teller = Arc::new(Teller::begin(&node.state)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -97,22 +84,17 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
     let programs = Programs::default();
     let boot = Boot {
         teller: Arc::clone(&teller),
-        node: Node {
-            state: arguments.state_dir.clone(),
-            runtime: arguments.runtime_dir.clone(),
-            scratch: arguments.scratch.clone().unwrap_or_else(|| arguments.state_dir.join("scratch")),
-        },
-        scratch_is_free: arguments.scratch.is_none(),
+        node,
+        scratch_is_free: arguments.node.scratch_is_free(),
         programs: programs.clone(),
-        fuse_oss: service::find_fuse_oss(arguments.fuse_oss.clone()),
+        fuse_oss: arguments.node.fuse_oss(),
         console,
         stop,
         began,
     };
     let settings = arguments.settings.clone();
     let end = runtime.block_on(async move {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::platform)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::platform)?;
+        let mut told = Told::listen()?;
         let booting = Arc::clone(&teller);
         let is_booting = move || {
             let story = booting.story();
@@ -130,28 +112,65 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         let end = loop {
             tokio::select! {
                 end = &mut life => break end,
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                () = told.to_end() => {}
             }
             if !service::is_shutting_down(&boot.programs).await {
                 tracing::info!("detaching: what runs goes on, and the next agent goes on with it");
                 return Ok(None);
             }
             tracing::info!("the machine is going down: the task ends now, and what it has left is sent");
+            boot.teller.note(|story| story.going_down = true);
             stopper.ask();
         };
-        if end.powers_off() {
-            service::power_off(&programs).await;
-        } else if matches!(&end, End::Through { outcome: None, .. }) {
-            // A node for others: there as long as they are.
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+        // It may be going down to come up again.
+        if !boot.teller.story().going_down {
+            last(&end, &mut told, &programs).await;
         }
         Ok::<_, Failure>(Some(end))
     })?;
     // Not waited for: a thread that hangs on a dead mount must not keep the agent from ending.
     runtime.shutdown_background();
     Ok(ExitCode::from(end.map_or(0, |end| end.exit_status())))
+}
+
+/// What is left to do when the node's work is done: powering off, or being there.
+async fn last(end: &End, told: &mut Told, programs: &Programs) {
+    if let Some(pause) = end.powers_off_in() {
+        if !pause.is_zero() {
+            tracing::error!(
+                "not everything could be sent (see: batch-agent status), and what is left is on this machine, which is powered off in {} s; \
+                 to keep it, run: systemctl stop batch-agent",
+                pause.as_secs()
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => service::power_off(programs).await,
+            () = told.to_end() => tracing::info!("told to end: the machine is not powered off"),
+        }
+    } else if matches!(end, End::Through { outcome: None, .. }) {
+        // A node for others: there as long as they are.
+        told.to_end().await;
+    }
+}
+
+/// What the agent is told by signals.
+struct Told {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Told {
+    fn listen() -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::platform(format!("cannot listen to signals: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits until it is told to end, once more each time.
+    async fn to_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

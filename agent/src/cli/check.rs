@@ -19,6 +19,10 @@ pub(super) struct CheckArguments {
     #[arg(required_unless_present = "config", conflicts_with = "config")]
     job: Option<PathBuf>,
 
+    /// The description of the App that an App job is made from: JSON, or the same in YAML.
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    app: Option<PathBuf>,
+
     /// Check the settings of the node instead: this file, or without one /etc/batch-agent/node.yaml with
     /// node.yaml.d/*.yaml merged over it. See `batch-agent schema --node`.
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
@@ -45,7 +49,7 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
             print(&SettingsReport::new(&settings, &warnings), arguments.json)
         }
         (None, Some(job)) => {
-            let (job, warnings) = super::run::read(job)?;
+            let (job, warnings) = super::run::read(job, arguments.app.as_deref())?;
             print(&Report::new(&job, &warnings, ABILITIES), arguments.json)
         }
         (None, None) => Err(Failure::new(Cause::User, exit::USAGE, "name a job description, or --config")),

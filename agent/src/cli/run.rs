@@ -12,11 +12,12 @@ use oss::transfer::TransferBudget;
 use oss::{Settings, Stores};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::node::NodeArguments;
 use super::programs::ProgramArguments;
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper};
+use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, retry};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -27,6 +28,10 @@ use crate::run::{Part, RunError};
 pub(super) struct RunArguments {
     /// The job description: BatchCompute JSON, or YAML (see `batch-agent schema`).
     job: PathBuf,
+
+    /// The description of the App that an App job is made from: JSON, or the same in YAML.
+    #[arg(long, value_name = "FILE")]
+    app: Option<PathBuf>,
 
     /// Run one instance of this task only, whatever it depends on.
     #[arg(long, value_name = "NAME")]
@@ -49,6 +54,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
 
+    /// How often an instance is tried again after a fault that is not the job's (a mount, storage, the machine), with growing pauses.
+    /// These do not count as retries of the job's own. A program that has run is run again only if its job allows retries.
+    #[arg(long, value_name = "N", default_value_t = retry::FAULTS, value_parser = clap::value_parser!(u32).range(..=100))]
+    fault_retries: u32,
+
     /// Write the outcome here as well as to standard output.
     #[arg(long, value_name = "FILE")]
     outcome: Option<PathBuf>,
@@ -66,18 +76,8 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: Option<u64>,
 
-    /// Where working directories, outputs and the object cache are: the largest and fastest disk.
-    /// [default: STATE/scratch]
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-
-    /// Where the agent keeps what must survive a reboot.
-    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
-    state_dir: PathBuf,
-
-    /// Where sockets and mounts of tasks are.
-    #[arg(long, value_name = "DIR", default_value = Node::RUNTIME, env = "BATCH_AGENT_RUNTIME_DIR")]
-    runtime_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeArguments,
 
     /// How much the object cache may hold, such as 50GiB; a fifth of the scratch disk when absent.
     #[arg(long, value_name = "SIZE")]
@@ -86,10 +86,6 @@ pub(super) struct RunArguments {
     /// How much memory mounted objects may take, such as 512MiB; a quarter of the machine's, at most 2 GiB, when absent.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
-
-    /// The fuse-oss program. [default: the one beside this program, else the one on PATH]
-    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_FUSE_OSS")]
-    fuse_oss: Option<PathBuf>,
 
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
@@ -109,7 +105,7 @@ pub(super) struct RunArguments {
 
 /// Runs the job and prints its outcome.
 pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode, Failure> {
-    let (job, warnings) = read(&arguments.job)?;
+    let (job, warnings) = read(&arguments.job, arguments.app.as_deref())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -149,10 +145,10 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
 }
 
 /// Reads a job description, for `run` and `check` alike.
-pub(super) fn read(path: &Path) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
-    job::read_file(path).map_err(|error| {
+pub(super) fn read(path: &Path, app: Option<&Path>) -> Result<(JobDescription, Vec<job::Warning>), Failure> {
+    job::read_file_with_app(path, app).map_err(|error| {
         let exit_status = match error {
-            job::ReadError::File { .. } => exit::INPUT_MISSING,
+            job::ReadError::File { .. } | job::ReadError::App { .. } => exit::INPUT_MISSING,
             job::ReadError::Invalid { .. } => exit::BAD_DATA,
         };
         Failure::new(Cause::User, exit_status, error.to_string())
@@ -165,19 +161,13 @@ fn processors() -> u32 {
 
 fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failure> {
     let settings = storage_settings(arguments)?;
-    let node = Node {
-        state: absolute(&arguments.state_dir)?,
-        runtime: absolute(&arguments.runtime_dir)?,
-        scratch: absolute(&arguments.scratch.clone().unwrap_or_else(|| arguments.state_dir.join("scratch")))?,
-    };
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::platform(format!("cannot find this program itself: {error}")))?;
+    let node = arguments.node.node()?;
     let serve = ServeSettings {
         cache_dir: node.object_cache(),
         cache_size: arguments.cache_size,
         memory_limit: arguments.memory_limit,
         runtime_dir: node.runtime.join("fuse-oss"),
-        ..ServeSettings::new(fuse_oss(arguments, &program))
+        ..ServeSettings::new(arguments.node.fuse_oss())
     };
     Ok(Context {
         job: arguments.job_id.clone().unwrap_or_else(JobId::generate),
@@ -196,24 +186,9 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         of_the_node: false,
         on_start: OnStart::default(),
         grace: Duration::from_secs(arguments.grace),
+        faults: arguments.fault_retries,
         node,
     })
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|error| Failure::new(Cause::User, exit::USAGE, format!("{}: {error}", path.display())))
-}
-
-/// The `fuse-oss` that belongs to this `batch-agent`: they are installed and built side by side.
-fn fuse_oss(arguments: &RunArguments, program: &Path) -> PathBuf {
-    const NAME: &str = "fuse-oss";
-    let beside = program.with_file_name(NAME);
-    match &arguments.fuse_oss {
-        Some(given) => given.clone(),
-        None if beside.exists() => beside,
-        None => PathBuf::from(NAME),
-    }
 }
 
 fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {

@@ -1,20 +1,19 @@
 //! `batch-agent status` and `batch-agent wait`: how far the node is.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
+use super::node::StateArguments;
 use super::run::print;
 use crate::boot::phase::Phase;
 use crate::boot::service::{self, Coming};
 use crate::boot::story::{State, Step, Story};
 use crate::exit;
 use crate::network;
-use crate::node::Node;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
 
@@ -29,9 +28,8 @@ pub(super) struct StatusArguments {
     #[arg(long)]
     timing: bool,
 
-    /// Where the agent keeps its state.
-    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    state: StateArguments,
 }
 
 /// What `batch-agent wait` can be told.
@@ -47,9 +45,8 @@ pub(super) struct WaitArguments {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
 
-    /// Where the agent keeps its state.
-    #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    state: StateArguments,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,13 +83,13 @@ fn this_boot() -> Option<String> {
 
 /// Shows it.
 pub(super) fn status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
-    let Some(story) = read(&arguments.state_dir)? else {
+    let Some(story) = read(&arguments.state.state_dir)? else {
         return Err(Failure::new(
             Cause::Platform,
             exit::INPUT_MISSING,
             format!(
                 "no agent has told anything in {}; is the service there? systemctl status batch-agent",
-                arguments.state_dir.display()
+                arguments.state.state_dir.display()
             ),
         ));
     };
@@ -253,7 +250,7 @@ pub(super) fn wait(arguments: &WaitArguments) -> Result<ExitCode, Failure> {
     // Without an agent: whether there will be one, and how often the answer was no.
     let (mut coming, mut refusals) = (Coming::Unknown, 0);
     loop {
-        let story = read(&arguments.state_dir)?.filter(|story| Some(&story.boot_id) == boot.as_ref());
+        let story = read(&arguments.state.state_dir)?.filter(|story| Some(&story.boot_id) == boot.as_ref());
         let is_alive = story.as_ref().is_some_and(|story| story.agent.is_alive());
         if is_alive {
             refusals = 0;

@@ -15,6 +15,7 @@ use oss::transfer::DownloadOptions;
 
 use super::outputs;
 use super::record::{Record, Sources};
+use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
 use super::view::ThisHost;
 use super::workspace::{Workspace, clean_up};
@@ -25,14 +26,14 @@ use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::network;
-use crate::outcome::{Cause, Failure, InstanceOutcome};
+use crate::outcome::{Cause, Failure, InstanceOutcome, State};
 use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
 
-/// Runs one attempt. `may_retry` says that a failure will be followed by another attempt, whose outputs are then the ones
-/// that count.
+/// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
+/// it.
 ///
 /// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
 /// which may have ended meanwhile, is gone on with.
@@ -40,15 +41,16 @@ pub(super) async fn run(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> InstanceOutcome {
+) -> (InstanceOutcome, Next) {
     let mut course = Course::default();
     match open(context, attempt, begun).await {
         Err(error) => course.failures.push(Failure::platform(error)),
         Ok(mut workspace) => {
-            live(context, task, attempt, may_retry, stop.clone(), &mut workspace, &mut course).await;
+            let goes_on = |failed| goes_on(context, task, tries, failed, &stop);
+            live(context, task, attempt, goes_on, stop.clone(), &mut workspace, &mut course).await;
             let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
             if let Err(error) = cleaned {
                 tracing::error!(
@@ -59,7 +61,20 @@ pub(super) async fn run(
             }
         }
     }
-    outcome(attempt, course, stop.is_asked())
+    let program_ran = course.program_ran();
+    let outcome = outcome(attempt, course, stop.is_asked());
+    let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
+        cause,
+        exit_status: outcome.exit_status,
+        program_ran,
+    });
+    let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
+    (outcome, next)
+}
+
+/// What comes after an attempt that failed this way.
+fn goes_on(context: &Context, task: &Task, tries: Tries, failed: Failed, stop: &StopSignal) -> Next {
+    if stop.is_asked() { Next::Over } else { tries.after(task, failed, context.faults) }
 }
 
 /// The workspace of the attempt: a new one, or that of an agent before this one.
@@ -84,7 +99,7 @@ async fn live(
     context: &Context,
     task: &Task,
     attempt: Attempt<'_>,
-    may_retry: bool,
+    goes_on: impl Fn(Failed) -> Next,
     stop: StopSignal,
     workspace: &mut Workspace,
     course: &mut Course,
@@ -95,17 +110,20 @@ async fn live(
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let watch = DiskWatch::start(&workspace.record.scratch);
+    let was_begun = workspace.record.sources.is_some();
     let ran = prepare_and_run(context, task, attempt, stop, workspace).await;
+    course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
         Ok(Ran { exit, sources }) => {
-            let started = exit.start_failure.is_none();
-            let failed = exit.exit_code != Some(0);
             if let Some(failure) = &exit.start_failure {
                 logs.explain(&failure.message);
             }
             course.exit = Some(exit);
-            if started && !(failed && may_retry) {
+            let started = course.program_ran();
+            // Of a program that is going to be run again the last attempt's outputs count.
+            let is_last = course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, started)) == Next::Over);
+            if started && is_last {
                 let label = format!("{} outputs", name(attempt));
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;

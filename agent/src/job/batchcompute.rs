@@ -11,6 +11,7 @@
 //!
 //! A number written as text (`"Timeout": "3600"`) is an error, as it was in the service.
 
+pub(super) mod app;
 mod keys;
 mod object;
 
@@ -36,8 +37,9 @@ pub(super) fn is_meant(map: &Map<String, Value>) -> bool {
     has("DAG") || has("App") || !(has("tasks") || has("version"))
 }
 
-/// Turns a parsed document into a draft; what is wrong with its form goes to `findings`.
-pub(super) fn read(document: &Value, findings: &mut Findings) -> Draft {
+/// Turns a parsed document into a draft; what is wrong with its form goes to `findings`. `app` is the description of the App that
+/// an App job is made from.
+pub(super) fn read(document: &Value, app: Option<&Value>, findings: &mut Findings) -> Draft {
     let root = Place::root();
     let mut draft = Draft { stop_on_failure: true, slashes_agree: true, ..Draft::default() };
     let Some(map) = document.as_object() else {
@@ -54,9 +56,16 @@ pub(super) fn read(document: &Value, findings: &mut Findings) -> Draft {
     }
     draft.name = job.text("Name");
     draft.stop_on_failure = job.flag("JobFailOnInstanceFail").unwrap_or(true);
-    if !is_dag(&job, findings) {
-        return draft;
+    match kind(&job, findings) {
+        Some(JobKind::Dag) => {}
+        Some(JobKind::App) => {
+            draft.tasks_place = job.place.key("App");
+            draft.tasks.extend(app::read(&job, app, findings));
+            return draft;
+        }
+        None => return draft,
     }
+    app::unused(app, findings);
     let Some(dag) = job.object("DAG", keys::DAG, findings) else {
         if !job.has("DAG") {
             findings.error_with(&job.place.key("DAG"), "is missing", "a job holds its tasks in DAG.Tasks");
@@ -76,28 +85,30 @@ pub(super) fn read(document: &Value, findings: &mut Findings) -> Draft {
     draft
 }
 
-/// Whether the job's type is `DAG`; anything else is reported.
-fn is_dag(job: &Object<'_>, findings: &mut Findings) -> bool {
+/// What a job is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum JobKind {
+    /// Tasks and the order between them.
+    Dag,
+    /// An App and values for its parameters.
+    App,
+}
+
+/// What the job is made of; what is neither is reported.
+fn kind(job: &Object<'_>, findings: &mut Findings) -> Option<JobKind> {
     let place = job.place.key("Type");
     let written = job.text("Type").map(|text| text.value);
     match written.as_deref() {
-        Some("DAG") => true,
-        None if !job.has("App") || job.has("DAG") => true,
-        Some("App") | None => {
-            findings.error_with(
-                &place,
-                "App jobs are not supported by this version",
-                "write the App's command line, with its parameters put in, as a job of type DAG with one task",
-            );
-            false
-        }
+        Some("DAG") => Some(JobKind::Dag),
+        None if !job.has("App") || job.has("DAG") => Some(JobKind::Dag),
+        Some("App") | None => Some(JobKind::App),
         Some(other) => {
             let cause = format!("expected DAG or App, got {}", quoted(other));
             match nearest(other, ["DAG", "App"]) {
                 Some(near) => findings.error_with(&place, cause, format!("did you mean {near}?")),
                 None => findings.error(&place, cause),
             }
-            false
+            None
         }
     }
 }
@@ -184,6 +195,7 @@ fn read_task(name: &str, task: &Object<'_>, findings: &mut Findings) -> DraftTas
     }
     if let Some(Value::Object(map)) = task.raw("AutoCluster") {
         let cluster = Object::open(task.place.key("AutoCluster"), map, keys::AUTO_CLUSTER, findings);
+        draft.reserve_on_fail = cluster.flag("ReserveOnFail").unwrap_or(false);
         read_cluster(&cluster, mapping_locale.as_deref(), &mut draft, findings);
     }
     draft

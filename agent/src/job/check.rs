@@ -60,6 +60,13 @@ pub struct TaskReport {
     pub instances: u32,
     /// How often a failed instance is started again.
     pub retries: u32,
+    /// Exit codes after which it is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub never_retried: Vec<u8>,
+    /// Whether one that ran out of time is, too.
+    pub timeouts_retried: bool,
+    /// Whether mounts and directories of an instance that has failed stay for a while.
+    pub reserved_on_fail: bool,
     /// How long an attempt may run, in seconds.
     pub timeout_seconds: Option<u64>,
     /// What it sees, network file systems included.
@@ -166,6 +173,9 @@ impl TaskReport {
             }),
             instances: task.instances,
             retries: task.max_retries,
+            never_retried: task.retry_rules.never.iter().copied().collect(),
+            timeouts_retried: task.retry_rules.timeouts,
+            reserved_on_fail: task.reserve_on_fail,
             timeout_seconds: task.timeout.map(|timeout| timeout.as_secs()),
             inputs: storage.chain(network).collect(),
             outputs: task
@@ -265,6 +275,9 @@ impl Display for TaskReport {
             line(f, "container", &format!("{image}{from}"))?;
         }
         line(f, "instances", &self.effort())?;
+        if self.reserved_on_fail {
+            line(f, "on failure", "mounts and directories stay for a while; see batch-agent enter")?;
+        }
         for input in &self.inputs {
             line(f, "input", &input.text())?;
         }
@@ -307,6 +320,13 @@ impl TaskReport {
             0 => {}
             1 => text.push_str(", started again once on failure"),
             times => text.push_str(&format!(", started again up to {times} times on failure")),
+        }
+        if self.retries > 0 && !self.never_retried.is_empty() {
+            let codes: Vec<String> = self.never_retried.iter().map(u8::to_string).collect();
+            text.push_str(&format!(" (not after exit code {})", codes.join(", ")));
+        }
+        if self.retries > 0 && self.timeouts_retried {
+            text.push_str(", also when time ran out");
         }
         match self.timeout_seconds {
             Some(seconds) => text.push_str(&format!(", stopped after {}", length(Duration::from_secs(seconds)))),

@@ -4,7 +4,7 @@
 //! knows either. Everything here is valid by construction: names are safe as path components, command lines are split, local
 //! paths are absolute and normalised, locations are parsed, and the dependencies form no cycle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,6 +67,10 @@ pub struct Task {
     pub instances: u32,
     /// How often a failed instance is started again.
     pub max_retries: u32,
+    /// Which failures are final whatever `max_retries` says.
+    pub retry_rules: RetryRules,
+    /// Whether the mounts, directories and namespace of an instance that has failed for good stay for a person to look into.
+    pub reserve_on_fail: bool,
     /// How long one attempt of an instance may run; no limit when absent.
     pub timeout: Option<Duration>,
     /// Storage access the job brings along (`Mounts.OSS` credentials): replaces the node's for this task's inputs.
@@ -92,11 +96,22 @@ impl fmt::Debug for Task {
             .field("stderr", &self.stderr)
             .field("instances", &self.instances)
             .field("max_retries", &self.max_retries)
+            .field("retry_rules", &self.retry_rules)
+            .field("reserve_on_fail", &self.reserve_on_fail)
             .field("timeout", &self.timeout)
             .field("input_store", &self.input_store)
             .field("input_cache", &self.input_cache)
             .finish()
     }
+}
+
+/// Which of a program's failures another attempt is no answer to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetryRules {
+    /// Exit codes that say so.
+    pub never: BTreeSet<u8>,
+    /// Whether there is another attempt after one that ran out of time, which would most probably do so, too.
+    pub timeouts: bool,
 }
 
 /// The container a task runs in.

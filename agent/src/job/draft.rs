@@ -55,6 +55,12 @@ pub(crate) struct DraftTask {
     pub retries: Option<At<i64>>,
     /// In seconds.
     pub timeout: Option<At<i64>>,
+    /// Exit codes after which there is no other attempt.
+    pub never_retry: Vec<At<i64>>,
+    /// Whether there is one after the time limit.
+    pub retry_timeouts: bool,
+    /// Whether what a failed instance leaves stays for a person to look into.
+    pub reserve_on_fail: bool,
     pub input_store: Option<StoreSettings>,
     pub input_cache: DraftCache,
     /// The character set of names in outputs that do not say their own.

@@ -34,6 +34,9 @@ mod tests {
             "stderr",
             "instances",
             "retries",
+            "no-retry-exit-codes",
+            "retry-timeouts",
+            "reserve-on-fail",
             "timeout",
             "after",
         ];

@@ -16,7 +16,7 @@ use fuse_oss::{ByteSize, CacheUse};
 use oss::Location;
 
 use super::command_line;
-use super::description::{Container, ImageSource, Job, Task};
+use super::description::{Container, ImageSource, Job, RetryRules, Task};
 use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftTask};
 use super::environment;
 use super::finding::{At, Findings, Place, nearest, quoted};
@@ -122,11 +122,28 @@ fn check_task(draft: &DraftTask, slashes_agree: bool, findings: &mut Findings) -
         stderr: draft.stderr.as_ref().and_then(|stderr| check_directory(stderr, findings)),
         instances: number(draft.instances.as_ref(), "instances", 1..=MAX_INSTANCES, findings).unwrap_or(1),
         max_retries: number(draft.retries.as_ref(), "retries", 0..=MAX_RETRIES, findings).unwrap_or(0),
+        retry_rules: check_retry_rules(draft, findings),
+        reserve_on_fail: draft.reserve_on_fail,
         timeout: number(draft.timeout.as_ref(), "seconds", 1..=MAX_TIMEOUT, findings)
             .map(|seconds| Duration::from_secs(seconds.into())),
         input_store: draft.input_store.clone(),
         input_cache: check_cache(&draft.input_cache, findings),
     }
+}
+
+fn check_retry_rules(draft: &DraftTask, findings: &mut Findings) -> RetryRules {
+    let code = |written: &At<i64>| {
+        let code = u8::try_from(written.value).ok().filter(|code| *code > 0);
+        if code.is_none() {
+            findings.error_with(
+                &written.place,
+                format!("expected an exit code from 1 to 255, got {}", written.value),
+                "for a signal N that kills the program, write 128 + N",
+            );
+        }
+        code
+    };
+    RetryRules { never: draft.never_retry.iter().filter_map(code).collect(), timeouts: draft.retry_timeouts }
 }
 
 /// How inputs use the cache. The format's reference has no units for these numbers; they are bytes here.
@@ -171,13 +188,7 @@ pub(crate) fn check_command(command: &At<DraftCommand>, findings: &mut Findings)
     let place = &command.place;
     let words = match &command.value {
         DraftCommand::Line(line) => {
-            if let Some(syntax) = command_line::shell_syntax(line) {
-                findings.warn(
-                    place,
-                    format!("{syntax} is passed to the program as it is, because this is not a shell line"),
-                    "for a shell, write /bin/bash -c '...'",
-                );
-            }
+            warn_of_shell_syntax(place, line, findings);
             match command_line::split(line) {
                 Ok(words) => words,
                 Err(error) => {
@@ -198,6 +209,17 @@ pub(crate) fn check_command(command: &At<DraftCommand>, findings: &mut Findings)
         findings.error_with(place, "has an argument of 128 KiB or more", "pass long data in a file");
     }
     words
+}
+
+/// Says that what only a shell would understand in a command line will not be understood.
+pub(crate) fn warn_of_shell_syntax(place: &Place, line: &str, findings: &mut Findings) {
+    if let Some(syntax) = command_line::shell_syntax(line) {
+        findings.warn(
+            place,
+            format!("{syntax} is passed to the program as it is, because this is not a shell line"),
+            "for a shell, write /bin/bash -c '...'",
+        );
+    }
 }
 
 pub(crate) fn check_environment(written: &[At<(String, String)>], findings: &mut Findings) -> BTreeMap<String, String> {

@@ -107,6 +107,17 @@ struct TaskDocument {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     retries: Option<i64>,
+    /// Exit codes after which a failed instance is not started again; 128 + N for signal N.
+    #[serde(default)]
+    #[schemars(inner(range(min = 1, max = 255)))]
+    no_retry_exit_codes: Vec<i64>,
+    /// Whether an instance that ran out of time is started again, as far as `retries` allows. False when absent.
+    #[serde(default)]
+    retry_timeouts: bool,
+    /// Whether the mounts and directories of an instance that has failed for good stay for a while, so that a person can look into
+    /// them with `batch-agent enter`. False when absent.
+    #[serde(default)]
+    reserve_on_fail: bool,
     /// How long one attempt of an instance may run: `90s`, `30m`, `1h30m`, `2d`, or seconds. No limit when absent.
     #[serde(default)]
     timeout: Option<TimeoutDocument>,
@@ -280,6 +291,11 @@ fn draft(job: JobDocument) -> Draft {
             instances: number("instances", task.instances),
             retries: number("retries", task.retries),
             timeout: number("timeout", task.timeout.map(|timeout| timeout.0)),
+            never_retry: (task.no_retry_exit_codes.into_iter().enumerate())
+                .map(|(index, code)| At::new(at("no-retry-exit-codes").index(index), code))
+                .collect(),
+            retry_timeouts: task.retry_timeouts,
+            reserve_on_fail: task.reserve_on_fail,
             input_store: None,
             input_cache: DraftCache {
                 disk: task.input_cache.disk,
@@ -321,7 +337,9 @@ mod tests {
     use super::*;
     use fuse_oss::{ByteSize, CacheUse, Charset};
 
-    use crate::job::description::{Container, ImageSource, Input, Job, LogFile, NetworkMount, Output, Task};
+    use crate::job::description::{
+        Container, ImageSource, Input, Job, LogFile, NetworkMount, Output, RetryRules, Task,
+    };
     use crate::job::{Format, read as read_job};
 
     fn job(text: &str) -> Job {
@@ -357,6 +375,8 @@ mod tests {
             stderr: None,
             instances: 1,
             max_retries: 0,
+            retry_rules: RetryRules::default(),
+            reserve_on_fail: false,
             timeout: None,
             input_store: None,
             input_cache: CacheUse::default(),
@@ -387,6 +407,9 @@ tasks:
     stderr: file:///tmp/logs/
     instances: 3
     retries: 2
+    no-retry-exit-codes: [2, 137]
+    retry-timeouts: true
+    reserve-on-fail: true
     timeout: 1h30m
     after: [first]
   first:
@@ -434,6 +457,8 @@ tasks:
         second.stderr = Some(location("file:///tmp/logs/"));
         second.instances = 3;
         second.max_retries = 2;
+        second.retry_rules = RetryRules { never: [2, 137].into(), timeouts: true };
+        second.reserve_on_fail = true;
         second.timeout = Some(Duration::from_secs(5_400));
         let tasks = vec![small("first", &["echo", "a b"]), second];
         assert_eq!(job(text), Job { name: "all keys".to_owned(), tasks, stop_on_failure: false });

@@ -31,7 +31,7 @@ pub struct SettingsReport {
     bootstrap: Option<String>,
     task: Option<String>,
     report: Option<String>,
-    at_end: &'static str,
+    at_end: String,
     warnings: Vec<Warning>,
 }
 
@@ -47,11 +47,8 @@ impl SettingsReport {
     pub fn new(settings: &NodeSettings, warnings: &[Warning]) -> Self {
         let volumes = settings.disks.request.get("volumes").and_then(Json::as_array).cloned().unwrap_or_default();
         let volumes: Vec<String> = volumes.iter().map(volume).collect();
-        let scratch = match (&settings.scratch, volumes.is_empty()) {
-            (Some(path), _) => path.display().to_string(),
-            (None, false) => "on the first volume".to_owned(),
-            (None, true) => Node::default().scratch.display().to_string(),
-        };
+        let scratch = settings.scratch.as_ref().or(settings.disks.scratch.as_ref());
+        let scratch = scratch.unwrap_or(&Node::default().scratch).display().to_string();
         let names = |map: &std::collections::BTreeMap<String, String>| map.keys().cloned().collect();
         Self {
             identity: identity(settings),
@@ -85,8 +82,11 @@ impl SettingsReport {
             }),
             report: settings.report.directory.as_ref().map(ToString::to_string),
             at_end: match settings.at_end {
-                AtEnd::Stay => "the node stays",
-                AtEnd::PowerOff => "the node is powered off",
+                AtEnd::Stay => "the node stays".to_owned(),
+                AtEnd::PowerOff { deadline } => format!(
+                    "the node is powered off: at once when everything has been uploaded, else after {}",
+                    length(deadline)
+                ),
             },
             warnings: warnings.to_vec(),
         }
@@ -227,7 +227,7 @@ impl fmt::Display for SettingsReport {
             line(f, "report", report)?;
         }
         if self.task.is_some() {
-            line(f, "at the end", self.at_end)?;
+            line(f, "at the end", &self.at_end)?;
         }
         if !self.warnings.is_empty() {
             writeln!(f, "\nwarnings")?;

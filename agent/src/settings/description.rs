@@ -17,7 +17,7 @@ pub struct NodeSettings {
     pub identity: Identity,
     /// The disks that are wanted, in the order in which they are prepared.
     pub disks: DiskSettings,
-    /// Where working directories, logs, outputs, uppers and the object cache are; when absent, the first prepared volume, else
+    /// Where working directories, logs, outputs, uppers and the object cache are; when absent, [`DiskSettings::scratch`], else
     /// `/var/lib/batch-agent/scratch`.
     pub scratch: Option<PathBuf>,
     /// What is mounted for every program of the node. No two have the same target.
@@ -102,6 +102,9 @@ pub struct Identity {
 pub struct DiskSettings {
     /// As `nvme-setup` takes them: its request, in its own words.
     pub request: serde_json::Value,
+    /// Where scratch is when nothing else is said: in a directory of its own on the first volume that is made for this node. On one that
+    /// is only mounted (`existing`) there are somebody's data.
+    pub scratch: Option<PathBuf>,
 }
 
 impl DiskSettings {
@@ -204,7 +207,7 @@ pub struct Bootstrap {
     pub log: Option<Location>,
 }
 
-/// Where the job description is.
+/// Where a description is: the job's, or that of the App it is made from.
 ///
 /// `Debug` does not show an inline one: a job can hold storage keys and variables.
 #[derive(Clone, PartialEq, Eq)]
@@ -232,6 +235,8 @@ impl fmt::Debug for TaskSource {
 pub struct NodeTask {
     /// The job.
     pub source: TaskSource,
+    /// The description of the App that it is made from, if it is.
+    pub app: Option<TaskSource>,
     /// The run's id, which log objects are named after; made up and kept when absent.
     pub job_id: Option<String>,
     /// Which task of the job; its only one when absent.
@@ -255,5 +260,8 @@ pub enum AtEnd {
     #[default]
     Stay,
     /// It is powered off through systemd, when all is uploaded.
-    PowerOff,
+    PowerOff {
+        /// How long it stays when something could not be uploaded.
+        deadline: Duration,
+    },
 }

@@ -20,8 +20,8 @@ use crate::job::yaml::values::{CommandDocument, TimeoutDocument};
 pub(super) struct SettingsDocument {
     /// Who this node is. What is left out is asked of the cloud's metadata service.
     pub identity: Option<IdentityDocument>,
-    /// Where working directories, logs, outputs and the object cache are: an absolute path. When absent, the first of
-    /// `disks.volumes`, else /var/lib/batch-agent/scratch.
+    /// Where working directories, logs, outputs and the object cache are: an absolute path. When absent, the directory batch-agent on
+    /// the first of `disks.volumes` that is not `existing`, else /var/lib/batch-agent/scratch.
     pub scratch: Option<String>,
     /// Disks that are prepared and mounted first.
     pub disks: Option<DisksDocument>,
@@ -47,6 +47,9 @@ pub(super) struct SettingsDocument {
     pub report: Option<ReportDocument>,
     /// What happens when the task has ended and everything is uploaded. `stay` when absent.
     pub at_end: Option<AtEndDocument>,
+    /// With `at_end: poweroff`: how long the node stays all the same when something of the task could not be uploaded, so that a person
+    /// can save it: `30m`, or seconds; at most a week. An hour when absent.
+    pub poweroff_deadline: Option<TimeoutDocument>,
 }
 
 /// Who a node is.
@@ -238,6 +241,13 @@ pub(super) struct TaskDocument {
     pub file: Option<String>,
     /// Instead: an object that holds it.
     pub object: Option<String>,
+    /// The description of the App, when the job is made from one.
+    #[schemars(with = "Option<BTreeMap<String, Value>>")]
+    pub app: Option<Value>,
+    /// Instead: a file of the node that holds it.
+    pub app_file: Option<String>,
+    /// Instead: an object that holds it.
+    pub app_object: Option<String>,
     /// The id of the run: letters, digits, '.', '_' and '-', at most 64. Log objects are named after it. Made up when absent.
     pub job_id: Option<String>,
     /// Which task of the job; may be left out when it has only one.

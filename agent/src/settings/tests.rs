@@ -66,6 +66,7 @@ task:
   instance: 2
 report: {directory: oss://bucket/node-logs/}
 at_end: poweroff
+poweroff_deadline: 30m
 ";
 
 #[test]
@@ -145,7 +146,7 @@ fn every_key_is_read() {
     let TaskSource::Inline(job) = &task.source else { panic!("{task:?}") };
     assert!(crate::job::read(job.as_bytes(), crate::job::Format::Json).is_ok());
     assert_eq!(node.report.directory, Some("oss://bucket/node-logs/".parse().unwrap()));
-    assert_eq!(node.at_end, AtEnd::PowerOff);
+    assert_eq!(node.at_end, AtEnd::PowerOff { deadline: Duration::from_secs(1800) });
     assert!(!format!("{node:?}").contains("hunter2"));
     let job = "task: {job: {DAG: {Tasks: {a: {Mounts: {OSS: {AccessKeyId: a, AccessKeySecret: hunter2}}, \
                Parameters: {Command: {CommandLine: x}}}}}}}";
@@ -185,6 +186,33 @@ tasks:
 }
 
 #[test]
+fn a_job_may_be_made_from_an_app() {
+    let job = "task: {job: {Type: App, App: {AppName: copy, Inputs: {from: oss://b/in/}}}, ";
+    let app = "app: {Name: copy, CommandLine: 'cp -r ${from} /tmp', InputParameters: {from: {LocalPath: /home/in/}}}}";
+    let node = good(&format!("{job}{app}"));
+    let task = node.task.unwrap();
+    let (TaskSource::Inline(job_text), Some(TaskSource::Inline(app_text))) = (&task.source, &task.app) else {
+        panic!()
+    };
+    let format = crate::job::Format::Detect;
+    let (read, _) = crate::job::read_with_app(job_text.as_bytes(), format, Some(app_text.as_bytes())).unwrap();
+    assert_eq!(read.tasks[0].command, ["cp", "-r", "/home/in/", "/tmp"]);
+    // What lies elsewhere is read when its turn comes.
+    let node = good(&format!("{job}app_file: /opt/app.json}}"));
+    assert_eq!(node.task.unwrap().app, Some(TaskSource::File("/opt/app.json".into())));
+    let node = good(&format!("{job}app_object: oss://b/app.json}}"));
+    assert_eq!(node.task.unwrap().app, Some(TaskSource::Object("oss://b/app.json".parse().unwrap())));
+    assert_eq!(
+        problems(&format!("{job}app: {{CommandLine: 'cp ${{form}}', InputParameters: {{from: {{}}}}}}}}")),
+        ["task.app.CommandLine: \"${form}\" is no parameter of the App (line 1 of n.yaml); did you mean ${from}?"]
+    );
+    assert!(problems(&format!("{job}app_file: /a, app_object: oss://b/c}}"))[0].contains("names more than one App"));
+    assert!(
+        problems(&format!("{job}instance: 0}}"))[0].starts_with("task.job.App: the App's description is not there")
+    );
+}
+
+#[test]
 fn nothing_needs_to_be_said() {
     let node = good("");
     assert!(node.mounts.is_empty() && node.disks.is_empty() && node.task.is_none() && node.bootstrap.is_none());
@@ -216,7 +244,7 @@ user data   SGE_MASTER_IP_ADDRESS
 bootstrap   /opt/setup.sh 'a b' (stopped after 10m, output to oss://bucket/logs/)
 task        instance 2 of task a of the job in the settings
 report      oss://bucket/node-logs/
-at the end  the node is powered off
+at the end  the node is powered off: at once when everything has been uploaded, else after 30m
 ";
     assert_eq!(report, expected);
 }
@@ -441,6 +469,17 @@ fn things_in_each_others_way_are_named() {
         (mounts(&[at(nas, "/s")]) + "scratch: /s", "which other nodes use, too"),
         (mounts(&[at(nas, "/s/tasks/x")]) + "scratch: /s", "in a part that belongs to the agent"),
         ("scratch: /s\ncache: {directory: /s}".to_owned(), "where other things are, too"),
+        // Where scratch is when nothing is said of it.
+        (
+            volume("/data") + &mounts(&[at(object, "/data/batch-agent")]),
+            "is also the scratch directory (disks.volumes[0].mount), which belongs to the agent",
+        ),
+        (volume("/data") + &mounts(&[at(nas, "/data/batch-agent/tasks/x")]), "in a part that belongs to the agent"),
+        (
+            "disks: {volumes: [{what: instance-store, mount: /data, each: true}]}\n".to_owned()
+                + &mounts(&[at(object, "/data/0/batch-agent")]),
+            "which belongs to the agent",
+        ),
     ] {
         let found = problems(&text);
         assert!(found.iter().any(|problem| problem.contains(expected)), "{text}: {found:?}");
@@ -450,9 +489,28 @@ fn things_in_each_others_way_are_named() {
         mounts(&[at(view, "/a")]) + &output("/a/out"),
         volume("/data") + "scratch: /data\ncache: {directory: /data/cache}",
         volume("/data") + "scratch: /data/scratch\n" + &mounts(&[at(object, "/data/input")]),
+        volume("/data") + "scratch: /s\n" + &mounts(&[at(object, "/data/batch-agent")]),
         "scratch: /var/lib/batch-agent/scratch".to_owned(),
     ] {
         assert!(settings(&text).is_ok(), "{text}: {}", settings(&text).unwrap_err());
+    }
+}
+
+#[test]
+fn scratch_is_on_the_first_volume_that_is_made_for_the_node() {
+    for (text, expected) in [
+        ("disks: {volumes: [{what: instance-store, mount: /data}]}", Some("/data/batch-agent")),
+        ("disks: {volumes: [{what: instance-store, mount: /data, each: true}]}", Some("/data/0/batch-agent")),
+        (
+            "disks: {volumes: [{what: {serial: s}, mount: /ref, existing: true}, {what: only-empty, mount: /b}]}",
+            Some("/b/batch-agent"),
+        ),
+        ("disks: {volumes: [{what: {serial: s}, mount: /ref, existing: true}]}", None),
+        ("disks: {volumes: [{what: instance-store, mount: /data}]}\nscratch: /s", None),
+        ("", None),
+    ] {
+        let node = good(text);
+        assert_eq!(node.disks.scratch.as_deref(), expected.map(Path::new), "{text}");
     }
 }
 
@@ -462,6 +520,10 @@ fn what_is_odd_is_a_warning() {
         (
             "at_end: poweroff",
             "at_end: means nothing without a task, whose end it waits for (line 1 of n.yaml); add a task, or remove it",
+        ),
+        (
+            "poweroff_deadline: 2h",
+            "poweroff_deadline: means nothing on a node that stays (line 1 of n.yaml); add at_end: poweroff, or remove it",
         ),
         (
             "environment: {A: x}\nuser_data: {A: y}",

@@ -33,6 +33,9 @@ const MAX_TIME: i64 = 7 * 86_400;
 /// How long the bootstrap may run when nothing is said. Long enough to install a few packages from a slow mirror.
 const BOOTSTRAP: Duration = Duration::from_secs(30 * 60);
 
+/// How long a node that is to be powered off stays when something of its task could not be uploaded.
+const POWEROFF: Duration = Duration::from_secs(3600);
+
 /// The longest id, in bytes.
 const MAX_ID: usize = 128;
 
@@ -44,7 +47,8 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     if let Some(path) = &scratch {
         places.claim(Claim { path: path.clone(), place: root.key("scratch"), kind: Kind::Scratch }, findings);
     }
-    let disks = disks::check(document.disks.unwrap_or_default(), &root.key("disks"), &mut places, findings);
+    let place = root.key("disks");
+    let disks = disks::check(document.disks.unwrap_or_default(), &place, scratch.is_none(), &mut places, findings);
     let mounts = mounts::check(document.mounts.unwrap_or_default(), &root.key("mounts"), &mut places, findings);
     let outputs = outputs(document.outputs.unwrap_or_default(), &root.key("outputs"), &mut places, findings);
     let cache = cache(&document.cache.unwrap_or_default(), &root.key("cache"), &mut places, findings);
@@ -66,13 +70,10 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     let task = document.task.and_then(|task| task::check(task, &root.key("task"), findings));
     let report = document.report.unwrap_or_default();
     let report = Report { directory: directory(report.directory, &root.key("report").key("directory"), findings) };
-    let at_end = match document.at_end {
-        Some(AtEndDocument::PowerOff) => AtEnd::PowerOff,
-        Some(AtEndDocument::Stay) | None => AtEnd::Stay,
-    };
+    let at_end = at_end(document.at_end, document.poweroff_deadline, &root, findings);
     if task.is_none() && findings.error_count() == 0 {
         let never = "means nothing without a task, whose end it waits for";
-        if at_end == AtEnd::PowerOff {
+        if at_end != AtEnd::Stay {
             findings.warn(&root.key("at_end"), never, "add a task, or remove it");
         }
         if !outputs.is_empty() {
@@ -93,6 +94,27 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
         task,
         report,
         at_end,
+    }
+}
+
+fn at_end(
+    written: Option<AtEndDocument>,
+    deadline: Option<TimeoutDocument>,
+    root: &Place,
+    findings: &mut Findings,
+) -> AtEnd {
+    let place = root.key("poweroff_deadline");
+    match written {
+        Some(AtEndDocument::PowerOff) => {
+            let deadline = deadline.and_then(|deadline| time(deadline, &place, 0..=MAX_TIME, findings));
+            AtEnd::PowerOff { deadline: deadline.unwrap_or(POWEROFF) }
+        }
+        Some(AtEndDocument::Stay) | None => {
+            if deadline.is_some() {
+                findings.warn(&place, "means nothing on a node that stays", "add at_end: poweroff, or remove it");
+            }
+            AtEnd::Stay
+        }
     }
 }
 

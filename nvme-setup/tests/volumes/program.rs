@@ -8,7 +8,13 @@ use crate::place::Place;
 
 /// Runs our program.
 pub fn program(place: &Place, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_nvme-setup")).args(arguments).args(["--node", &place.node]).output().unwrap()
+    unnamed(place, &[arguments, &["--node", &place.node]].concat())
+}
+
+/// The same without saying what the node is called.
+fn unnamed(place: &Place, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvme-setup"));
+    command.env("NVME_SETUP_RUNTIME_DIR", place.at("")).args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -41,6 +47,20 @@ fn the_program_plans_applies_and_releases() {
     assert_eq!((&json["report"]["done"], &json["error"]), (&serde_json::json!([]), &serde_json::Value::Null));
     let shown = text(&program(&place, &["status", "--device", disk.path()]).stdout);
     assert!(shown.contains("xfs labelled \"scratch\", a volume of this node's"), "{shown}");
+    for part in ["VOLUME", "mounted", at.to_str().unwrap()] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    // Whoever comes later need not be told what the node was called, or what was asked for.
+    let json: serde_json::Value =
+        serde_json::from_slice(&unnamed(&place, &["status", "--json", "--device", disk.path()]).stdout).unwrap();
+    let volume = &json["volumes"][0];
+    let expected = serde_json::json!([[disk.path()], [at], "mounted", "xfs", "scratch", "this_node"]);
+    let keys = ["devices", "mounted_at", "state", "fs", "label", "made_by"];
+    assert_eq!(keys.map(|key| volume[key].clone()).to_vec(), *expected.as_array().unwrap(), "{json}");
+    assert_eq!(text(&unnamed(&place, &["trim"]).stdout), "nothing to trim\n");
+    let output = call(&["apply"], &["--label", "scratch", "--trim", "periodic"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(text(&unnamed(&place, &["trim"]).stdout), format!("trimmed {}\n", at.display()));
     // Another volume on the same disk: refused, and said in JSON.
     let output = call(&["apply"], &["--json", "--wait", "0"]);
     assert_eq!(output.status.code(), Some(71), "{output:?}");
@@ -48,6 +68,9 @@ fn the_program_plans_applies_and_releases() {
     assert!(json["refusals"][0]["why"].as_str().unwrap().contains("is mounted at"), "{json}");
     let output = call(&["release"], &["--label", "scratch"]);
     assert_eq!(text(&output.stdout), format!("unmounted {}\n", at.display()), "{output:?}");
+    let shown = text(&unnamed(&place, &["status", "--device", disk.path()]).stdout);
+    assert!(shown.contains("scratch  not mounted"), "{shown}");
+    assert_eq!(text(&unnamed(&place, &["trim"]).stdout), "nothing to trim\n");
     assert_eq!(text(&call(&["release"], &["--label", "scratch"]).stdout), "nothing to release\n");
 }
 

@@ -177,6 +177,11 @@ fn is_amazon(host: &str) -> bool {
     host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
 }
 
+/// Whether an endpoint, as people write it, has a region in its name.
+pub(crate) fn tells_region(endpoint: &str) -> bool {
+    Server::parse(endpoint).is_ok_and(|server| region_of(&server.name).is_some())
+}
+
 /// The region in the name of one of the vendors' endpoints.
 pub(crate) fn region_of(host: &str) -> Option<String> {
     let host = host.trim_end_matches('.');
@@ -194,6 +199,8 @@ pub(crate) fn region_of(host: &str) -> Option<String> {
         (!region.starts_with("accelerate")).then_some(region)
     } else if is_amazon(host) {
         let rest = host.strip_suffix(".cn").unwrap_or(host).strip_suffix(".amazonaws.com")?;
+        // An interface endpoint in a private network: `bucket.vpce-1a2b.s3.R.vpce`.
+        let rest = rest.strip_suffix(".vpce").unwrap_or(rest);
         let last = rest.rsplit('.').next().unwrap_or(rest);
         match last {
             "s3" => Some("us-east-1"),

@@ -23,7 +23,7 @@ pub enum Payload {
 }
 
 impl Image {
-    /// The image that `make soak` has made.
+    /// The image that `tests/run.sh` has made.
     ///
     /// # Panics
     /// When it is not there or was made by another recipe than today's, with the command that makes it: a test that downloads for
@@ -36,7 +36,7 @@ impl Image {
         let now = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
             known.trim().len() == 16 && now.starts_with(known.trim()),
-            "there is no virtual machine's image of this recipe in {}; run `make soak`, or `tests/vm/image.sh .test-env/vm`",
+            "there is no virtual machine's image of this recipe in {}; run `make test-env`, or `tests/vm/image.sh .test-env/vm`",
             cache.display()
         );
         Self { cache }

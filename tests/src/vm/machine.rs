@@ -4,14 +4,14 @@
 //! and works on few of them.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::boot::Boot;
 use super::disk::Disk;
 use crate::{programs, tools};
 
@@ -20,6 +20,15 @@ const ROOT_PARTITION: &str = "6a1f0f3e-5d0c-4c2e-9f57-0b1d2c3e4f50";
 
 /// How often the console is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a machine may say nothing at all. A boot has silences of some 20 s where nothing else runs.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// How long a machine may go on that never falls silent: twenty times what it needs where nothing else runs.
+const LIFE: Duration = Duration::from_secs(2400);
+
+/// One machine is on at a time: it has two processors, and so has the host, as a rule.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// What a disk is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,26 +106,30 @@ impl Machine {
         found.map_or_else(|| panic!("the machine has no disk {serial}"), |(_, disk, _)| disk)
     }
 
-    /// Switches it on.
+    /// Switches it on, when no other machine is on any more.
     ///
     /// # Panics
     /// When QEMU cannot be started.
     pub fn power_on(&self) -> Running {
         let qemu = tools::system("qemu-system-x86_64", "qemu-system-x86");
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // It must not go on when the test is killed; a signal at the end of its parent is the only thing that nothing can skip.
         let mut command = Command::new(tools::system("setpriv", "util-linux"));
         command.args(["--pdeathsig", "KILL", "--"]).arg(qemu).args(self.arguments());
         let error = self.console.with_extension("qemu");
         let said = fs::File::create(&error).unwrap_or_else(|error| panic!("cannot make a file: {error}"));
-        fs::write(&self.console, "").unwrap_or_else(|error| panic!("cannot make a file: {error}"));
+        for line in [&self.console, &self.report()] {
+            fs::write(line, "").unwrap_or_else(|error| panic!("cannot make a file: {error}"));
+        }
         let out = said.try_clone().unwrap_or_else(|error| panic!("cannot share a file: {error}"));
         let child = command.stdin(Stdio::null()).stdout(out).stderr(said).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-        Running { child, console: self.console.clone(), monitor: self.monitor(), error, began: Instant::now() }
+        Running { child, console: self.console.clone(), report: self.report(), error, _turn: turn }
     }
 
-    fn monitor(&self) -> PathBuf {
-        self.console.with_file_name("monitor")
+    /// What it writes to its second serial line, which is for what it is told to report.
+    fn report(&self) -> PathBuf {
+        self.console.with_file_name("report.log")
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -137,8 +150,8 @@ impl Machine {
         ] {
             add(name, value.to_owned());
         }
-        add("-monitor", format!("unix:{},server=on,wait=off", self.monitor().display()));
         add("-serial", format!("file:{}", self.console.display()));
+        add("-serial", format!("file:{}", self.report().display()));
         let Firmware { manufacturer, product, uuid, asset_tag } = &self.firmware;
         add("-uuid", (*uuid).to_owned());
         add("-smbios", format!("type=1,manufacturer={manufacturer},product={product},serial={uuid}"));
@@ -181,85 +194,96 @@ impl Machine {
 pub struct Running {
     child: Child,
     console: PathBuf,
-    monitor: PathBuf,
+    report: PathBuf,
     error: PathBuf,
-    began: Instant,
+    /// Last, so that the next machine finds this one gone.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Running {
-    /// What it has written to its console so far.
-    pub fn console(&self) -> String {
-        let text = fs::read(&self.console).unwrap_or_default();
-        String::from_utf8_lossy(&text).replace('\r', "")
-    }
-
-    /// How long ago it was switched on.
-    pub fn age(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    /// Waits until it has switched itself off; what it has written.
+    /// Waits until it has switched itself off; what became of it, as its epilogue says.
     ///
     /// # Panics
-    /// When it has not within `limit`, or QEMU failed, with the end of the console.
-    pub fn off(mut self, limit: Duration) -> String {
-        let end = Instant::now() + limit;
+    /// When it has stopped getting anywhere, or QEMU failed, with the end of the console; and when there is no report.
+    pub fn boot(self) -> Boot {
+        let report = self.report.clone();
+        let console = self.off();
+        Boot::of(console, text(&report))
+    }
+
+    /// Waits until it has switched itself off; what it has written to its console.
+    ///
+    /// # Panics
+    /// When it has stopped getting anywhere, or QEMU failed, with the end of the console.
+    pub fn off(mut self) -> String {
+        let mut progress = Progress::from(Instant::now());
         loop {
-            if let Some(status) = self.child.try_wait().ok().flatten() {
-                assert!(
-                    status.success(),
-                    "QEMU failed ({status}): {}",
-                    fs::read_to_string(&self.error).unwrap_or_default()
-                );
-                return self.console();
+            let status = self.child.try_wait().unwrap_or_else(|error| panic!("cannot wait for QEMU: {error}"));
+            let console = text(&self.console);
+            if let Some(status) = status {
+                assert!(status.success(), "QEMU failed ({status}):\n{}", self.last_words());
+                return console;
             }
-            assert!(
-                Instant::now() < end,
-                "the machine is still on after {} s:\n{}",
-                limit.as_secs(),
-                self.last_words()
-            );
+            if let Some(why) = progress.is_over(console.len() + text(&self.report).len(), Instant::now()) {
+                panic!("the machine is on, and {why}:\n{}", self.last_words());
+            }
             thread::sleep(LOOK);
         }
     }
 
-    /// Waits until its console says `text`.
-    ///
-    /// # Panics
-    /// When it does not within `limit`, with the end of the console.
-    pub fn says(&mut self, text: &str, limit: Duration) {
-        let end = Instant::now() + limit;
-        while !self.console().contains(text) {
-            assert!(Instant::now() < end, "no {text:?} after {} s:\n{}", limit.as_secs(), self.last_words());
-            let off = self.child.try_wait().ok().flatten();
-            assert!(
-                off.is_none() || self.console().contains(text),
-                "off ({off:?}) without {text:?}:\n{}",
-                self.last_words()
-            );
-            thread::sleep(LOOK);
-        }
-    }
-
-    /// Waits until its console says `text` and presses the power button; what it has written when it is off.
-    ///
-    /// # Panics
-    /// When it does not say that, or is still on, within `limit`.
-    pub fn off_after(mut self, text: &str, limit: Duration) -> String {
-        self.says(text, limit);
-        let mut monitor = UnixStream::connect(&self.monitor).unwrap_or_else(|error| panic!("no monitor: {error}"));
-        writeln!(monitor, "system_powerdown").unwrap_or_else(|error| panic!("no monitor: {error}"));
-        // It is read before the connection ends; closing it at once would take the command back.
-        let console = self.off(limit);
-        drop(monitor);
-        console
-    }
-
+    /// The end of what it has written, and what QEMU says. All of the console is kept, in a file that is named.
     fn last_words(&self) -> String {
-        let text = self.console();
-        let lines: Vec<&str> = text.lines().collect();
-        let error = fs::read_to_string(&self.error).unwrap_or_default();
-        format!("{}\n{error}", lines[lines.len().saturating_sub(120)..].join("\n"))
+        let console = text(&self.console);
+        let lines: Vec<&str> = console.lines().collect();
+        let end = lines[lines.len().saturating_sub(120)..].join("\n");
+        format!(
+            "{end}\n{}\n{}\nthe {} lines of its console are in {}",
+            text(&self.report),
+            text(&self.error),
+            lines.len(),
+            keep(&console)
+        )
+    }
+}
+
+/// What has been written to a serial line so far.
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\r', "")
+}
+
+/// Keeps a console beyond the test, beside the programs under test; its path, or why there is none.
+fn keep(console: &str) -> String {
+    let name = thread::current().name().unwrap_or("machine").replace("::", ".");
+    let path = programs::path("guest-relay").with_file_name(format!("{name}.console"));
+    fs::write(&path, console).map_or_else(|error| format!("no file: {error}"), |()| path.display().to_string())
+}
+
+/// Whether a machine gets anywhere, as its console shows. A busy host makes everything slow, and nothing silent.
+#[derive(Debug)]
+struct Progress {
+    began: Instant,
+    grew: Instant,
+    len: usize,
+}
+
+impl Progress {
+    fn from(now: Instant) -> Self {
+        Self { began: now, grew: now, len: 0 }
+    }
+
+    /// Why there is no point in waiting any longer for a console that is this long now.
+    fn is_over(&mut self, len: usize, now: Instant) -> Option<String> {
+        if len > self.len {
+            (self.len, self.grew) = (len, now);
+        }
+        let (silent, all) = (now.duration_since(self.grew), now.duration_since(self.began));
+        if silent > SILENCE {
+            Some(format!("the console has said nothing for {} s", silent.as_secs()))
+        } else if all > LIFE {
+            Some(format!("the console goes on and on, for {} s", all.as_secs()))
+        } else {
+            None
+        }
     }
 }
 
@@ -268,5 +292,34 @@ impl Drop for Running {
         // Fails only when it is gone already; `wait` takes its status then.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_given_up_when_it_falls_silent_and_not_when_it_is_slow() {
+        let began = Instant::now();
+        let mut progress = Progress::from(began);
+        let mut now = began;
+        for len in 1..=8 {
+            now += SILENCE - Duration::from_secs(1);
+            assert_eq!(progress.is_over(len, now), None);
+        }
+        let silent = progress.is_over(8, now + SILENCE + Duration::from_secs(1)).unwrap();
+        assert!(silent.contains("nothing for 301 s"), "{silent}");
+    }
+
+    #[test]
+    fn a_machine_that_goes_on_for_ever_is_given_up() {
+        let began = Instant::now();
+        let mut progress = Progress::from(began);
+        let over = (1..).find_map(|second: u64| {
+            let len = usize::try_from(second).unwrap();
+            progress.is_over(len, began + Duration::from_secs(second)).map(|_| second)
+        });
+        assert_eq!(over, Some(LIFE.as_secs() + 1));
     }
 }

@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::{programs, tools};
+
+/// It lays everything out in one place.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Packs the programs that cargo has built beside the tests, into a file in `folder`.
 ///
@@ -15,7 +19,10 @@ pub fn debian(folder: &Path) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/dist.sh");
     let mut pack = Command::new(script);
     pack.arg("--programs").arg(directory).arg("deb").env("DIST", folder);
-    tools::done(&mut pack);
+    {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        tools::done(&mut pack);
+    }
     let entries = folder.read_dir().unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
     let found =
         entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|kind| kind == "deb"));

@@ -21,18 +21,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Everything that a node can be asked to do, in the bucket of `site`.
+    /// Everything that a node can be asked to do, in the bucket of `site`. Deadlines are those of a busy host.
     pub fn of(site: &Site) -> Self {
         let at = site.location("");
         Self {
             disks: "\
 disks:
+  wait: 10m
   volumes:
     - {what: instance-store, mount: /data, count: 2}
     - {what: only-empty, mount: /reference, fs: ext4}
 "
             .to_owned(),
-            nas: "version: '4.1'".to_owned(),
+            nas: "version: '4.1', deadline: 10m".to_owned(),
             storage: site.storage(),
             bootstrap: format!(
                 "\
@@ -54,7 +55,7 @@ bootstrap:
             "\
 {disks}mounts:
   - {{source: 'nas://127.0.0.1:/srv/nas', target: /mnt/nas, writable: true, {nas}}}
-  - {{source: '{at}input/', target: /mnt/input}}
+  - {{source: '{at}input/', target: /mnt/input, deadline: 10m}}
 {storage}{bootstrap}task:
   job_id: job-vm
   job:
@@ -68,7 +69,7 @@ bootstrap:
         outputs: [{{source: /home/output/, target: '{at}results/'}}]
         stdout: {at}logs/
         stderr: {at}logs/
-        timeout: 5m
+        timeout: 20m
 report: {{directory: '{at}report/'}}
 {more}"
         )

@@ -277,10 +277,11 @@ fn port(endpoint: &str) -> u16 {
 fn payload(cloud: Cloud, nas: &Path, package: PathBuf) -> Vec<Payload> {
     let to = |from: PathBuf, to: &str| Payload::File(from, to.to_owned());
     let unit = |name: &str| to(guest(name), &format!("/etc/systemd/system/{name}"));
+    let program = |name: &str| to(guest(name), &format!("/usr/local/sbin/{name}"));
     let mut all = vec![Payload::Package(package), to(nas.to_owned(), "/srv/nas/reference")];
+    all.extend([unit("epilogue.service"), program("epilogue.sh")]);
     if cloud == Cloud::Aws {
-        all.push(unit("instance-store.service"));
-        all.push(to(guest("instance-store.sh"), "/usr/local/sbin/instance-store.sh"));
+        all.extend([unit("instance-store.service"), program("instance-store.sh")]);
     }
     all
 }

@@ -13,6 +13,8 @@ use crate::shim::{ExitRecord, Stopped};
 #[derive(Default)]
 pub(super) struct Course {
     pub(super) exit: Option<ExitRecord>,
+    /// Whether the program may have done something, although there is no record of its end.
+    pub(super) was_lost: bool,
     pub(super) failures: Vec<Failure>,
     pub(super) delivery: Delivery,
     pub(super) disk_was_full: bool,
@@ -41,7 +43,7 @@ pub(super) fn ending(exit: &ExitRecord) -> String {
 /// Puts together what an attempt came to. The first thing that went wrong is the cause; the program's own status is kept
 /// whatever else failed.
 pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> InstanceOutcome {
-    let Course { exit, failures, delivery, disk_was_full, stdout, stderr } = course;
+    let Course { exit, was_lost: _, failures, delivery, disk_was_full, stdout, stderr } = course;
     let uploaded: Uploaded = delivery.summary();
     let own = exit.as_ref().and_then(|exit| failure_of(exit, disk_was_full, stderr.as_ref()));
     let own_status = exit.as_ref().and_then(|exit| match &exit.start_failure {
@@ -76,7 +78,8 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> 
     InstanceOutcome {
         task: attempt.task.to_owned(),
         instance: attempt.instance,
-        retries: attempt.number - 1,
+        retries: 0,
+        attempts: attempt.number,
         state,
         exit_code: exit.as_ref().and_then(|exit| exit.exit_code.or(exit.start_failure.as_ref().map(|f| f.exit_code))),
         signal: exit.as_ref().and_then(|exit| exit.signal),
@@ -90,6 +93,18 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> 
         stderr: stderr.map(|location| location.to_string()),
         outputs: uploaded,
         exit_status,
+    }
+}
+
+impl Course {
+    /// The program's own failure, if it ran and has one.
+    pub(super) fn own_failure(&self) -> Option<Failure> {
+        failure_of(self.exit.as_ref()?, self.disk_was_full, self.stderr.as_ref())
+    }
+
+    /// Whether the program was started, as far as anybody knows.
+    pub(super) fn program_ran(&self) -> bool {
+        self.exit.as_ref().map_or(self.was_lost, |exit| exit.start_failure.is_none())
     }
 }
 

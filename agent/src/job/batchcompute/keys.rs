@@ -93,3 +93,46 @@ pub(super) const DISK: Keys = &[("Type", Text), ("Size", Whole), ("MountPoint", 
 pub(super) const NETWORKS: Keys = &[("VPC", Object), ("Classic", Any)];
 
 pub(super) const VPC: Keys = &[("VpcId", Text), ("CidrBlock", Text)];
+
+/// What an App job gives the App.
+pub(super) const APP_JOB: Keys =
+    &[("AppName", Text), ("Inputs", Object), ("Outputs", Object), ("Logging", Object), ("Config", Object)];
+
+pub(super) const LOGGING: Keys = &[("StdoutPath", Text), ("StderrPath", Text)];
+
+/// What an App job may ask for. Machines and disks are not a node's business.
+pub(super) const APP_CONFIG: Keys = &[
+    ("InstanceCount", Whole),
+    ("MaxRetryCount", Whole),
+    ("Timeout", Seconds),
+    ("ReserveOnFail", Flag),
+    ("ResourceType", Text),
+    ("InstanceType", Text),
+    ("MinDiskSize", Whole),
+    ("DiskType", Text),
+    ("MinDataDiskSize", Whole),
+    ("DataDiskType", Text),
+    ("DataDiskMountPoint", Text),
+    ("ClassicNetwork", Flag),
+];
+
+/// The description of an App.
+pub(super) const APP: Keys = &[
+    ("Name", Text),
+    ("Description", Text),
+    ("Daemonize", Flag),
+    ("CommandLine", Text),
+    ("VM", Object),
+    ("Docker", Object),
+    ("InputParameters", Object),
+    ("OutputParameters", Object),
+    ("Config", Object),
+    ("EnvVars", Object),
+];
+
+pub(super) const VM: Keys = &[("ECSImageId", Text)];
+
+pub(super) const PARAMETER: Keys = &[("Description", Text), ("Type", Text), ("Default", Any), ("LocalPath", Text)];
+
+/// One of [`APP_CONFIG`] in the description of an App.
+pub(super) const APP_SETTING: Keys = &[("Description", Text), ("Default", Any), ("Overwritable", Flag)];

@@ -1,5 +1,7 @@
 //! The disks of a node, in the words of `nvme-setup`, which also judges them.
 
+use std::path::PathBuf;
+
 use nvme_setup::{Request, Volume};
 use serde_json::{Map, Value as Json};
 
@@ -12,10 +14,11 @@ use crate::settings::format::DisksDocument;
 /// The longest wait for disks, in seconds.
 const MAX_WAIT: i64 = 3_600;
 
-/// Checks everything that can be checked without looking at disks.
+/// Checks everything that can be checked without looking at disks. `scratch_is_free` says that the settings leave it to us where scratch is.
 pub(super) fn check(
     document: DisksDocument,
     place: &Place,
+    scratch_is_free: bool,
     places: &mut Places,
     findings: &mut Findings,
 ) -> DiskSettings {
@@ -52,11 +55,23 @@ pub(super) fn check(
     if request.volumes.is_empty() {
         return DiskSettings::default();
     }
+    let made = request.volumes.iter().position(|volume| !volume.existing);
+    let scratch = made.filter(|_| scratch_is_free).map(|index| scratch(&request.volumes[index]));
+    if let (Some(path), Some(place)) = (&scratch, made.and_then(|index| written.get(index))) {
+        places.claim(Claim { path: path.clone(), place: place.key("mount"), kind: Kind::Scratch }, findings);
+    }
     let mut words = Map::new();
     words.insert("volumes".to_owned(), Json::Array(accepted));
     // Without it, nvme-setup has its own idea.
     words.extend(wait.map(|wait| ("wait".to_owned(), Json::from(wait.as_secs()))));
-    DiskSettings { request: Json::Object(words) }
+    DiskSettings { request: Json::Object(words), scratch }
+}
+
+/// The directory for scratch on a volume.
+fn scratch(volume: &Volume) -> PathBuf {
+    // One directory for each disk: the first one.
+    let root = if volume.each { volume.mount.join("0") } else { volume.mount.clone() };
+    root.join("batch-agent")
 }
 
 /// Says in our words what serde says: the key or word that is not known comes first in backticks, and then what is known.

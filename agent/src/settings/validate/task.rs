@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use crate::job::finding::{At, Finding, Findings, Place, nearest, quoted};
 use crate::job::names::JobId;
 use crate::job::validate::{self as job, local_path};
-use crate::job::{self as jobs, Format, JobDescription};
+use crate::job::{self as jobs, APP_DESCRIPTION, Format, JobDescription};
 use crate::settings::description::{NodeTask, TaskSource};
 use crate::settings::format::TaskDocument;
 
@@ -21,26 +21,23 @@ pub(super) fn check(document: TaskDocument, place: &Place, findings: &mut Findin
         job::named(&place.key("task"), "the task's name", name, findings);
     }
     let instance = document.instance.unwrap_or(0);
+    let app = match (document.app, document.app_file, document.app_object) {
+        (None, None, None) => None,
+        (Some(app), None, None) => Some(TaskSource::Inline(app.to_string())),
+        (None, Some(path), None) => file(&path, &place.key("app_file"), findings),
+        (None, None, Some(location)) => object(location, place.key("app_object"), "App", findings),
+        _ => {
+            findings.error_with(place, "names more than one App", "keep one of app, app_file and app_object");
+            None
+        }
+    };
     let source = match (document.job, document.file, document.object) {
         (Some(job), None, None) => {
-            inline(&job, document.task.as_deref(), instance, place, findings).map(TaskSource::Inline)
+            let task = document.task.as_deref();
+            inline(&job, app.as_ref(), task, instance, place, findings).map(TaskSource::Inline)
         }
-        (None, Some(file), None) => match local_path::normal(&file) {
-            Ok(path) => Some(TaskSource::File(path.path)),
-            Err(refusal) => {
-                findings.error_with(&place.key("file"), refusal.cause, refusal.remedy);
-                None
-            }
-        },
-        (None, None, Some(object)) => {
-            let object = At::new(place.key("object"), object);
-            let location = job::location(&object, findings);
-            if location.as_ref().is_some_and(oss::Location::is_directory) {
-                let cause = format!("{} is a directory", quoted(&object.value));
-                findings.error_with(&object.place, cause, "name the one object that is the job description");
-            }
-            location.map(TaskSource::Object)
-        }
+        (None, Some(path), None) => file(&path, &place.key("file"), findings),
+        (None, None, Some(location)) => object(location, place.key("object"), "job", findings),
         (None, None, None) => {
             findings.error_with(place, "names no job", "write one of job, file and object");
             None
@@ -50,25 +47,70 @@ pub(super) fn check(document: TaskDocument, place: &Place, findings: &mut Findin
             None
         }
     };
-    Some(NodeTask { source: source?, job_id, task: document.task, instance })
+    Some(NodeTask { source: source?, app, job_id, task: document.task, instance })
 }
 
-/// The text of a job that is written in the settings.
-fn inline(job: &Json, task: Option<&str>, instance: u32, place: &Place, findings: &mut Findings) -> Option<String> {
+fn file(path: &str, place: &Place, findings: &mut Findings) -> Option<TaskSource> {
+    match local_path::normal(path) {
+        Ok(path) => Some(TaskSource::File(path.path)),
+        Err(refusal) => {
+            findings.error_with(place, refusal.cause, refusal.remedy);
+            None
+        }
+    }
+}
+
+fn object(location: String, place: Place, what: &str, findings: &mut Findings) -> Option<TaskSource> {
+    let object = At::new(place, location);
+    let location = job::location(&object, findings);
+    if location.as_ref().is_some_and(oss::Location::is_directory) {
+        let cause = format!("{} is a directory", quoted(&object.value));
+        findings.error_with(&object.place, cause, format!("name the one object that is the {what} description"));
+    }
+    location.map(TaskSource::Object)
+}
+
+/// The text of a job that is written in the settings. It is checked here, unless it is made from an App that is somewhere else.
+fn inline(
+    job: &Json,
+    app: Option<&TaskSource>,
+    task: Option<&str>,
+    instance: u32,
+    place: &Place,
+    findings: &mut Findings,
+) -> Option<String> {
     let text = job.to_string();
-    let at = place.key("job");
-    match jobs::read(text.as_bytes(), Format::Json) {
+    let app = match app {
+        None => None,
+        Some(TaskSource::Inline(app)) => Some(app.as_bytes()),
+        Some(TaskSource::File(_) | TaskSource::Object(_)) => return Some(text),
+    };
+    match jobs::read_with_app(text.as_bytes(), Format::Json, app) {
         Ok((job, warnings)) => {
-            findings.adopt(&at, Vec::new(), warnings.into_iter().map(placeless).collect());
+            adopt(Vec::new(), warnings, place, findings);
             pick(&job, task, instance, place, findings);
             Some(text)
         }
         Err(problems) => {
-            let placeless = |list: &[Finding]| list.iter().cloned().map(placeless).collect();
-            findings.adopt(&at, placeless(problems.findings()), placeless(problems.warnings()));
+            adopt(problems.findings().to_vec(), problems.warnings().to_vec(), place, findings);
             None
         }
     }
+}
+
+/// Takes over what was found about the job and about its App, each where it is in the settings.
+fn adopt(errors: Vec<Finding>, warnings: Vec<Finding>, place: &Place, findings: &mut Findings) {
+    let of_app = |finding: &Finding| finding.path.starts_with(APP_DESCRIPTION);
+    let (app_errors, errors): (Vec<_>, Vec<_>) = errors.into_iter().map(placeless).partition(of_app);
+    let (app_warnings, warnings): (Vec<_>, Vec<_>) = warnings.into_iter().map(placeless).partition(of_app);
+    findings.adopt(&place.key("job"), errors, warnings);
+    let inner = |mut finding: Finding| {
+        let path = finding.path.trim_start_matches(APP_DESCRIPTION).trim_start_matches('.');
+        finding.path = path.to_owned();
+        finding
+    };
+    let inner = |list: Vec<Finding>| list.into_iter().map(inner).collect();
+    findings.adopt(&place.key("app"), inner(app_errors), inner(app_warnings));
 }
 
 /// The finding without the line and column of a text that nobody has written.

@@ -1,5 +1,7 @@
 //! Plans for machines as they are met.
 
+use std::path::PathBuf;
+
 use super::model::{GIB, Model, Truth, disk, foreign, request};
 use crate::device::{Kind, Role};
 use crate::identity::Node;
@@ -163,6 +165,21 @@ fn a_data_disk_by_every_name() {
         let wanted = request([Volume::new(what.clone(), "/data")]);
         model.settle(&wanted).unwrap_or_else(|refusal| panic!("{what}: {refusal}"));
         assert_eq!(model.mounted["/data".as_ref() as &std::path::Path], "nvme7n1");
+    }
+}
+
+#[test]
+fn volumes_that_are_there_are_in_the_order_of_the_request_whoever_chose_first() {
+    let mut model = Model::store(2);
+    model.devices.push((disk("nvme7n1", 7, Role::CloudDisk), Some(Truth::Empty)));
+    for each in [false, true] {
+        let store = Volume { each, ..Volume::new(What::InstanceStore, "/data") };
+        let both = request([store, Volume::new(What::OnlyEmpty, "/a")]);
+        let mut model = model.clone();
+        model.settle(&both).unwrap();
+        let places: Vec<_> = model.plan(&both).settled.into_iter().map(|settled| settled.volume).collect();
+        let expected: &[&str] = if each { &["/data/0", "/data/1", "/a"] } else { &["/data", "/a"] };
+        assert_eq!(places, expected.iter().map(PathBuf::from).collect::<Vec<_>>());
     }
 }
 
