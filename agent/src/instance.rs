@@ -1,6 +1,7 @@
 //! One instance of a task: its attempts, one after the other, until one succeeds or no more are allowed.
 
 mod attempt;
+mod container;
 mod follow;
 mod inputs;
 mod mount_point;
@@ -29,6 +30,7 @@ pub use stop::{StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;
+use crate::container::Containers;
 use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
@@ -51,6 +53,8 @@ pub struct Context {
     pub mounter: Mounter,
     /// Mounts network file systems.
     pub network: NetworkMounter,
+    /// Runs containers.
+    pub containers: Containers,
     /// Makes mount points.
     pub mount_points: MountPoints,
     /// What the user sees.

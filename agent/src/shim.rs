@@ -59,7 +59,7 @@ fn run(spec: &Path) -> Result<(), String> {
         .ok_or_else(|| format!("{} is missing or damaged", spec.display()))?;
     // A session of its own: no terminal's Ctrl-C and no hang-up reaches the task but through us.
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
-    let signals = supervise::Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+    let signals = Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
     if let Some(container) = &spec.container {
         // An engine sees the host's mounts, and none of ours.

@@ -10,6 +10,7 @@ use oss::{GetOptions, Location, PutMode};
 use super::phase::{Came, Phase};
 use super::story::Story;
 use super::{Boot, Known, mounts};
+use crate::container::Containers;
 use crate::exit;
 use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, OnStart, Place};
 use crate::job::names::JobId;
@@ -199,6 +200,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         budget: TransferBudget::default(),
         mounter: Mounter::new(mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss)),
         network: NetworkMounter::new(boot.programs.clone(), NETWORK_DEADLINE),
+        containers: Containers::default(),
         mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
         console: boot.console.clone(),
         of_the_node: true,

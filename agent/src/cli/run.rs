@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::node::NodeArguments;
 use super::programs::ProgramArguments;
 use crate::console::Console;
+use crate::container::Containers;
 use crate::durable;
 use crate::exit;
 use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, retry};
@@ -90,6 +91,10 @@ pub(super) struct RunArguments {
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
     mount_deadline: u64,
+
+    /// The socket of the container engine, Docker or Podman. [default: /run/docker.sock, else /run/podman/podman.sock]
+    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_ENGINE_SOCKET")]
+    engine_socket: Option<PathBuf>,
 
     #[command(flatten)]
     programs: ProgramArguments,
@@ -181,6 +186,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         budget: TransferBudget::default(),
         mounter: Mounter::new(serve),
         network: NetworkMounter::new(arguments.programs.programs(), Duration::from_secs(arguments.mount_deadline)),
+        containers: Containers { socket: arguments.engine_socket.clone(), ..Containers::default() },
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,

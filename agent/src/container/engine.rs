@@ -69,6 +69,13 @@ pub struct Image {
     pub environment: Vec<String>,
 }
 
+impl Image {
+    /// The value of a variable of its own.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.environment.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
+    }
+}
+
 /// How a container is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -170,11 +177,11 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let path = format!("/images/create?fromImage={}&tag={}", encoded(name), encoded(tag));
         let login = login.map(|login| ("X-Registry-Auth", login));
-        let request = Request { method: "POST", path: &path, headers: login.as_slice(), body: Body::None };
+        let request = Request { method: "POST", path: &path, headers: login.as_slice() };
         let action = format!("pull the image {name}");
         let mut stream = self.connect(Some(silence))?;
         abort(self.io(Hangup::of(&stream))?);
-        self.io(self.send(&mut stream, request))?;
+        self.io(self.send(&mut stream, request, Body::None))?;
         self.listen(&action, stream, progress)
     }
 
@@ -185,10 +192,10 @@ impl Engine {
         abort: &dyn Fn(Hangup),
         progress: Progress<'_>,
     ) -> Result<(), EngineError> {
-        let request = Request { method: "POST", path: "/images/load?quiet=1", headers: &[], body: Body::Tar(archive) };
+        let request = Request { method: "POST", path: "/images/load?quiet=1", headers: &[] };
         let mut stream = self.connect(Some(LONG_SILENCE))?;
         abort(self.io(Hangup::of(&stream))?);
-        let sent = self.send(&mut stream, request);
+        let sent = self.send(&mut stream, request, Body::Tar(archive));
         // An engine that finds the archive bad hangs up in the middle of it; its reason is more than our broken pipe.
         match (sent, self.listen("load the image", stream, progress)) {
             (Ok(()), listened) => listened,
@@ -241,10 +248,10 @@ impl Engine {
     pub(super) fn attach(&self, container: &str) -> Result<Answer, EngineError> {
         let path = format!("/containers/{container}/attach?stream=1&stdout=1&stderr=1");
         let headers = [("Connection", "Upgrade"), ("Upgrade", "tcp")];
-        let request = Request { method: "POST", path: &path, headers: &headers, body: Body::None };
+        let request = Request { method: "POST", path: &path, headers: &headers };
         // A program may be silent for days; reading is preceded by polling.
         let mut stream = self.connect(None)?;
-        self.io(self.send(&mut stream, request))?;
+        self.io(self.send(&mut stream, request, Body::None))?;
         self.io(stream.set_read_timeout(Some(SILENCE)))?;
         let answer = self.checked("show what the container prints", self.io(http::answer(stream, false))?)?;
         Ok(answer)
@@ -253,9 +260,9 @@ impl Engine {
     /// Asks to be told when the container has ended: the answer comes then.
     pub(super) fn wait(&self, container: &str) -> Result<UnixStream, EngineError> {
         let path = format!("/containers/{container}/wait?condition=not-running");
-        let request = Request { method: "POST", path: &path, headers: &[], body: Body::None };
+        let request = Request { method: "POST", path: &path, headers: &[] };
         let mut stream = self.connect(Some(SILENCE))?;
-        self.io(self.send(&mut stream, request))?;
+        self.io(self.send(&mut stream, request, Body::None))?;
         Ok(stream)
     }
 
@@ -322,9 +329,9 @@ impl Engine {
         result.map_err(|source| EngineError::Unreachable { socket: self.socket.clone(), source })
     }
 
-    fn send(&self, stream: &mut UnixStream, request: Request<'_>) -> io::Result<()> {
+    fn send(&self, stream: &mut UnixStream, request: Request<'_>, body: Body<'_>) -> io::Result<()> {
         let path = format!("{}{}", self.version, request.path);
-        http::send(stream, Request { path: &path, ..request })
+        http::send(stream, Request { path: &path, ..request }, body)
     }
 
     /// Asks a question whose answer is one JSON document.
@@ -348,7 +355,7 @@ impl Engine {
         silence: Duration,
     ) -> Result<Answer, EngineError> {
         let mut stream = self.connect(Some(silence))?;
-        self.io(self.send(&mut stream, Request { method, path, headers: &[], body }))?;
+        self.io(self.send(&mut stream, Request { method, path, headers: &[] }, body))?;
         let answer = self.io(http::answer(stream, method == "HEAD"))?;
         self.checked(action, answer)
     }

@@ -54,15 +54,6 @@ impl EngineError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
-
-    /// Whether the same may go well a little later.
-    pub(super) fn may_pass(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            Self::Refused { status, message, .. } => *status >= 500 && !is_disk_full(message),
-            Self::Missing { .. } | Self::Nonsense { .. } => false,
-        }
-    }
 }
 
 /// Whether these are the words of a full disk.

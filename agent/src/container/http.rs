@@ -37,7 +37,6 @@ pub(super) struct Request<'a> {
     pub path: &'a str,
     /// Further header lines.
     pub headers: &'a [(&'a str, &'a str)],
-    pub body: Body<'a>,
 }
 
 /// The beginning of an answer; the rest is read from it.
@@ -69,8 +68,8 @@ pub(super) fn connect(socket: &Path, silence: Option<Duration>) -> io::Result<Un
 ///
 /// # Errors
 /// When it cannot be sent. An engine that refuses a body before it has read it hangs up: then [`answer`] may still have its reason.
-pub(super) fn send(stream: &mut UnixStream, request: Request<'_>) -> io::Result<()> {
-    let Request { method, path, headers, body } = request;
+pub(super) fn send(stream: &mut UnixStream, request: Request<'_>, body: Body<'_>) -> io::Result<()> {
+    let Request { method, path, headers } = request;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
         head.push_str("Connection: close\r\n");

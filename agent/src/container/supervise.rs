@@ -113,12 +113,12 @@ pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signal
             let mut record = ExitRecord::ended(started);
             record.exit_code = Some(state.exit_code);
             record.stopped = stopped;
-            record.out_of_memory = state.oom_killed;
+            record.usage.oom_kills = state.oom_killed.then_some(1);
             record
         }
         Ended::Lost(why) => {
-            let mut record = ExitRecord::not_started(ending::engine_failure(why), started);
-            record.stopped = stopped;
+            let mut record = ExitRecord::ended(started);
+            (record.lost, record.stopped) = (Some(why), stopped);
             record
         }
     }
@@ -142,14 +142,16 @@ fn begin<'a>(spec: &Spec, container: &'a ContainerSpec) -> Result<(Watched<'a>, 
     engine.remove(&container.name).map_err(engine_failed)?;
     let body = body(container, &spec.command, &spec.environment, &spec.workdir);
     let id = engine.create(&container.name, &body).map_err(engine_failed)?;
-    let attached = engine.attach(&id).map_err(engine_failed)?;
-    engine.start(&id).map_err(|error| match &error {
+    let start_failed = |error: EngineError| match &error {
         EngineError::Refused { message, .. } => {
             let program = spec.command.first().map_or("", String::as_str);
             ending::start_failure(program, &container.image_name, message)
         }
         _ => engine_failed(error),
-    })?;
+    };
+    // Podman makes everything ready for the program as soon as somebody wants to hear it.
+    let attached = engine.attach(&id).map_err(start_failed)?;
+    engine.start(&id).map_err(start_failed)?;
     let started = Clock::now();
     let end = engine.wait(&id).ok();
     let watched = Watched { spec: container, output, attached: Some(attached), end, id, ask: true, away_since: None };

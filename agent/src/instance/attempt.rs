@@ -17,9 +17,10 @@ use super::outputs;
 use super::record::{Record, Sources};
 use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
-use super::view::ThisHost;
+use super::view::{Host, ThisHost};
 use super::workspace::{Workspace, clean_up};
-use super::{Context, package};
+use super::{Context, container, package};
+use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -118,6 +119,8 @@ async fn live(
         Ok(Ran { exit, sources }) => {
             if let Some(failure) = &exit.start_failure {
                 logs.explain(&failure.message);
+            } else {
+                course.failures.extend(container::fetch(&workspace.record, &exit).await.err());
             }
             course.exit = Some(exit);
             let started = course.program_ran();
@@ -196,6 +199,7 @@ async fn start(
     workspace: &mut Workspace,
 ) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
+    container::begin(context, task, workspace).await?;
     let mut network = context.network.start(task, &workspace.record.network())?;
     let objects = async {
         if let Some(package) = &task.package {
@@ -213,9 +217,9 @@ async fn start(
         _ = asked.beyond(Urgency::None) => {
             Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"))
         }
-        ready = async { tokio::try_join!(objects, network.finished()) } => ready,
+        ready = async { tokio::try_join!(objects, network.finished(), container::image(context, task, workspace)) } => ready,
     };
-    let (inputs, networks) = match ready {
+    let (inputs, networks, image) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             // None may come up in a directory that is being removed.
@@ -223,12 +227,26 @@ async fn start(
             return Err(failure);
         }
     };
-    check_targets(task).await?;
-    // It waits for a lock that other agents may hold, and writes files.
-    let (spec, sources) = tokio::task::block_in_place(|| {
-        let plan = |made| plan(context, task, attempt, workspace, (&inputs, &networks), &ThisHost { made });
-        context.mount_points.acquire(&workspace.record.id, plan)
-    })?;
+    let (spec, sources) = match (&image, workspace.record.container.clone()) {
+        (Some(image), Some(record)) => tokio::task::block_in_place(|| {
+            let plan = |host: &dyn Host| plan(context, task, attempt, workspace, (&inputs, &networks), host, Some(image));
+            let planned = with_files_of(&record, image, plan)?;
+            workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
+            Ok::<_, Failure>((planned.spec, planned.sources))
+        })?,
+        _ => {
+            check_targets(task).await?;
+            // It waits for a lock that other agents may hold, and writes files.
+            tokio::task::block_in_place(|| {
+                let plan = |made| {
+                    let host = ThisHost { made };
+                    let planned = plan(context, task, attempt, workspace, (&inputs, &networks), &host, None)?;
+                    Ok::<_, Failure>(((planned.spec, planned.sources), planned.mount_points))
+                };
+                context.mount_points.acquire(&workspace.record.id, plan)
+            })?
+        }
+    };
     // Whoever comes after us finds a program that may have been started, and what it leaves.
     workspace.record.sources = Some(sources.clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;

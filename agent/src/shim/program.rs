@@ -71,6 +71,7 @@ fn find(name: &str, path: &str, workdir: &Path) -> Result<PathBuf, StartFailure>
         return check(&program).map(|()| program.clone()).map_err(|problem| match problem {
             Problem::Missing => StartFailure {
                 exit_code: NOT_FOUND,
+                by_platform: false,
                 message: format!(
                     "program {name:?} was not found (looked for {}); is it in the package, or mapped to that path?",
                     program.display()
@@ -92,6 +93,7 @@ fn find(name: &str, path: &str, workdir: &Path) -> Result<PathBuf, StartFailure>
         Some((program, problem)) => not_executable(name, &program, problem),
         None => StartFailure {
             exit_code: NOT_FOUND,
+            by_platform: false,
             message: format!(
                 "program {name:?} was not found on PATH ({path}); install it in the image, or name it with its path \
                  (./{name} for one in the package)"
@@ -120,7 +122,8 @@ fn not_executable(name: &str, program: &Path, problem: Problem) -> StartFailure 
         Problem::Directory => "is a directory",
         _ => "is not executable; chmod +x it before packing, or start its interpreter instead",
     };
-    StartFailure { exit_code: NOT_EXECUTABLE, message: format!("program {name:?}: {} {why}", program.display()) }
+    let message = format!("program {name:?}: {} {why}", program.display());
+    StartFailure { exit_code: NOT_EXECUTABLE, message, by_platform: false }
 }
 
 /// What an error of exec means for a file that [`check`] has found.
@@ -145,7 +148,8 @@ fn explain(name: &str, program: &Path, error: &io::Error) -> StartFailure {
         Some(libc::E2BIG) => (NOT_EXECUTABLE, "its arguments and environment are too long together".to_owned()),
         _ => (NOT_EXECUTABLE, format!("{shown}: {error}")),
     };
-    StartFailure { exit_code, message: format!("program {name:?} could not be started: {why}") }
+    let message = format!("program {name:?} could not be started: {why}");
+    StartFailure { exit_code, message, by_platform: false }
 }
 
 /// The interpreter that a script's first line names.

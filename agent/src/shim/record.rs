@@ -36,6 +36,12 @@ pub struct Usage {
     pub system_ms: u64,
     /// The largest resident set of any one process, in bytes.
     pub max_resident_bytes: u64,
+    /// The most memory of all processes at once, in bytes, page cache included; nothing where the machine does not count it.
+    #[serde(default)]
+    pub memory_peak_bytes: Option<u64>,
+    /// How many of its processes the kernel has killed for want of memory; nothing where the machine does not count them.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
 }
 
 /// The exit record.
@@ -57,9 +63,9 @@ pub struct ExitRecord {
     pub stopped: Option<Stopped>,
     /// Set when it never ran.
     pub start_failure: Option<StartFailure>,
-    /// Whether the kernel killed something of it because it used more memory than it may.
+    /// Why nobody knows how it ended: its container is gone.
     #[serde(default)]
-    pub out_of_memory: bool,
+    pub lost: Option<String>,
     /// What it used.
     pub usage: Usage,
     /// How many processes it had left behind, which were killed.
@@ -103,7 +109,7 @@ impl ExitRecord {
             signal: None,
             stopped: None,
             start_failure: None,
-            out_of_memory: false,
+            lost: None,
             usage: Usage::default(),
             left_behind: 0,
         }

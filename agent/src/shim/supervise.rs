@@ -177,5 +177,6 @@ fn used(usage: &libc::rusage) -> Usage {
         system_ms: ms(usage.ru_stime),
         // Linux counts it in KiB.
         max_resident_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        ..Usage::default()
     }
 }
