@@ -10,5 +10,5 @@ PATH="$PWD/.test-env/peers/bin:$PATH"
 SUDO=""
 [ "$(id -u)" = 0 ] || SUDO="sudo env PATH=$PATH${MOUNT_S3:+ MOUNT_S3=$MOUNT_S3}"
 
-CARGO_INCREMENTAL=0 cargo build --quiet --locked --release -p fuse-oss -p benches --bins
+CARGO_INCREMENTAL=0 cargo build --quiet --locked --release -p fuse-oss -p batch-agent -p benches --bins
 exec $SUDO "${CARGO_TARGET_DIR:-target}/release/bench" "$@"

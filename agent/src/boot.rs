@@ -218,6 +218,7 @@ mod tests {
             task: "t".to_owned(),
             instance: 0,
             retries: 0,
+            attempts: 1,
             state: State::Finished,
             exit_code: Some(0),
             signal: None,

@@ -1,6 +1,7 @@
 //! The command line of `batch-agent`.
 
 mod boot;
+mod cancel;
 mod check;
 mod mount;
 mod node;
@@ -53,6 +54,8 @@ enum Command {
     Status(status::StatusArguments),
     /// Wait until the node is so far, for units and scripts that need it.
     Wait(status::WaitArguments),
+    /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
+    Cancel(cancel::CancelArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
     Mount(mount::MountArguments),
     /// Print the JSON Schema of the YAML job format, or of a node's settings.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
         Command::Status(status) => status::status(&status),
         Command::Wait(wait) => status::wait(&wait),
+        Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);
             mount::mount(&mount)

@@ -208,26 +208,42 @@ fn shared_mounts() -> Vec<PathBuf> {
 /// When the engine fails, or there is something that is not a file.
 pub fn fetch(record: &ContainerRecord, started: jiff::Timestamp) -> Result<(), String> {
     for file in &record.fetched {
-        fetch_one(record, file, started)
-            .map_err(|error| format!("output {} cannot be brought from the container: {error}", file.source.display()))?;
+        fetch_one(record, file, started).map_err(|error| {
+            format!("output {} cannot be brought from the container: {error}", file.source.display())
+        })?;
     }
     Ok(())
 }
 
 fn fetch_one(record: &ContainerRecord, file: &Fetched, started: jiff::Timestamp) -> Result<(), String> {
-    let found = record.engine.fetch(&record.name, &file.source).map_err(|error| error.to_string())?;
-    let Some(archive) = found else { return Ok(()) };
+    /// Podman sends nothing while it is taking away the mounts of a container that has just ended.
+    const TRIES: u32 = 50;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for _ in 0..TRIES {
+        let found = record.engine.fetch(&record.name, &file.source).map_err(|error| error.to_string())?;
+        let Some(archive) = found else { return Ok(()) };
+        if take_out(archive, file, started)? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err("the engine does not send it".to_owned())
+}
+
+/// Takes the one file out of an archive. Says whether there was anything in it.
+fn take_out(archive: impl io::Read, file: &Fetched, started: jiff::Timestamp) -> Result<bool, String> {
     let mut archive = tar::Archive::new(archive);
     let failed = |error: io::Error| error.to_string();
-    let Some(entry) = archive.entries().map_err(failed)?.next() else { return Ok(()) };
+    let Some(entry) = archive.entries().map_err(failed)?.next() else { return Ok(false) };
     let mut entry = entry.map_err(failed)?;
     if !entry.header().entry_type().is_file() {
         return Err("it is not a regular file; let the program write the file itself".to_owned());
     }
     let changed = entry.header().mtime().map_err(failed)?;
     if file.was_there && i64::try_from(changed).unwrap_or(i64::MAX) < started.as_second() {
-        return Ok(());
+        return Ok(true);
     }
     let mut target = std::fs::File::create(&file.target).map_err(failed)?;
-    io::copy(&mut entry, &mut target).map(drop).map_err(failed)
+    io::copy(&mut entry, &mut target).map_err(failed)?;
+    Ok(true)
 }

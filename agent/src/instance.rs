@@ -22,11 +22,11 @@ use jiff::Timestamp;
 use oss::Stores;
 use oss::transfer::TransferBudget;
 
-pub use follow::{Follower, open_log};
+pub use follow::{Followed, Follower, Origin, Place as LogPlace, Sent, Sequence, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
-pub use stop::{StopSignal, Stopper, Urgency};
+pub use stop::{StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;
@@ -35,7 +35,7 @@ use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
 use crate::node::Node;
 use crate::outcome::InstanceOutcome;
-use record::Record;
+use record::{Record, stop_request};
 use retry::{Next, Tries};
 
 /// Everything an instance needs from around it. Shared by all instances of a run.
@@ -134,10 +134,16 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Opt
 }
 
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
-pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSignal) -> InstanceOutcome {
+pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
     let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
     let (mut tries, mut begun) = left_unfinished(context, task, number);
+    let request = stop_request(&context.node, first);
+    if begun.is_none() && tries == Tries::default() {
+        // It was meant for one of the same name.
+        let _ = std::fs::remove_file(&request);
+    }
+    let (mut stop, _listening) = stop.with_requests_in(request.clone());
     let outcome = loop {
         let attempt = Attempt { number: tries.attempt(), ..first };
         let (mut outcome, next) = attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
@@ -167,5 +173,6 @@ pub async fn run(context: &Context, task: &Task, number: u32, mut stop: StopSign
         }
     };
     record::forget_tries(&context.node, &first.to_string());
+    let _ = std::fs::remove_file(&request);
     outcome
 }

@@ -5,7 +5,9 @@
 //! program really runs under; [`container`] runs it in an image; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
 //! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
 
+pub mod account;
 pub mod boot;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 pub mod container;

@@ -55,6 +55,11 @@ impl Node {
         self.scratch.join("tasks")
     }
 
+    /// Logs of tasks that could not be sent. Nobody removes them but people.
+    pub fn unsent_logs(&self) -> PathBuf {
+        self.scratch.join("unsent-logs")
+    }
+
     /// The cache that all object mounts of the node share.
     pub fn object_cache(&self) -> PathBuf {
         self.scratch.join("object-cache")

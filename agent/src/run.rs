@@ -211,6 +211,7 @@ fn shapes(tasks: &[Task]) -> Vec<TaskShape> {
 
 fn say(outcome: &InstanceOutcome) {
     match outcome.state {
+        State::Finished if outcome.message.is_some() => tracing::warn!("{}", outcome.summary()),
         State::Finished => {
             tracing::info!(files = outcome.outputs.files, bytes = outcome.outputs.bytes, "{}", outcome.summary())
         }

@@ -20,13 +20,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use control::{Shim, ShimError, StopMode, find_by_spec};
+pub use control::{Shim, ShimError, StopMode, find_by_spec, stop_shim};
 pub use descendants::{ProcessId, kill_descendants};
-pub use record::{ExitRecord, StartFailure, Stopped, Usage};
 pub(crate) use record::Clock;
+pub use record::{ExitRecord, StartFailure, Stopped, Usage};
 pub use spec::{Place, Spec, VERSION as SPEC_VERSION};
 pub(crate) use supervise::{KILL, STOP, Signals};
 
+use crate::cgroup::TaskGroup;
 use crate::durable;
 
 /// What the shim tells the agent on its standard output, once, as a line of JSON.
@@ -61,29 +62,49 @@ fn run(spec: &Path) -> Result<(), String> {
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
     let signals = Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
-    if let Some(container) = &spec.container {
+    if spec.container.is_some() {
         // An engine sees the host's mounts, and none of ours.
         namespace::build(&spec)?;
-        say(&Hello::Started);
-        let record = crate::container::supervise(&spec, container, &signals, Clock::now());
-        return durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string());
-    }
-    if spec.place == Place::Own {
+    } else if spec.place == Place::Own {
         namespace::enter(&spec)?;
     }
 
+    let made = spec.group.as_ref().map(TaskGroup::make).transpose().map_err(|error| error.to_string())?;
+    let (group, notes) = made.map_or_else(Default::default, |(group, notes)| (Some(group), notes));
+
     let started = Clock::now();
-    let record = match program::start(&spec) {
+    if let Some(container) = &spec.container {
+        spare_this_process();
+        say(&Hello::Started);
+        let mut record = crate::container::supervise(&spec, container, &signals, started);
+        record.notes = notes;
+        return durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string());
+    }
+    let mut record = match program::start(&spec, group.as_ref()) {
         Ok(child) => {
+            spare_this_process();
             say(&Hello::Started);
-            supervise::supervise(child, &spec, &signals, started)
+            supervise::supervise(child, &spec, group.as_ref(), &signals, started)
         }
         Err(failure) => {
             say(&Hello::Started);
             ExitRecord::not_started(failure, started)
         }
     };
+    record.notes = notes;
+    if let Some(group) = &group {
+        group.remove_task();
+    }
     durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string())
+}
+
+/// Has the kernel, when the whole machine is out of memory, choose anybody but us: we are small, and have to tell what has happened.
+/// Called when the program has been started, which is not to inherit it.
+fn spare_this_process() {
+    const LAST_BUT_ONE: &str = "-999";
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", LAST_BUT_ONE) {
+        tracing::debug!(%error, "the shim is not spared when memory runs out");
+    }
 }
 
 /// Keeps whatever descriptors the agent itself was started with from reaching the task. They are marked and not closed: a

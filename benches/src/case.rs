@@ -1,5 +1,6 @@
 //! What is measured. A case is one file in this folder and one line in [`all`].
 
+mod boot;
 mod first_byte;
 mod memory;
 mod random;
@@ -80,6 +81,8 @@ pub enum Limit {
     Daemon,
     /// Our own mount as it is when nobody may write to it.
     ReadOnly,
+    /// The same commands by hand.
+    ByHand,
 }
 
 impl Limit {
@@ -91,6 +94,7 @@ impl Limit {
             Self::Local => "local disk".to_owned(),
             Self::Daemon => "daemon path".to_owned(),
             Self::ReadOnly => "read-only mount".to_owned(),
+            Self::ByHand => "by hand".to_owned(),
         }
     }
 }
@@ -172,6 +176,7 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     cases.extend(view::cases(scale));
     cases.extend(walk::cases(scale));
     cases.push(Box::new(first_byte::FirstByte));
+    cases.push(Box::new(boot::Boot));
     cases.extend(memory::cases(scale));
     cases
 }

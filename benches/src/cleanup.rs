@@ -30,6 +30,7 @@ struct Registry {
 enum Entry {
     Mount(PathBuf),
     Process(Pid),
+    Loop(PathBuf),
     Directory(PathBuf),
 }
 
@@ -93,6 +94,7 @@ fn sweep() {
         match entry {
             // A program that was about to mount may have done so meanwhile.
             Entry::Mount(target) => detach(target),
+            Entry::Loop(device) => detach_loop(device),
             Entry::Directory(path) => remove(path),
             Entry::Process(_) => {}
         }
@@ -249,6 +251,47 @@ impl Drop for Scratch {
     }
 }
 
+/// A loop device. Gone when dropped, at the latest with the last mount of it.
+#[derive(Debug)]
+pub struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    /// One over a file.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub fn over(file: &Path) -> anyhow::Result<Self> {
+        let mut registry = registry();
+        if registry.ending {
+            bail!("the benchmark is ending");
+        }
+        let device = crate::disk::run(Command::new("losetup").args(["--find", "--show"]).arg(file))?;
+        let device = PathBuf::from(device);
+        registry.entries.push(Entry::Loop(device.clone()));
+        Ok(Self { device })
+    }
+
+    /// The device.
+    pub fn path(&self) -> &Path {
+        &self.device
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        detach_loop(&self.device);
+        forget(&Entry::Loop(self.device.clone()));
+    }
+}
+
+fn detach_loop(device: &Path) {
+    if let Err(error) = crate::disk::run(Command::new("losetup").arg("--detach").arg(device)) {
+        eprintln!("bench: {error:#}; do it by hand: losetup -d {}", device.display());
+    }
+}
+
 fn forget(entry: &Entry) {
     registry().entries.retain(|known| known != entry);
 }
@@ -345,6 +388,11 @@ impl Served {
     /// Whether the kernel lists its mount.
     pub fn is_mounted(&self) -> bool {
         mounts().contains(&self.target)
+    }
+
+    /// Waits for its end. Says whether it has come.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        self.wait(limit)
     }
 
     fn wait(&mut self, limit: Duration) -> bool {

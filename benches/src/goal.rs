@@ -17,6 +17,8 @@ pub enum Goal {
     Peers(f64),
     /// This figure or a better one, at full scale.
     Figure(f64),
+    /// At most this much more than the yardstick, in the case's unit.
+    Above(f64),
     /// At most so many requests of any kind.
     Requests(u64),
     /// At most so many requests for objects; listings are free.
@@ -81,6 +83,16 @@ impl Goal {
                 (
                     format!("{word} {} {}", unit.show(bound), unit.name()),
                     evidence.figure.map(|figure| (format!("{} {}", unit.show(figure), unit.name()), good(figure))),
+                )
+            }
+            Self::Above(most) => {
+                let more = evidence.figure.zip(evidence.yardstick).map(|(figure, of)| figure - of);
+                let show = |more: f64| {
+                    format!("{}{} {}", if more < 0.0 { "-" } else { "" }, unit.show(more.abs()), unit.name())
+                };
+                (
+                    format!("at most {} {} more than {yardstick}", unit.show(most), unit.name()),
+                    more.map(|more| (show(more), more <= most)),
                 )
             }
             Self::Requests(most) => (
@@ -154,6 +166,7 @@ mod tests {
             (Goal::Peers(1.0), Unit::PerSecond, "ahead of every peer: 4.0 x, reached"),
             (Goal::Figure(1.3), Unit::Seconds, "at most 1.30 s: 2.00 s, SHORT"),
             (Goal::Figure(1.3), Unit::GibPerSecond, "at least 1.30 GiB/s: 2.00 GiB/s, reached"),
+            (Goal::Above(0.3), Unit::Seconds, "at most 0.30 s more than the lower of a and b: -2.00 s, reached"),
             (Goal::Requests(20), Unit::Seconds, "at most 20 requests: 21, SHORT"),
             (Goal::ObjectRequests(0), Unit::Seconds, "no object asked for: 0, reached"),
             (Goal::FetchedPerOperation(4096), Unit::PerSecond, "at most 4 KiB fetched per read: 4 KiB, reached"),
@@ -170,7 +183,7 @@ mod tests {
         fn better_is_never_worse(figure in 0.01_f64..100.0, gain in 1.0_f64..10.0, least in 0.1_f64..3.0, seconds: bool) {
             let unit = if seconds { Unit::Seconds } else { Unit::PerSecond };
             let better = if seconds { figure / gain } else { figure * gain };
-            for goal in [Goal::Share(least), Goal::Peers(least), Goal::Figure(least)] {
+            for goal in [Goal::Share(least), Goal::Peers(least), Goal::Figure(least), Goal::Above(least)] {
                 let reached = |figure| goal.judge(unit, "", &Evidence { figure: Some(figure), ..EVIDENCE }).reached.unwrap();
                 prop_assert!(!reached(figure) || reached(better));
             }

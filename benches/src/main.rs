@@ -11,6 +11,7 @@ mod cleanup;
 mod cli;
 mod content;
 mod daemon;
+mod disk;
 mod figures;
 mod files;
 mod goal;

@@ -91,7 +91,7 @@ impl Place {
 
 /// A command with next to no environment: proxies, certificates, credentials and settings of whoever runs the benchmark
 /// would make it measure something else.
-fn clean(program: &Path) -> Command {
+pub fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     for name in ["PATH", "HOME", "LD_LIBRARY_PATH"] {
@@ -185,11 +185,19 @@ impl Mounted {
             bail!("{} ended ({ended}) without mounting: {}", mounter.name(), log.end());
         }
         let outcome = ready(&place.target);
-        let said = status.stdin(Stdio::null()).output().context("cannot ask for the server")?;
-        let said = String::from_utf8_lossy(&said.stdout);
-        let server = server_of(&said).with_context(|| format!("{} does not say its server: {said}", mounter.name()))?;
-        let mounted = Self { served: starting.served_by(server), target: place.target.clone() };
-        outcome.map(|()| mounted)
+        let served = starting.served_by(server(mounter, &mut status)?);
+        outcome.map(|()| Self { served, target: place.target.clone() })
+    }
+
+    /// The mount that another program has had made at this place, with the server that it has left behind.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn left_behind(mounter: &dyn Mounter, place: &Place) -> anyhow::Result<Self> {
+        let background = mounter.background(place)?;
+        let Background { mut status, .. } = background.context("it leaves no server behind")?;
+        let served = Served::announce(&place.target)?.served_by(server(mounter, &mut status)?);
+        Ok(Self { served, target: place.target.clone() })
     }
 
     /// A file or directory in the mount.
@@ -235,6 +243,13 @@ impl Log {
     fn end(&self) -> String {
         last_lines(&std::fs::read_to_string(&self.0).unwrap_or_default())
     }
+}
+
+/// Asks for the process number of a server.
+fn server(mounter: &dyn Mounter, status: &mut Command) -> anyhow::Result<i32> {
+    let said = status.stdin(Stdio::null()).output().context("cannot ask for the server")?;
+    let said = String::from_utf8_lossy(&said.stdout);
+    server_of(&said).with_context(|| format!("{} does not say its server: {said}", mounter.name()))
 }
 
 /// The first process number in a server's status.

@@ -34,6 +34,8 @@ pub struct MountInfo {
     pub parent: u64,
     /// `major:minor` of the file system.
     pub device: String,
+    /// What of the file system it shows: `/` is all of it.
+    pub root: PathBuf,
     /// Where it is.
     pub path: PathBuf,
     /// `ext4`, `fuse.fuse-oss`, ...
@@ -54,7 +56,8 @@ impl MountInfo {
         let id = text(fields.next()?)?.parse().ok()?;
         let parent = text(fields.next()?)?.parse().ok()?;
         let device = text(fields.next()?)?;
-        let path = PathBuf::from(unescape(fields.nth(1)?));
+        let root = PathBuf::from(unescape(fields.next()?));
+        let path = PathBuf::from(unescape(fields.next()?));
         let of_mount = fields.next()?;
         // Optional fields end with a single dash.
         let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
@@ -63,7 +66,7 @@ impl MountInfo {
         let options = rest.next().unwrap_or_default().to_vec();
         let read_only =
             [of_mount, &options].into_iter().any(|list| list.split(|&byte| byte == b',').any(|o| o == b"ro"));
-        Some(Self { id, parent, device, path, fs_type, source, read_only, options })
+        Some(Self { id, parent, device, root, path, fs_type, source, read_only, options })
     }
 
     /// The value of an option of the file system, such as `upperdir`.
@@ -71,6 +74,11 @@ impl MountInfo {
         // A comma in a value is escaped.
         let mut options = self.options.split(|&byte| byte == b',');
         options.find_map(|option| option.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(unescape))
+    }
+
+    /// Whether the file system has this option, one without a value, such as `noload`.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.options.split(|&byte| byte == b',').any(|option| option == name.as_bytes())
     }
 
     /// Whether this is one of our mounts: one that only shows, or a view over one that can be written to.
@@ -416,6 +424,7 @@ mod tests {
                 id: 36,
                 parent: 35,
                 device: "0:52".into(),
+                root: "/".into(),
                 path: "/mnt/a b\\c".into(),
                 fs_type: FS_TYPE.into(),
                 source: "oss://b/x y/".into(),
@@ -424,6 +433,7 @@ mod tests {
             }
         );
         assert_eq!((mount.option("a"), mount.option("ro"), mount.option("b")), (Some("b,c".into()), None, None));
+        assert!(mount.has_option("ro") && !mount.has_option("a"));
         assert!(mount.is_ours());
         assert_eq!(MountInfo::parse(b""), None);
         assert!(mounts().unwrap().iter().any(|mount| mount.path == Path::new("/")));

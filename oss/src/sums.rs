@@ -5,7 +5,7 @@ use crate::store::Checksum;
 
 /// The checksums that can be combined, of some bytes. Which of the two the store keeps is not known before it
 /// answers, and both together cost less than a tenth of what reading the bytes does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Sums {
     /// How many bytes.
     pub(crate) size: u64,

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use batch_agent::cgroup::agent_mark;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub struct Node {
     options: Vec<String>,
     scratch: PathBuf,
     root: PathBuf,
+    prelude: Option<String>,
 }
 
 /// A finished `batch-agent`.
@@ -71,7 +73,7 @@ impl Node {
         let environment = ["ALIBABA_CLOUD_IMDS_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT"]
             .map(|name| (name.to_owned(), nowhere.clone()))
             .to_vec();
-        Self { directory, environment, options: Vec::new(), scratch, root }
+        Self { directory, environment, options: Vec::new(), scratch, root, prelude: None }
     }
 
     /// A node whose `oss://` and `s3://` are the double at `endpoint`, in the double's default region and with its default key.
@@ -114,6 +116,13 @@ impl Node {
         self
     }
 
+    /// Has every agent run in a mount namespace of its own, after these shell commands in it.
+    #[must_use]
+    pub fn after(mut self, prelude: &str) -> Self {
+        self.prelude = Some(prelude.to_owned());
+        self
+    }
+
     /// A directory of the test's own.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -126,7 +135,15 @@ impl Node {
 
     /// `batch-agent` with an environment that holds nothing but what the node was given.
     pub fn agent(&self) -> Command {
-        let mut command = Command::new(programs::path("batch-agent"));
+        let program = programs::path("batch-agent");
+        let mut command = match &self.prelude {
+            None => Command::new(program),
+            Some(prelude) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "/bin/sh", "-ec", &format!("{prelude}; exec \"$0\" \"$@\"")]).arg(program);
+                command
+            }
+        };
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null());
@@ -186,6 +203,10 @@ impl Node {
                 left.push(format!("process {}: {command_line}", process.file_name().to_string_lossy()));
             }
         }
+        let mark = agent_mark(&self.path().join("run"));
+        for group in control_groups().into_iter().filter(|group| group.to_string_lossy().contains(&mark)) {
+            left.push(format!("control group: {}", group.display()));
+        }
         if self.root.exists() {
             left.push(format!("mount point: {}", self.root.display()));
         }
@@ -228,6 +249,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         let own = self.path().to_string_lossy().into_owned();
         for line in self.left_behind() {
+            if let Some(group) = line.strip_prefix("control group: ") {
+                empty(Path::new(group));
+            }
             if let Some(pid) = line.strip_prefix("process ").and_then(|rest| rest.split(':').next()?.parse().ok()) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             }
@@ -240,6 +264,35 @@ impl Drop for Node {
             let _ = nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH);
         }
         let _ = fs::remove_dir(&self.root);
+    }
+}
+
+/// The control groups of tasks, of all agents: at the top of the trees, or scopes of systemd.
+pub fn control_groups() -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let inside = |path: &Path| -> Vec<PathBuf> {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect()
+    };
+    let trees = inside(top).into_iter().chain([top.to_owned()]);
+    let ours = ["batch-agent", "batch.slice/batch-agent.slice"];
+    trees.flat_map(|tree| ours.map(|ours| inside(&tree.join(ours))).concat()).collect()
+}
+
+/// Kills whoever is in a control group and removes it, for a test that has failed.
+fn empty(group: &Path) {
+    for inside in [group.join("task"), group.join("shim"), group.to_owned()] {
+        for pid in fs::read_to_string(inside.join("cgroup.procs")).unwrap_or_default().lines() {
+            let Ok(pid) = pid.parse() else { continue };
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let _ = fs::remove_dir(inside);
     }
 }
 

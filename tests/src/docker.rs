@@ -237,8 +237,8 @@ events_logger = "file"
 /// A root tree with BusyBox under the names of all its programs that tests use, and these files.
 pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
     const APPLETS: [&str; 26] = [
-        "sh", "cat", "echo", "env", "ls", "sleep", "true", "false", "id", "mkdir", "rm", "touch", "ln", "cp", "head", "dd", "kill",
-        "test", "grep", "pwd", "sed", "seq", "stat", "mount", "tail", "yes",
+        "sh", "cat", "echo", "env", "ls", "sleep", "true", "false", "id", "mkdir", "rm", "touch", "ln", "cp", "head",
+        "dd", "kill", "test", "grep", "pwd", "sed", "seq", "stat", "mount", "tail", "yes",
     ];
     let program = system("busybox", "busybox-static");
     let mut archive = tar::Builder::new(Vec::new());

@@ -74,8 +74,10 @@ fn a_plain_task(engine: Engine) {
         "0\n/batchcompute/workdir\n/sbin:/usr/sbin:/bin:/usr/bin yes 0 none\nalphaACGT\nchanged\n"
     );
     assert_eq!(site.log("stderr", &run), "problem\n");
-    assert_eq!(site.double.get(BUCKET, "out/r").unwrap(), b"result\n");
-    assert_eq!(site.double.get(BUCKET, "rc").unwrap(), b"single\n");
+    for (key, content) in [("out/r", "result\n"), ("rc", "single\n")] {
+        let found = site.double.get(BUCKET, key).unwrap_or_else(|| panic!("no {key}: {run:#?}\n{}", site.engine.log()));
+        assert_eq!(String::from_utf8(found).unwrap(), content);
+    }
     assert!(site.double.get(BUCKET, "in/b.txt").is_none());
     site.assert_clean();
 }

@@ -139,9 +139,10 @@ fn soak_vm_newer_kernel_reads_by_itself() {
     let site = Site::with_newer_kernel(Cloud::Aws);
     let mut plan = Plan::of(&site);
     // Whole in the cache after the first time, and opened anew for the second.
-    plan.bootstrap = "bootstrap: {command: \"/bin/sh -c 'cat /mnt/input/a.bin | md5sum; sleep 5; cat /mnt/input/a.bin | md5sum; \
+    plan.bootstrap =
+        "bootstrap: {command: \"/bin/sh -c 'cat /mnt/input/a.bin | md5sum; sleep 5; cat /mnt/input/a.bin | md5sum; \
                       echo ready > /mnt/nas/from-the-bootstrap'\"}\n"
-        .to_owned();
+            .to_owned();
     site.imds.set_user_data(&plan.user_data(SCRIPT));
     let boot = site.machine.power_on().boot();
     finished(&site, &boot);

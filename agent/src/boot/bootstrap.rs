@@ -12,7 +12,7 @@ use super::story::BootstrapRun;
 use super::{Boot, Known};
 use crate::durable;
 use crate::exit;
-use crate::instance::{Follower, open_log};
+use crate::instance::{Followed, Follower, Origin, open_log};
 use crate::job::environment;
 use crate::outcome::{Cause, Failure};
 use crate::settings::Bootstrap;
@@ -99,6 +99,9 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         exit_record: files.exit.clone(),
         timeout_ms: Some(u64::try_from(bootstrap.deadline.as_millis()).unwrap_or(u64::MAX)),
         grace_ms: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
+        // What it starts goes on with the agent's unit, or in units of its own.
+        group: None,
+        account: None,
     };
     // Whoever comes after us must not start it again.
     boot.teller.change(|story| story.bootstrap = Some(BootstrapRun::default()))?;
@@ -116,7 +119,8 @@ fn follow(bootstrap: &Bootstrap, known: &Known, files: &Files) -> Result<Option<
     let target = directory.join(&format!("bootstrap.{}", known.name()));
     let store =
         known.stores.open(&target).map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
-    Ok(Some(Follower::start(files.log.clone(), store, target)))
+    // It stays whole: people look for it on the node.
+    Ok(Some(Follower::start(Followed { origin: Origin::Own(files.log.clone()), store, target, sent: None })))
 }
 
 fn judge(record: &ExitRecord, bootstrap: &Bootstrap, files: &Files) -> Result<Came<()>, Failure> {

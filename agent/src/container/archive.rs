@@ -43,7 +43,10 @@ impl Blob {
     /// Its content, which must not be longer than [`MAX_DOCUMENT`].
     pub(super) fn document(&self) -> io::Result<Vec<u8>> {
         if self.size > MAX_DOCUMENT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a document of it has {} bytes", self.size)));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a document of it has {} bytes", self.size),
+            ));
         }
         let mut content = Vec::new();
         self.open()?.read_to_end(&mut content)?;
@@ -79,11 +82,17 @@ pub(super) struct SavedImage {
 
 impl SavedImage {
     /// The archive of one image: its configuration, its layers and where they are.
-    pub(super) fn new(name: Option<&str>, manifest: &Manifest, config: Vec<u8>, blobs: &BTreeMap<Digest, Blob>) -> Self {
+    pub(super) fn new(
+        name: Option<&str>,
+        manifest: &Manifest,
+        config: Vec<u8>,
+        blobs: &BTreeMap<Digest, Blob>,
+    ) -> Self {
         let config_name = format!("{}.json", manifest.config.hex());
         let layer_name = |digest: &Digest| format!("{}/layer.tar", digest.hex());
         let layers: Vec<String> = manifest.layers.iter().map(|(digest, _)| layer_name(digest)).collect();
-        let description = json!([{ "Config": config_name, "RepoTags": name.into_iter().collect::<Vec<_>>(), "Layers": layers }]);
+        let description =
+            json!([{ "Config": config_name, "RepoTags": name.into_iter().collect::<Vec<_>>(), "Layers": layers }]);
         let mut parts = vec![
             ("manifest.json".to_owned(), Part::Text(description.to_string().into_bytes())),
             (config_name, Part::Text(config)),

@@ -95,7 +95,8 @@ pub(super) struct State {
 impl State {
     /// Whether it ran and runs no more.
     pub(super) fn is_over(&self) -> bool {
-        !self.running && !matches!(self.status.as_str(), "created" | "configured" | "initialized" | "restarting" | "stopping")
+        !self.running
+            && !matches!(self.status.as_str(), "created" | "configured" | "initialized" | "restarting" | "stopping")
     }
 }
 
@@ -216,10 +217,10 @@ impl Engine {
         let path = format!("/containers/create?name={name}");
         let answer = self.call(action, "POST", &path, Body::Json(container), LONG_SILENCE)?;
         let made = self.parsed(action, answer)?;
-        made["Id"].as_str().map(str::to_owned).ok_or_else(|| EngineError::Nonsense {
-            action: action.to_owned(),
-            problem: "no id in it".to_owned(),
-        })
+        made["Id"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| EngineError::Nonsense { action: action.to_owned(), problem: "no id in it".to_owned() })
     }
 
     /// Starts it. The words of a refusal say whether the program is to blame.

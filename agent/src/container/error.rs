@@ -79,7 +79,9 @@ pub enum ImageError {
         message: String,
     },
     /// The registry refused us.
-    #[error("the registry refuses the image {image}: {message}; check the login for {registry} (containers.registries in the settings)")]
+    #[error(
+        "the registry refuses the image {image}: {message}; check the login for {registry} (containers.registries in the settings)"
+    )]
     Denied {
         /// Its name.
         image: String,

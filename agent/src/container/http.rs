@@ -152,9 +152,8 @@ fn head(stream: &mut BufReader<UnixStream>) -> io::Result<(u16, Headers)> {
         io::Error::new(io::ErrorKind::InvalidData, format!("what it answered is not HTTP ({error})"))
     };
     parsed.parse(&text).map_err(invalid)?;
-    let shown = |header: &httparse::Header<'_>| {
-        (header.name.to_owned(), String::from_utf8_lossy(header.value).into_owned())
-    };
+    let shown =
+        |header: &httparse::Header<'_>| (header.name.to_owned(), String::from_utf8_lossy(header.value).into_owned());
     Ok((parsed.code.unwrap_or(0), parsed.headers.iter().map(shown).collect()))
 }
 
@@ -165,7 +164,8 @@ fn framing(status: u16, headers: &Headers, is_head: bool) -> io::Result<Framing>
     if status == 101 {
         return Ok(Framing::UntilClose);
     }
-    let value = |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
+    let value =
+        |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
     if value("transfer-encoding").is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked")) {
         return Ok(Framing::Chunked(None));
     }
@@ -289,7 +289,11 @@ mod tests {
             ("HTTP/1.1 204 No Content\r\n\r\n", 204, ""),
             ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 1\r\n\r\nx", 404, "x"),
             ("HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nraw", 101, "raw"),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n", 200, "abc0123456789"),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n",
+                200,
+                "abc0123456789",
+            ),
         ] {
             let (got, content) = received(said.as_bytes()).unwrap();
             assert_eq!((got, String::from_utf8(content).unwrap().as_str()), (status, body), "{said}");

@@ -144,7 +144,8 @@ fn pull(containers: &Containers, engine: &Engine, image: &Reference, abort: &Abo
         };
         let pause = PAUSES[usize::try_from(attempts - 1).unwrap_or(usize::MAX).min(PAUSES.len() - 1)];
         let error = classify(engine, image, error);
-        let again = matches!(error, ImageError::Unavailable { .. } | ImageError::Engine(EngineError::Unreachable { .. }));
+        let again =
+            matches!(error, ImageError::Unavailable { .. } | ImageError::Engine(EngineError::Unreachable { .. }));
         if !again || abort.is_asked() || began.elapsed() + pause >= containers.pull_deadline {
             return Err(match error {
                 ImageError::Unavailable { image, message, .. } => {
@@ -172,10 +173,19 @@ fn classify(engine: &Engine, image: &Reference, error: EngineError) -> ImageErro
         return ImageError::Platform { image: name, here: manifest::architecture().to_owned(), there: message };
     }
     // Docker's registry says "denied" of what does not exist, so that nobody can find out what does.
-    if has(&["manifest unknown", "not found", "name unknown", "does not exist", "repository name not known"]) || status == 404 {
+    if has(&["manifest unknown", "not found", "name unknown", "does not exist", "repository name not known"])
+        || status == 404
+    {
         return ImageError::NotFound { image: name, message };
     }
-    if has(&["denied", "unauthorized", "authentication required", "no basic auth credentials", "incorrect username", "forbidden"]) {
+    if has(&[
+        "denied",
+        "unauthorized",
+        "authentication required",
+        "no basic auth credentials",
+        "incorrect username",
+        "forbidden",
+    ]) {
         return ImageError::Denied { image: name, registry: image.registry.clone(), message };
     }
     ImageError::Unavailable { image: name, attempts: 1, seconds: 0, message }
@@ -245,11 +255,13 @@ fn take_apart(
     let document = |digest: &Digest| {
         let content = blob(digest)?.document().map_err(unreadable)?;
         let found = Digest::of(&content);
-        let damaged = || broken(format!("{digest} of the image {image} is damaged (it is {found}); push the image again"));
+        let damaged =
+            || broken(format!("{digest} of the image {image} is damaged (it is {found}); push the image again"));
         if found == *digest { Ok(content) } else { Err(damaged()) }
     };
     let architecture = manifest::architecture();
-    let for_others = |there: String| ImageError::Platform { image: image.to_string(), here: architecture.to_owned(), there };
+    let for_others =
+        |there: String| ImageError::Platform { image: image.to_string(), here: architecture.to_owned(), there };
     let mut text = match start {
         Start::Digest(digest) => document(&digest)?,
         Start::Text(text) => text,
@@ -372,11 +384,15 @@ fn load_archive(
     let path = unpacked(&files.mount, &files.scratch).map_err(unreadable)?;
     let contents = Contents::of(&path).map_err(|error| match error.raw_os_error() {
         Some(_) => unreadable(error),
-        None => broken(format!("it is no archive of an image ({error}); make one with docker save, or as an OCI archive")),
+        None => {
+            broken(format!("it is no archive of an image ({error}); make one with docker save, or as an OCI archive"))
+        }
     })?;
     if let Some(description) = contents.get("manifest.json") {
         let images = archive::saved(&description.document().map_err(unreadable)?).map_err(broken)?;
-        let has_name = |saved: &&archive::Saved| saved.names.iter().any(|name| name.parse::<Reference>().is_ok_and(|name| name == *image));
+        let has_name = |saved: &&archive::Saved| {
+            saved.names.iter().any(|name| name.parse::<Reference>().is_ok_and(|name| name == *image))
+        };
         let wanted = match (images.iter().find(has_name), images.as_slice()) {
             (Some(named), _) => named,
             (None, [only]) => only,
@@ -385,7 +401,8 @@ fn load_archive(
                 return Err(broken(format!("it has no image {image}; it has {}", names.join(", "))));
             }
         };
-        let config = contents.get(&wanted.config).ok_or_else(|| broken("it lacks the image's configuration".to_owned()))?;
+        let config =
+            contents.get(&wanted.config).ok_or_else(|| broken("it lacks the image's configuration".to_owned()))?;
         let config = config.document().map_err(unreadable)?;
         let architecture = manifest::architecture();
         if let Some(there) = manifest::foreign(&config, architecture) {
@@ -403,7 +420,10 @@ fn load_archive(
         return loaded(engine, image, location, &id);
     }
     let Some(index) = contents.get("index.json") else {
-        return Err(broken("it holds neither a manifest.json nor an index.json; make it with docker save, or as an OCI archive".to_owned()));
+        return Err(broken(
+            "it holds neither a manifest.json nor an index.json; make it with docker save, or as an OCI archive"
+                .to_owned(),
+        ));
     };
     let start = Start::Text(index.document().map_err(unreadable)?);
     let find = |digest: &Digest| Ok(contents.blob(digest).cloned());
@@ -444,10 +464,9 @@ mod tests {
 
     #[test]
     fn registries_words_are_told_apart() {
-        let engine: Engine = serde_json::from_value(
-            serde_json::json!({ "socket": "/nowhere", "maker": "docker", "version": "/v1.41" }),
-        )
-        .unwrap();
+        let engine: Engine =
+            serde_json::from_value(serde_json::json!({ "socket": "/nowhere", "maker": "docker", "version": "/v1.41" }))
+                .unwrap();
         let image: Reference = "registry.example/a/b:1".parse().unwrap();
         let said = |message: &str| {
             let error = EngineError::Refused { action: "pull".to_owned(), status: 500, message: message.to_owned() };

@@ -31,13 +31,17 @@ pub struct Logins(BTreeMap<String, Login>);
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
     /// It is not JSON of that form.
-    #[error("it is not of the form that `docker login` writes ({{\"auths\": {{HOST: {{\"auth\": ...}}}}}}), at line {line}")]
+    #[error(
+        "it is not of the form that `docker login` writes ({{\"auths\": {{HOST: {{\"auth\": ...}}}}}}), at line {line}"
+    )]
     Form {
         /// Where.
         line: usize,
     },
     /// A login in it is not one.
-    #[error("its login for {host} is neither \"auth\", the base64 of USER:PASSWORD, nor \"username\" and \"password\"; run docker login again, without a credential helper")]
+    #[error(
+        "its login for {host} is neither \"auth\", the base64 of USER:PASSWORD, nor \"username\" and \"password\"; run docker login again, without a credential helper"
+    )]
     Login {
         /// Whose.
         host: String,
@@ -58,9 +62,9 @@ struct ConfigLogin {
 }
 
 impl Logins {
-    /// Adds one.
-    pub fn insert(&mut self, registry: &str, login: Login) {
-        self.0.insert(host(registry), login);
+    /// Adds one, and says whether it has taken the place of another.
+    pub fn insert(&mut self, registry: &str, login: Login) -> bool {
+        self.0.insert(host(registry), login).is_some()
     }
 
     /// Whether there are none.
@@ -78,12 +82,13 @@ impl Logins {
     /// # Errors
     /// When it is of another form. No error shows any of its content.
     pub fn parse(text: &[u8]) -> Result<Self, LoginError> {
-        let file: ConfigFile =
-            serde_json::from_slice(text).map_err(|error| LoginError::Form { line: error.line() })?;
+        let file: ConfigFile = serde_json::from_slice(text).map_err(|error| LoginError::Form { line: error.line() })?;
         let mut logins = Self::default();
         for (registry, login) in file.auths {
             let known = match login {
-                ConfigLogin { username: Some(username), password: Some(password), .. } => Some(Login { username, password }),
+                ConfigLogin { username: Some(username), password: Some(password), .. } => {
+                    Some(Login { username, password })
+                }
                 ConfigLogin { auth: Some(auth), .. } => decode(&auth),
                 _ => None,
             };
@@ -109,7 +114,8 @@ fn decode(auth: &Secret) -> Option<Login> {
     let (username, password) = text.split_once(':')?;
     // Docker has padded it with NUL bytes at times.
     let password = password.trim_end_matches('\0');
-    (!username.is_empty() && !password.is_empty()).then(|| Login { username: username.to_owned(), password: Secret::new(password) })
+    (!username.is_empty() && !password.is_empty())
+        .then(|| Login { username: username.to_owned(), password: Secret::new(password) })
 }
 
 /// The host of `https://index.docker.io/v1/` and its like.
@@ -143,7 +149,8 @@ mod tests {
 
     #[test]
     fn errors_hold_nothing_of_the_file() {
-        for text in [r#"{"auths":{"x.example":{"auth":"hunter2"}}}"#, r#"{"auths":{"x.example":"hunter2"}}"#, "hunter2"] {
+        for text in [r#"{"auths":{"x.example":{"auth":"hunter2"}}}"#, r#"{"auths":{"x.example":"hunter2"}}"#, "hunter2"]
+        {
             let error = Logins::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }

@@ -102,10 +102,14 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(super) fn parse(text: &[u8], architecture: &str, tag: Option<&str>) -> Result<Document, String> {
     let wire: Wire = serde_json::from_slice(text).map_err(|error| format!("its manifest cannot be read: {error}"))?;
     if wire.schema_version == 1 {
-        return Err("its manifest is of the first version, which engines no longer take; push it again with a newer docker".into());
+        return Err(
+            "its manifest is of the first version, which engines no longer take; push it again with a newer docker"
+                .into(),
+        );
     }
     let digest = |descriptor: &Descriptor| {
-        Digest::parse(&descriptor.digest).ok_or_else(|| format!("its manifest names {:?}, which is no SHA-256", descriptor.digest))
+        Digest::parse(&descriptor.digest)
+            .ok_or_else(|| format!("its manifest names {:?}, which is no SHA-256", descriptor.digest))
     };
     match wire {
         Wire { manifests: Some(list), .. } => {
@@ -175,7 +179,8 @@ mod tests {
         assert_eq!(manifest.config.to_string(), digest('c'));
         assert_eq!(manifest.layers.iter().map(|(_, size)| *size).collect::<Vec<_>>(), [7, 8]);
 
-        let entry = |digit, arch: &str| json!({ "digest": digest(digit), "platform": { "os": "linux", "architecture": arch } });
+        let entry =
+            |digit, arch: &str| json!({ "digest": digest(digit), "platform": { "os": "linux", "architecture": arch } });
         let list = json!({ "schemaVersion": 2, "manifests": [entry('a', "arm64"), entry('b', "amd64")] });
         assert_eq!(read(&list, None), Ok(Document::ForUs(Digest::parse(&digest('b')).unwrap())));
         let others = json!({ "schemaVersion": 2, "manifests": [entry('a', "arm64")] });
@@ -192,8 +197,11 @@ mod tests {
             (json!({ "schemaVersion": 1, "fsLayers": [] }), "first version"),
             (json!({ "schemaVersion": 2 }), "neither"),
             (json!({ "schemaVersion": 2, "config": { "digest": "sha256:../../etc" }, "layers": [] }), "no SHA-256"),
-            (json!({ "schemaVersion": 2, "config": { "digest": digest('c') },
-                "layers": [{ "digest": digest('1'), "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" }] }), "elsewhere"),
+            (
+                json!({ "schemaVersion": 2, "config": { "digest": digest('c') },
+                "layers": [{ "digest": digest('1'), "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" }] }),
+                "elsewhere",
+            ),
         ] {
             let problem = read(&document, None).unwrap_err();
             assert!(problem.contains(words), "{problem}");

@@ -157,7 +157,12 @@ mod tests {
             ("biocontainers/bwa:v0.7.17_cv1", "docker.io", "biocontainers/bwa", "v0.7.17_cv1"),
             ("localhost:5000/myubuntu", "localhost:5000", "myubuntu", "latest"),
             ("localhost/x:1", "localhost", "x", "1"),
-            ("registry.cn-shanghai.aliyuncs.com/batchcompute/myubuntu:0.2", "registry.cn-shanghai.aliyuncs.com", "batchcompute/myubuntu", "0.2"),
+            (
+                "registry.cn-shanghai.aliyuncs.com/batchcompute/myubuntu:0.2",
+                "registry.cn-shanghai.aliyuncs.com",
+                "batchcompute/myubuntu",
+                "0.2",
+            ),
             (&format!("quay.io/a/b__c-d.e:1@{DIGEST}"), "quay.io", "a/b__c-d.e", DIGEST),
         ] {
             let reference: Reference = text.parse().unwrap();
@@ -170,9 +175,22 @@ mod tests {
     fn what_is_no_name_is_refused() {
         use ReferenceError::{Digest, Form, UpperCase};
         for (text, error) in [
-            ("", Form), ("--privileged", Form), ("a b", Form), ("a:", Form), ("a/", Form), ("/a", Form), ("a//b", Form),
-            ("a/../b", Form), ("http://x/y", Form), ("x:y/z", Form), ("a:b:c", Form), ("-x.example/a", Form), ("a:.b", Form),
-            ("Debian", UpperCase), ("a@sha256:12", Digest), ("a@", Digest),
+            ("", Form),
+            ("--privileged", Form),
+            ("a b", Form),
+            ("a:", Form),
+            ("a/", Form),
+            ("/a", Form),
+            ("a//b", Form),
+            ("a/../b", Form),
+            ("http://x/y", Form),
+            ("x:y/z", Form),
+            ("a:b:c", Form),
+            ("-x.example/a", Form),
+            ("a:.b", Form),
+            ("Debian", UpperCase),
+            ("a@sha256:12", Digest),
+            ("a@", Digest),
         ] {
             assert_eq!(text.parse::<Reference>(), Err(error), "{text:?}");
         }

@@ -31,6 +31,10 @@ pub struct ContainerSpec {
     pub network: ContainerNetwork,
     /// What it may use of the machine.
     pub limits: Limits,
+    /// Who its program runs as, `UID:GID`: root, unless the job says otherwise.
+    pub user: String,
+    /// Which other groups that user is in.
+    pub groups: Vec<u32>,
 }
 
 /// A directory or file of the host that a container sees.
@@ -78,6 +82,9 @@ pub(super) fn body(
         // SELinux lets a container read nothing that is not labelled for it, and mounts of object storage cannot be labelled.
         "SecurityOpt": ["label=disable"],
     });
+    if !spec.groups.is_empty() {
+        host["GroupAdd"] = spec.groups.iter().map(u32::to_string).collect();
+    }
     if let Some(memory) = spec.limits.memory {
         host["Memory"] = memory.into();
         // Memory and swap together.
@@ -96,7 +103,7 @@ pub(super) fn body(
         "Cmd": arguments,
         "Env": variables,
         "WorkingDir": workdir,
-        "User": "0:0",
+        "User": spec.user,
         "Tty": false,
         "OpenStdin": false,
         "AttachStdout": true,
@@ -129,7 +136,8 @@ mod tests {
     #[test]
     fn a_container_is_unprivileged_and_runs_what_the_job_says() {
         let engine: Engine =
-            serde_json::from_value(json!({ "socket": "/run/docker.sock", "maker": "docker", "version": "/v1.41" })).unwrap();
+            serde_json::from_value(json!({ "socket": "/run/docker.sock", "maker": "docker", "version": "/v1.41" }))
+                .unwrap();
         let mut spec = ContainerSpec {
             engine,
             name: "n".to_owned(),
@@ -145,6 +153,8 @@ mod tests {
             devices: vec!["/dev/fuse".into()],
             network: ContainerNetwork::Host,
             limits: Limits::default(),
+            user: "0:0".to_owned(),
+            groups: Vec::new(),
         };
         let environment = [("A".to_owned(), "1\n2".to_owned())].into();
         let command = ["/bin/sh", "-c", "exit 3"].map(str::to_owned);

@@ -251,7 +251,9 @@ impl Watched<'_> {
         {
             self.output.reconnected();
             self.attached = Some(attached);
-            let _ = self.output.remark("the container engine was started anew; what the program printed meanwhile may be missing here");
+            let _ = self.output.remark(
+                "the container engine was started anew; what the program printed meanwhile may be missing here",
+            );
         }
         self.end = engine.wait(&self.id).ok();
     }
@@ -291,7 +293,8 @@ impl Watched<'_> {
     fn drain(&mut self) {
         let mut until = Instant::now() + DRAIN;
         while let Some(attached) = &self.attached {
-            let left = PollTimeout::try_from(until.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO);
+            let left =
+                PollTimeout::try_from(until.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO);
             let is_there = attached.has_more()
                 || poll(&mut [PollFd::new(attached.as_fd(), PollFlags::POLLIN)], left).is_ok_and(|count| count > 0);
             if is_there {
@@ -311,7 +314,8 @@ fn processes(id: &str) -> Vec<Pid> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let is_alive = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| !is_zombie(&status));
+        let is_alive =
+            |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| !is_zombie(&status));
         if fs::read_to_string(process.path().join("cgroup")).is_ok_and(|cgroup| cgroup.contains(id)) && is_alive(pid) {
             found.push(Pid::from_raw(pid));
         }

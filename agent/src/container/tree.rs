@@ -61,7 +61,11 @@ impl Tree {
             Ok(blob) => blob,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let tags = self.names(&format!("repositories/{}/_manifests/tags", image.repository))?;
-                return Ok(Err(format!("its repository {} has no {}; it has the tags {tags}", image.repository, image.version())));
+                return Ok(Err(format!(
+                    "its repository {} has no {}; it has the tags {tags}",
+                    image.repository,
+                    image.version()
+                )));
             }
             Err(error) => return Err(error),
         };

@@ -20,6 +20,7 @@ use super::stop::{StopSignal, Urgency};
 use super::view::{Host, ThisHost};
 use super::workspace::{Workspace, clean_up};
 use super::{Context, container, package};
+use crate::account::{Account, AccountError};
 use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
@@ -88,7 +89,7 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
     }
-    Workspace::create(&attempt.to_string(), &context.node, context.of_the_node).map_err(text)
+    Workspace::create(attempt, &context.node, context.of_the_node).map_err(text)
 }
 
 fn name(attempt: Attempt<'_>) -> String {
@@ -105,14 +106,14 @@ async fn live(
     workspace: &mut Workspace,
     course: &mut Course,
 ) {
-    let logs = match Logs::start(context, task, attempt, workspace) {
+    let mut logs = match Logs::start(context, task, attempt, workspace) {
         Ok(logs) => logs,
         Err(failure) => return course.failures.push(failure),
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let watch = DiskWatch::start(&workspace.record.scratch);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     match ran {
@@ -130,20 +131,6 @@ async fn live(
                 let label = format!("{} outputs", name(attempt));
                 let (stores, budget) = (&context.stores, &context.budget);
                 course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
-            }
-            if started {
-                let (found, absent): (Vec<_>, Vec<_>) =
-                    sources.logs.into_iter().partition(|source| source.path.symlink_metadata().is_ok());
-                for source in absent {
-                    let log = source.output.source.display();
-                    tracing::warn!(
-                        task = name(attempt),
-                        "log file {log} was never written; nothing is uploaded for it"
-                    );
-                }
-                let label = format!("{} logs", name(attempt));
-                let sent = outputs::deliver(&found, &context.stores, &context.budget, &context.console, &label).await;
-                course.failures.extend(sent.failed);
             }
         }
         Err(failure) => {
@@ -173,11 +160,13 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
+    logs: &mut Logs,
 ) -> Result<Ran, Failure> {
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
+    logs.follow_files(context, workspace, &sources.logs);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })
 }
@@ -227,9 +216,11 @@ async fn start(
             return Err(failure);
         }
     };
+    let account = account(task)?;
+    let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
     let (spec, sources) = match (&image, workspace.record.container.clone()) {
         (Some(image), Some(record)) => tokio::task::block_in_place(|| {
-            let plan = |host: &dyn Host| plan(context, task, attempt, workspace, (&inputs, &networks), host, Some(image));
+            let plan = |host: &dyn Host| plan(context, task, attempt, workspace, views, account, host, Some(image));
             let planned = with_files_of(&record, image, plan)?;
             workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
             Ok::<_, Failure>((planned.spec, planned.sources))
@@ -240,7 +231,7 @@ async fn start(
             tokio::task::block_in_place(|| {
                 let plan = |made| {
                     let host = ThisHost { made };
-                    let planned = plan(context, task, attempt, workspace, (&inputs, &networks), &host, None)?;
+                    let planned = plan(context, task, attempt, workspace, views, account, &host, None)?;
                     Ok::<_, Failure>(((planned.spec, planned.sources), planned.mount_points))
                 };
                 context.mount_points.acquire(&workspace.record.id, plan)
@@ -259,6 +250,13 @@ async fn start(
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok((shim, sources))
+}
+
+/// Who the program runs as, if not as root.
+fn account(task: &Task) -> Result<Option<Account>, Failure> {
+    let Some(user) = &task.user else { return Ok(None) };
+    let bad = |error: AccountError| Failure::new(Cause::User, exit::BAD_DATA, format!("user {user}: {error}"));
+    Account::find(user).map(Some).map_err(bad)
 }
 
 /// Makes sure that the host answers where the task's mappings go. Planning them looks there while all agents of the machine wait.
@@ -299,6 +297,16 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     tracing::info!(task = label, elapsed_ms = exit.elapsed_ms, "the program has ended: {}", ending(&exit));
     if exit.left_behind > 0 {
         tracing::warn!(task = label, "{} processes it had left running were killed", exit.left_behind);
+    }
+    if exit.outlived_grace > 0 {
+        let killed = exit.outlived_grace;
+        tracing::warn!(task = label, "{killed} processes that had not ended when asked to were killed; none is left");
+    }
+    if exit.stuck > 0 {
+        tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);
+    }
+    for note in &exit.notes {
+        tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
 }

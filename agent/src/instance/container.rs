@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::record::Record;
-use super::view::{View, Kind};
+use super::view::{Kind, View};
 use super::workspace::Workspace;
+use crate::account::Account;
 use crate::container::{self, ContainerRecord, ContainerSpec, Image, Places};
 use crate::durable;
-use crate::job::{ImageSource, Limits, Task};
+use crate::job::{ImageSource, Task};
 use crate::outcome::{Cause, Failure};
 use crate::shim::ExitRecord;
 
@@ -33,7 +34,8 @@ pub(super) async fn image(context: &Context, task: &Task, workspace: &Workspace)
         durable::private_directory(&mount).map_err(Failure::platform)?;
         let stores = context.stores.settings().clone();
         let mounted = context.mounter.mount_one(location, &mount, stores).await;
-        places.mount = mounted.map_err(|failure| Failure { message: format!("container image: {}", failure.message), ..failure })?;
+        places.mount = mounted
+            .map_err(|failure| Failure { message: format!("container image: {}", failure.message), ..failure })?;
     }
     let image = container::get_image(&context.containers, &record.engine, wanted, places).await?;
     // What is left is taken away with the rest.
@@ -47,6 +49,7 @@ pub(super) fn specify(
     task: &Task,
     workspace: &Workspace,
     image: &Image,
+    account: Option<&Account>,
     view: &mut View,
 ) -> Option<ContainerSpec> {
     let (wanted, record) = (task.container.as_ref()?, workspace.record.container.as_ref()?);
@@ -64,14 +67,20 @@ pub(super) fn specify(
         volumes,
         devices: wanted.devices.clone(),
         network: wanted.network,
-        limits: Limits::default(),
+        limits: task.limits,
+        user: account.map_or_else(|| "0:0".to_owned(), |account| format!("{}:{}", account.uid, account.gid)),
+        groups: account.map(|account| account.groups.clone()).unwrap_or_default(),
     })
 }
 
 /// Brings home what the program has left among the container's own files.
 pub(super) async fn fetch(record: &Record, exit: &ExitRecord) -> Result<(), Failure> {
-    let Some(container) = record.container.clone().filter(|container| !container.fetched.is_empty()) else { return Ok(()) };
+    let Some(container) = record.container.clone().filter(|container| !container.fetched.is_empty()) else {
+        return Ok(());
+    };
     let started = exit.started;
     let fetched = tokio::task::spawn_blocking(move || container::fetch(&container, started)).await;
-    fetched.map_err(Failure::platform)?.map_err(|message| Failure::new(Cause::Platform, crate::exit::UPLOAD_FAILED, message))
+    fetched
+        .map_err(Failure::platform)?
+        .map_err(|message| Failure::new(Cause::Platform, crate::exit::UPLOAD_FAILED, message))
 }

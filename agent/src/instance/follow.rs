@@ -4,10 +4,24 @@
 //! behind it and appends what is new to a growing object: at most [`LOOK`] after a write when nothing was sent
 //! lately, else when the object says that the next piece is worth sending. What could not be sent is sent again, exactly, as soon
 //! as storage answers; the file keeps it until then.
+//!
+//! What has arrived for good is written down ([`Sent`]), and only then removed from the disk: a hole is punched into the file behind
+//! the reader. So the disk holds little more than what is still to be sent, and an agent that comes after this one knows where
+//! to go on; what was sent beyond what was written down it finds out from the store. When storage takes less than the task writes until
+//! the disk is nearly full, the oldest bytes that were not sent are given up; the log says where and how many ([`Sequence`]).
+//!
+//! Files of the task's own ([`Origin::Theirs`]) are followed in the same way, whatever becomes of them, but are never touched: the task may
+//! want to read them.
+
+mod patience;
+mod punch;
+mod sent;
+mod sequence;
+mod source;
+mod space;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,31 +33,49 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use patience::Patience;
+use punch::Upkeep;
+pub use sent::Sent;
+pub use sequence::{Place, Sequence};
+pub use source::Origin;
+use source::Reader;
+
 /// How often a quiet file is looked at. With a request's own time this keeps a line visible well within two seconds.
 const LOOK: Duration = Duration::from_millis(500);
-/// The most that is sent at once.
-const PIECE: usize = 4 << 20;
-/// How long the rest may take to arrive after the task has ended: storage that is away comes back, a node cannot wait for ever.
-const FINAL_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How often the disk is looked at while a piece is on its way.
+const WATCH: Duration = Duration::from_millis(100);
 /// How often a log is sent from its beginning before its trouble is reported.
 const WHOLE_TRIES: u32 = 3;
-/// The pause between two tries while storage is away.
-const RETRY: Duration = Duration::from_secs(2);
 
-/// Follows one file.
+/// A log that is to be followed.
+#[derive(Debug)]
+pub struct Followed {
+    /// Where it is written.
+    pub origin: Origin,
+    /// Where it goes.
+    pub store: Arc<dyn Store>,
+    /// The object there. What an earlier run left of that name is replaced.
+    pub target: Location,
+    /// Where to write down how far it is. Without that the file is kept whole, and an agent that comes after this one begins anew.
+    pub sent: Option<PathBuf>,
+}
+
+/// Follows one log.
 #[derive(Debug)]
 pub struct Follower {
+    origin: Origin,
     target: Location,
     ended: watch::Sender<bool>,
-    task: JoinHandle<Result<u64, oss::Error>>,
+    task: JoinHandle<Result<Option<u64>, oss::Error>>,
 }
 
 impl Follower {
-    /// Begins to follow `file`, which exists. An object that an earlier run left at `target` is replaced.
-    pub fn start(file: PathBuf, store: Arc<dyn Store>, target: Location) -> Self {
+    /// Begins to follow, or goes on where an agent before this one was.
+    pub fn start(followed: Followed) -> Self {
         let (ended, receiver) = watch::channel(false);
-        let task = tokio::spawn(follow(file, store, target.clone(), receiver));
-        Self { target, ended, task }
+        let (origin, target) = (followed.origin.clone(), followed.target.clone());
+        let task = tokio::spawn(follow(followed, receiver));
+        Self { origin, target, ended, task }
     }
 
     /// Where the log goes.
@@ -51,135 +83,214 @@ impl Follower {
         &self.target
     }
 
-    /// Sends the rest of a file that is no longer written, and says how many bytes there were in all.
+    /// Where it is written.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Sends the rest of a log that is no longer written, and says how many bytes there were in all; none if it was never written.
     ///
     /// # Errors
     /// When storage refuses, or is away for longer than the final deadline.
-    pub async fn finish(self) -> Result<u64, oss::Error> {
+    pub async fn finish(mut self) -> Result<Option<u64>, oss::Error> {
         self.ended.send_replace(true);
         let failed = |error: tokio::task::JoinError| {
             oss::Error::new(ErrorKind::Unavailable, "APPEND", self.target.escaped(), error.to_string())
         };
-        self.task.await.map_err(failed)?
+        (&mut self.task).await.map_err(failed)?
     }
 }
 
-async fn follow(
-    path: PathBuf,
-    store: Arc<dyn Store>,
-    target: Location,
+/// Nobody follows a log that nobody waits for.
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A log on its way.
+struct Log {
+    followed: Followed,
     ended: watch::Receiver<bool>,
-) -> Result<u64, oss::Error> {
-    let file = Arc::new(File::open(&path).map_err(|error| read_failed(&path, error))?);
-    let mut patience = Patience { target, ended, give_up: None };
-    let mut tries = 0;
+    patience: Patience,
+    upkeep: Upkeep,
+}
+
+async fn follow(followed: Followed, ended: watch::Receiver<bool>) -> Result<Option<u64>, oss::Error> {
+    let patience = Patience::new(followed.target.clone(), ended.clone());
+    let upkeep = Upkeep::new(followed.sent.clone(), followed.target.to_string());
+    let mut log = Log { followed, ended, patience, upkeep };
+    let Some((mut reader, mut object)) = log.begin().await? else { return Ok(None) };
+    let mut tries = 1;
     loop {
-        tries += 1;
-        match send_all(&path, &file, &store, &mut patience).await {
-            // Somebody else has written to the object, or it holds other bytes than were sent. The file still has them all.
-            Err(error) if matches!(error.kind(), ErrorKind::Changed | ErrorKind::Corrupt) && tries < WHOLE_TRIES => {
-                tracing::warn!(%error, log = %patience.target.escaped(), "log is sent again from its beginning");
+        match log.send_all(&mut reader, &mut object).await {
+            // Somebody else has written to the object, or it holds other bytes than were sent.
+            Err(error) if is_broken(&error) && reader.sequence.is_whole() && !log.upkeep.has_punched() => {
+                if tries >= WHOLE_TRIES {
+                    return Err(error);
+                }
+                tries += 1;
+                let target = log.followed.target.escaped();
+                tracing::warn!(%error, log = %target, "log is sent again from its beginning");
+                reader.restart();
+                object = log.create(&reader).await?;
             }
-            result => return result,
+            Err(error) if is_broken(&error) && object.abandon() => {
+                let target = log.followed.target.escaped();
+                tracing::warn!(%error, log = %target, "log goes on in a new object; its beginning is not on this node any more");
+                let text =
+                    "\n[batch-agent: something else has changed this log up to here; it goes on in this object]\n";
+                reader.sequence.say(object.len(), text.to_owned());
+            }
+            Err(error) => {
+                // The file is not lost with the error: whoever keeps it knows how far it was sent.
+                log.upkeep.finish(&object, &reader).await;
+                return Err(error);
+            }
+            Ok(size) => return Ok(Some(size)),
         }
     }
 }
 
-/// Sends the file from its beginning to its end, and answers with its length.
-async fn send_all(
-    path: &Path,
-    file: &Arc<File>,
-    store: &Arc<dyn Store>,
-    patience: &mut Patience,
-) -> Result<u64, oss::Error> {
-    let key = patience.target.key().clone();
-    let mut object = loop {
-        match GrowingObject::create(Arc::clone(store), key.clone(), GrowingOptions::default()).await {
-            Ok(object) => break object,
-            Err(error) => patience.wait(error).await?,
+/// Whether the object is not what was sent, so that sending it again helps nothing.
+fn is_broken(error: &oss::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Changed | ErrorKind::Corrupt | ErrorKind::NotAppendable)
+}
+
+impl Log {
+    /// Waits for the file and begins the object, or goes on with both. None if there never is a file.
+    async fn begin(&mut self) -> Result<Option<(Reader, GrowingObject)>, oss::Error> {
+        if let Some(begun) = self.resume().await? {
+            return Ok(Some(begun));
         }
-    };
-    let mut next_send = Instant::now();
-    loop {
-        // Asked before the data is read: what was written before the end was known is then certainly seen.
-        let is_over = *patience.ended.borrow_and_update();
-        if !is_over && Instant::now() < next_send {
+        let reader = loop {
+            let is_over = *self.ended.borrow_and_update();
+            let opened = tokio::task::block_in_place(|| Reader::open(&self.followed.origin));
+            if let Some(reader) = opened.map_err(|error| self.read_failed(&error))? {
+                break reader;
+            }
+            if is_over {
+                return Ok(None);
+            }
             tokio::select! {
-                () = tokio::time::sleep_until(next_send) => {}
-                _ = patience.ended.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                _ = self.ended.changed() => {}
             }
-            continue;
+        };
+        let object = self.create(&reader).await?;
+        Ok(Some((reader, object)))
+    }
+
+    /// What an agent before this one has begun.
+    async fn resume(&mut self) -> Result<Option<(Reader, GrowingObject)>, oss::Error> {
+        let Some(path) = &self.followed.sent else { return Ok(None) };
+        let target = &self.followed.target;
+        let sent = Sent::read(path).unwrap_or_else(|error| {
+            tracing::warn!(%error, log = %target.escaped(), "how far the log was sent is not known; it is sent again");
+            None
+        });
+        let Some(sent) = sent.filter(|sent| sent.target == target.to_string()) else { return Ok(None) };
+        let (store, key) = (Arc::clone(&self.followed.store), target.key().clone());
+        let object = GrowingObject::resume(store, key, &GrowingOptions::default(), sent.mark.clone()).await?;
+        let reader = Reader::resume(&self.followed.origin, sent.sequence, object.len());
+        let Some(reader) = reader else { return Ok(None) };
+        self.upkeep.go_on(sent.mark);
+        tracing::info!(log = %target.escaped(), bytes = object.len(), "going on with a log that was being sent");
+        Ok(Some((reader, object)))
+    }
+
+    async fn create(&mut self, reader: &Reader) -> Result<GrowingObject, oss::Error> {
+        let key = self.followed.target.key().clone();
+        loop {
+            let store = Arc::clone(&self.followed.store);
+            match GrowingObject::create(store, key.clone(), GrowingOptions::default()).await {
+                Ok(object) => {
+                    self.upkeep.begin(&object, reader).await;
+                    return Ok(object);
+                }
+                Err(error) => self.patience.wait(error).await?,
+            }
         }
-        let piece = read(file, object.len()).await.map_err(|error| read_failed(path, error))?;
-        if piece.is_empty() && is_over {
-            break;
-        }
-        if piece.is_empty() {
-            next_send = Instant::now() + LOOK;
-            continue;
-        }
-        let is_full = piece.len() == PIECE;
-        match object.append(piece).await {
+    }
+
+    /// Sends the log to its end, and answers with its length.
+    async fn send_all(&mut self, reader: &mut Reader, object: &mut GrowingObject) -> Result<u64, oss::Error> {
+        let mut next_send = Instant::now();
+        loop {
+            // Asked before the data is read: what was written before the end was known is then certainly seen.
+            let is_over = *self.ended.borrow_and_update();
+            if !is_over && Instant::now() < next_send {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next_send) => {}
+                    _ = self.ended.changed() => {}
+                }
+                continue;
+            }
+            let most = object.suggested_piece();
+            // It waits for the disk.
+            let read = tokio::task::block_in_place(|| reader.read(object.len(), most, is_over));
+            let piece = read.map_err(|error| self.read_failed(&error))?;
+            if piece.is_empty() && is_over {
+                break;
+            }
+            let began = Instant::now();
+            if piece.is_empty() {
+                next_send = began + LOOK;
+                continue;
+            }
+            if reader.has_changed() {
+                self.upkeep.write_down(reader).await;
+            }
+            self.send(reader, object, &piece).await?;
+            self.upkeep.after_sending(object, reader).await;
             // A full piece means that there is more.
-            Ok(()) if is_full => {}
-            Ok(()) => next_send = Instant::now() + object.suggested_interval(),
-            Err(error) => patience.wait(error).await?,
+            next_send = if piece.len() == most { began } else { began + object.suggested_interval() };
         }
-    }
-    loop {
-        match object.finish().await {
-            Ok(grown) => return Ok(grown.size),
-            Err(error) => patience.wait(error).await?,
-        }
-    }
-}
-
-fn read_failed(path: &Path, error: io::Error) -> oss::Error {
-    oss::Error::new(ErrorKind::LocalFile, "READ", path.display(), error.to_string()).with_source(error)
-}
-
-async fn read(file: &Arc<File>, position: u64) -> io::Result<Bytes> {
-    let file = Arc::clone(file);
-    let read = move || {
-        let there = file.metadata()?.len().saturating_sub(position);
-        let mut piece = vec![0; usize::try_from(there).unwrap_or(PIECE).min(PIECE)];
-        let mut filled = 0;
-        while filled < piece.len() {
-            match file.read_at(&mut piece[filled..], position + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        loop {
+            match object.finish().await {
+                Ok(grown) => return Ok(grown.size),
+                Err(error) if self.is_final(&error) => return Err(error),
+                Err(error) => self.patience.wait(error).await?,
             }
         }
-        piece.truncate(filled);
-        Ok(Bytes::from(piece))
-    };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    }
+
+    /// Sends a piece, however long that takes. Meanwhile the disk is looked after.
+    async fn send(&mut self, reader: &mut Reader, object: &mut GrowingObject, piece: &Bytes) -> Result<(), oss::Error> {
+        // Bytes that may have been sent stay: the same ones must be sent again. What another agent has sent is not known before
+        // it is accounted for.
+        let kept = object.has_caught_up().then(|| object.len() + piece.len() as u64);
+        loop {
+            let error = match watched(&mut self.upkeep, reader, kept, object.append(piece.clone())).await {
+                Ok(()) => {
+                    self.patience.worked();
+                    return Ok(());
+                }
+                Err(error) if self.is_final(&error) => return Err(error),
+                Err(error) => error,
+            };
+            watched(&mut self.upkeep, reader, kept, self.patience.wait(error)).await?;
+        }
+    }
+
+    /// Whether sending the same again helps nothing. Where there is no append, what is sent replaces what is there.
+    fn is_final(&self, error: &oss::Error) -> bool {
+        is_broken(error) && self.followed.store.capabilities().append
+    }
+
+    fn read_failed(&self, error: &io::Error) -> oss::Error {
+        oss::Error::new(ErrorKind::LocalFile, "READ", self.followed.origin.path().display(), error.to_string())
+    }
 }
 
-/// How long to bear with a store that does not answer.
-struct Patience {
-    target: Location,
-    ended: watch::Receiver<bool>,
-    give_up: Option<Instant>,
-}
-
-impl Patience {
-    /// Waits before another try, or gives up: at once for what no waiting mends, after the deadline once the task has ended.
-    async fn wait(&mut self, error: oss::Error) -> Result<(), oss::Error> {
-        if *self.ended.borrow() && self.give_up.is_none() {
-            self.give_up = Some(Instant::now() + FINAL_DEADLINE);
+/// Does something that takes time, and looks after the disk meanwhile.
+async fn watched<T>(upkeep: &mut Upkeep, reader: &mut Reader, kept: Option<u64>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(WATCH) => upkeep.make_room(reader, kept).await,
         }
-        let may_pass = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled { .. });
-        // While the task runs there is nothing to lose by hoping that somebody mends it.
-        let hopeless = error.is_lasting() && self.give_up.is_some();
-        if !may_pass || hopeless || self.give_up.is_some_and(|end| Instant::now() >= end) {
-            return Err(error);
-        }
-        tracing::warn!(%error, log = %self.target.escaped(), "log not sent yet; trying again");
-        tokio::time::sleep(RETRY).await;
-        Ok(())
     }
 }
 
@@ -192,3 +303,6 @@ pub fn open_log(path: &Path) -> io::Result<File> {
     // The directory is root's alone, so there is nothing that this could follow.
     std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,12 @@ impl Mounter {
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub async fn mount_one(&self, location: &Location, target: &Path, stores: oss::Settings) -> Result<PathBuf, Failure> {
+    pub async fn mount_one(
+        &self,
+        location: &Location,
+        target: &Path,
+        stores: oss::Settings,
+    ) -> Result<PathBuf, Failure> {
         let place = if location.is_directory() { "0".to_owned() } else { format!("0/{OBJECT}") };
         self.mount_request(MountRequest {
             target: target.to_owned(),

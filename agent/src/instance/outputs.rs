@@ -3,7 +3,7 @@
 //! Nothing here trusts what the task has left (see [`found`]). A file that cannot be sent is named and does not keep
 //! the others from going up.
 
-mod found;
+pub(super) mod found;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

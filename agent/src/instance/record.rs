@@ -9,6 +9,7 @@ use super::outputs::Source;
 use super::retry::Tries;
 use crate::container::ContainerRecord;
 use crate::durable::{self, FileError};
+use crate::job::names::Attempt;
 use crate::node::Node;
 use crate::shim::ProcessId;
 
@@ -21,6 +22,9 @@ pub struct Record {
     pub id: String,
     /// The agent that looks after it.
     pub agent: ProcessId,
+    /// Where the agent looks for a request to stop the instance. Of all its attempts.
+    #[serde(default)]
+    pub stop_request: PathBuf,
     /// Whether the node's own daemon runs it, which goes on with it after it was started anew.
     #[serde(default)]
     pub of_the_node: bool,
@@ -53,6 +57,12 @@ pub const VERSION: u32 = 1;
 /// The longest an attempt's id is as a file name; longer ones are cut and told apart by a checksum.
 const MAX_NAME: usize = 180;
 
+/// Where a request to stop the instance of `attempt` is left.
+pub fn stop_request(node: &Node, attempt: Attempt<'_>) -> PathBuf {
+    let first = Attempt { number: 1, ..attempt };
+    node.records().join(format!("{}.stop", file_name(&first.to_string())))
+}
+
 /// The file name for an attempt's id.
 pub fn file_name(id: &str) -> String {
     if id.len() <= MAX_NAME {
@@ -70,13 +80,15 @@ impl Record {
     ///
     /// # Errors
     /// When the agent cannot read its own identity from /proc.
-    pub fn new(id: &str, node: &Node) -> Result<Self, FileError> {
+    pub fn new(attempt: Attempt<'_>, node: &Node) -> Result<Self, FileError> {
         let agent = this_agent()?;
-        let name = file_name(id);
+        let id = attempt.to_string();
+        let name = file_name(&id);
         Ok(Self {
             version: VERSION,
-            id: id.to_owned(),
+            id,
             agent,
+            stop_request: stop_request(node, attempt),
             of_the_node: false,
             sources: None,
             container: None,
@@ -115,9 +127,24 @@ impl Record {
         self.runtime.join("stage")
     }
 
+    /// What the shim is told.
+    pub fn shim_spec(&self) -> PathBuf {
+        self.runtime.join("shim.json")
+    }
+
+    /// Where the shim says which control group it has made.
+    pub fn group(&self) -> PathBuf {
+        self.runtime.join("group.json")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))
+    }
+
+    /// A directory for what is known of how far its logs were sent.
+    pub fn log_progress(&self, node: &Node) -> PathBuf {
+        node.records().join(format!("{}.logs", file_name(&self.id)))
     }
 
     fn path(&self, node: &Node) -> PathBuf {
@@ -132,12 +159,19 @@ impl Record {
         durable::replace_json(&self.path(node), self)
     }
 
-    /// Removes the record, and the exit record with it. The last thing that is done for an attempt.
+    /// Removes the record, and the exit record and what is known of its logs with it. The last thing that is done for an attempt.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn remove(&self, node: &Node) -> Result<(), FileError> {
         let (exit_record, record) = (self.exit_record(node), self.path(node));
+        let logs = self.log_progress(node);
+        match fs::remove_dir_all(&logs) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError { action: "remove", path: logs, source });
+            }
+            _ => {}
+        }
         durable::remove(&exit_record)?;
         durable::remove(&record)
     }
@@ -203,9 +237,13 @@ mod tests {
             scratch: root.path().join("scratch"),
         };
         node.prepare().unwrap();
-        let record = Record::new("job.task.0", &node).unwrap();
+        let attempt = Attempt { job: "job", task: "task", instance: 0, number: 1 };
+        let record = Record::new(attempt, &node).unwrap();
+        let again = Record::new(Attempt { number: 2, ..attempt }, &node).unwrap();
+        assert_eq!((record.id.as_str(), &record.stop_request), ("job.task.0", &again.stop_request));
         record.save(&node).unwrap();
         fs::write(record.exit_record(&node), "{}").unwrap();
+        fs::create_dir(record.log_progress(&node)).unwrap();
         assert_eq!(Record::all(&node).unwrap(), std::slice::from_ref(&record));
         assert!(record.agent.is_alive());
         record.remove(&node).unwrap();

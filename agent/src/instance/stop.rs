@@ -1,6 +1,13 @@
-//! The request to stop, as it travels from a signal to whoever is waiting.
+//! The request to stop, as it travels from a signal, or from `batch-agent cancel`, to whoever is waiting.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::durable::{self, FileError};
 
 use crate::shim::StopMode;
 
@@ -58,6 +65,74 @@ impl StopSignal {
     }
 }
 
+/// How often it is looked whether somebody has asked for the end of an instance.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A request to stop one instance, as a file: it reaches the agent that is there, and the one after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Whether it is to be killed without being asked to end first.
+    pub at_once: bool,
+}
+
+impl StopRequest {
+    /// Leaves it in `file`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn leave(self, file: &Path) -> Result<(), FileError> {
+        durable::replace_json(file, &self)
+    }
+
+    fn look(file: &Path) -> Option<Self> {
+        // Looked at first: reading says in the log what is wrong with a file, and there is none nearly always.
+        if !file.exists() {
+            return None;
+        }
+        durable::read_json(file).ok().flatten()
+    }
+}
+
+/// Listens to the request in a file until it is dropped.
+#[derive(Debug)]
+pub(super) struct Listening(JoinHandle<()>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl StopSignal {
+    /// This signal, and beside it the request that somebody may leave in `file`.
+    pub(super) fn with_requests_in(mut self, file: PathBuf) -> (Self, Listening) {
+        let (sender, both) = watch::channel(*self.0.borrow());
+        let listening = tokio::spawn(async move {
+            let raise = |to: Urgency| {
+                sender.send_if_modified(|urgency| {
+                    let is_more = to > *urgency;
+                    *urgency = to.max(*urgency);
+                    is_more
+                })
+            };
+            let mut heard = *sender.borrow();
+            let mut look = tokio::time::interval(LOOK);
+            loop {
+                tokio::select! {
+                    urgency = self.beyond(heard) => {
+                        heard = urgency;
+                        raise(urgency);
+                    }
+                    _ = look.tick() => if let Some(request) = StopRequest::look(&file) {
+                        raise(if request.at_once { Urgency::AtOnce } else { Urgency::Gracefully });
+                    }
+                }
+            }
+        });
+        (Self(both), Listening(listening))
+    }
+}
+
 impl Urgency {
     /// What the shim is told.
     pub fn mode(self) -> StopMode {
@@ -78,5 +153,23 @@ mod tests {
         stopper.ask();
         assert_eq!(signal.beyond(Urgency::Gracefully).await, Urgency::AtOnce);
         assert!(signal.is_asked());
+    }
+
+    #[tokio::test]
+    async fn a_file_asks_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("request");
+        let (stopper, signal) = Stopper::new();
+        let (mut both, _listening) = signal.clone().with_requests_in(file.clone());
+        assert!(!both.is_asked());
+        StopRequest { at_once: false }.leave(&file).unwrap();
+        assert_eq!(both.beyond(Urgency::None).await, Urgency::Gracefully);
+        assert!(!signal.is_asked(), "others are not stopped");
+        stopper.ask();
+        stopper.ask();
+        assert_eq!(both.beyond(Urgency::Gracefully).await, Urgency::AtOnce);
+        // One that had been asked already.
+        let (mut both, _listening) = signal.with_requests_in(file);
+        assert_eq!(both.beyond(Urgency::Gracefully).await, Urgency::AtOnce);
     }
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use super::inputs::Mounter;
 use super::mount_point::MountPoints;
 use super::record::Record;
+use crate::cgroup::TaskGroup;
 use crate::durable::{self, FileError};
+use crate::job::names::Attempt;
 use crate::network;
 use crate::node::Node;
 use crate::shim::{ProcessId, find_by_spec, kill_descendants};
@@ -25,12 +27,13 @@ pub(super) struct Workspace {
 
 impl Workspace {
     /// Makes the directories of a new attempt.
-    pub(super) fn create(id: &str, node: &Node, of_the_node: bool) -> Result<Self, FileError> {
-        let record = Record { of_the_node, ..Record::new(id, node)? };
-        if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == id && other.agent.is_alive()) {
+    pub(super) fn create(attempt: Attempt<'_>, node: &Node, of_the_node: bool) -> Result<Self, FileError> {
+        let record = Record { of_the_node, ..Record::new(attempt, node)? };
+        let id = &record.id;
+        if let Some(other) = Record::all(node)?.into_iter().find(|other| other.id == *id && other.agent.is_alive()) {
             return Err(FileError {
                 action: "begin",
-                path: id.into(),
+                path: id.clone().into(),
                 source: io::Error::other(format!(
                     "process {} is running it already; wait for it, or use another --job-id",
                     other.agent.pid
@@ -51,7 +54,7 @@ impl Workspace {
     /// Goes on with what another agent has begun, if its program had been started. What had not come that far, and what a start of the
     /// machine has ended, is to be cleaned up.
     pub(super) fn resume(mut record: Record, node: &Node) -> Result<Result<Self, Record>, FileError> {
-        let found = shims(record.shim.clone(), &shim_spec(&record)).into_iter().next();
+        let found = shims(record.shim.clone(), &record.shim_spec()).into_iter().next();
         let has_ended = record.exit_record(node).exists() && record.scratch.exists();
         let this_boot = ProcessId::of(1).map(|init| init.boot_id);
         let is_lost =
@@ -87,7 +90,7 @@ impl Workspace {
 
     /// The shim's specification.
     pub(super) fn shim_spec(&self) -> PathBuf {
-        shim_spec(&self.record)
+        self.record.shim_spec()
     }
 
     /// For mounts that exist only while the view is built.
@@ -108,11 +111,13 @@ pub async fn clean_up(
 ) -> Result<(), String> {
     // Before its shim, which then sees it end, and after it, which may just have made it.
     remove_container(record).await?;
-    let (known, spec) = (record.shim.clone(), shim_spec(record));
+    let (known, spec) = (record.shim.clone(), record.shim_spec());
     let end = move || shims(known, &spec).iter().try_for_each(end_shim);
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
     remove_container(record).await?;
+    let file = record.group();
+    tokio::task::spawn_blocking(move || remove_group(&file)).await.map_err(|error| error.to_string())??;
     for below in [record.stage(), record.scratch.join("views")] {
         network::unmount_below(&below).await.map_err(|error| error.to_string())?;
     }
@@ -135,10 +140,6 @@ async fn remove_container(record: &Record) -> Result<(), String> {
     let Some(container) = record.container.clone() else { return Ok(()) };
     let removed = tokio::task::spawn_blocking(move || container.remove()).await.map_err(|error| error.to_string())?;
     removed.map_err(|error| error.to_string())
-}
-
-fn shim_spec(record: &Record) -> PathBuf {
-    record.runtime.join("shim.json")
 }
 
 /// The shims of an attempt: the one its record names, and any that was started for it by an agent that was killed before it
@@ -166,6 +167,15 @@ fn end_shim(shim: &ProcessId) -> Result<(), usize> {
         std::thread::sleep(Duration::from_millis(5));
     }
     below.map(drop)
+}
+
+/// Removes the control group that this file tells of, with whoever is still in it: a shim that was killed has left its task there, and
+/// nothing else is.
+fn remove_group(record: &Path) -> Result<(), String> {
+    let Some(group) = TaskGroup::of_record(record).map_err(|error| error.to_string())? else { return Ok(()) };
+    let left = |left| format!("{left} processes of the task do not die; they hang in the kernel");
+    group.kill(true, KILL_DEADLINE, || ()).map_err(left)?;
+    group.remove().map_err(|error| format!("the task's control group cannot be removed: {error}"))
 }
 
 /// Removes a directory tree that lies on one file system. Something mounted inside of it is a reason to stop, and never

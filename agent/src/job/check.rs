@@ -11,7 +11,7 @@ use fuse_oss::ByteSize;
 use oss::Location;
 use serde::Serialize;
 
-use super::description::{ImageSource, Job, Task};
+use super::description::{ImageSource, Job, Limits, Task};
 use super::finding::{Warning, visible};
 use super::names::Attempt;
 
@@ -85,6 +85,12 @@ pub struct TaskReport {
     /// The least of its inputs that a random read fetches, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub least_fetch: Option<u64>,
+    /// The most that each instance may use of the machine.
+    #[serde(skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+    /// Who it runs as, when it is not root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// What the task needs and this node does not have; the task will not run here.
     pub missing: Vec<Missing>,
 }
@@ -188,6 +194,8 @@ impl TaskReport {
             own_credentials: task.input_store.is_some(),
             cache_limit: task.input_cache.limit.map(ByteSize::bytes),
             least_fetch: task.input_cache.fetch.map(ByteSize::bytes),
+            limits: task.limits,
+            user: task.user.as_ref().map(ToString::to_string),
             missing: missing(task, abilities),
         }
     }
@@ -274,7 +282,13 @@ impl Display for TaskReport {
             let from = self.image_source.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
             line(f, "container", &format!("{image}{from}"))?;
         }
+        if let Some(user) = &self.user {
+            line(f, "user", user)?;
+        }
         line(f, "instances", &self.effort())?;
+        if !self.limits.is_empty() {
+            line(f, "at most", &limits(&self.limits))?;
+        }
         if self.reserved_on_fail {
             line(f, "on failure", "mounts and directories stay for a while; see batch-agent enter")?;
         }
@@ -334,6 +348,13 @@ impl TaskReport {
         }
         text
     }
+}
+
+fn limits(limits: &Limits) -> String {
+    let cpu = limits.cpu_millis.map(|millis| format!("{} processors", f64::from(millis) / 1000.0));
+    let memory = limits.memory.map(|bytes| format!("{} of memory", ByteSize::new(bytes)));
+    let pids = limits.pids.map(|pids| format!("{pids} processes and threads"));
+    [cpu, memory, pids].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 impl InputReport {

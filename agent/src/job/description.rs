@@ -13,6 +13,7 @@ use fuse_oss::{CacheUse, Charset};
 use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
 
+use crate::account::UserName;
 use crate::container::Reference;
 
 /// A whole job: tasks and the order between them.
@@ -77,6 +78,10 @@ pub struct Task {
     pub input_store: Option<StoreSettings>,
     /// How much of its inputs the node's cache on disk may hold, and how they are fetched.
     pub input_cache: CacheUse,
+    /// What each of its instances may use of the machine.
+    pub limits: Limits,
+    /// Who it runs as; root when absent.
+    pub user: Option<UserName>,
 }
 
 impl fmt::Debug for Task {
@@ -101,7 +106,27 @@ impl fmt::Debug for Task {
             .field("timeout", &self.timeout)
             .field("input_store", &self.input_store)
             .field("input_cache", &self.input_cache)
+            .field("limits", &self.limits)
+            .field("user", &self.user)
             .finish()
+    }
+}
+
+/// The most that one instance may use of the machine, all of its processes together; no limit where absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processor time, in thousandths of a processor: 2500 are two and a half. At least 10.
+    pub cpu_millis: Option<u32>,
+    /// Memory, in bytes, the page cache of its files included as far as it cannot be dropped. Swap does not add to it.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -161,17 +186,6 @@ pub enum ContainerNetwork {
     Bridge,
     /// None but loopback.
     None,
-}
-
-/// The most that one instance may use of the machine, all of its processes together; no limit where absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Processor time, in thousandths of a processor: 2500 are two and a half. At least 10.
-    pub cpu_millis: Option<u32>,
-    /// Memory, in bytes, the page cache of its files included as far as it cannot be dropped. Swap does not add to it.
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u32>,
 }
 
 /// A directory or object that the task sees at a local path.

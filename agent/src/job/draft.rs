@@ -65,6 +65,19 @@ pub(crate) struct DraftTask {
     pub input_cache: DraftCache,
     /// The character set of names in outputs that do not say their own.
     pub output_locale: Option<String>,
+    pub limits: DraftLimits,
+    pub user: Option<At<String>>,
+}
+
+/// What an instance may use of the machine.
+#[derive(Debug, Default)]
+pub(crate) struct DraftLimits {
+    /// In processors.
+    pub cpu: Option<At<f64>>,
+    /// In bytes.
+    pub memory: Option<At<u64>>,
+    /// In processes and threads.
+    pub pids: Option<At<i64>>,
 }
 
 /// How inputs use the node's cache.

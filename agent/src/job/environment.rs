@@ -10,6 +10,9 @@
 //! - Everything else (`PATH`, `HOME`, `USER`, ...) is a default, and the author's value wins.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::account::Account;
 
 /// The variables an author cannot change. The three last are the names that older programs read.
 pub const OWN: &[&str] = &[
@@ -68,6 +71,8 @@ pub struct Facts<'a> {
     pub more_path: Option<&'a str>,
     /// The image it runs in, if it does not run on the machine itself.
     pub container: Option<InImage<'a>>,
+    /// Who it runs as, when it is not root.
+    pub account: Option<&'a Account>,
 }
 
 /// What matters of an image.
@@ -115,16 +120,21 @@ pub fn of_the_machine(machine: &Machine<'_>, cluster: &BTreeMap<String, String>)
 pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
-    set("HOME", "/root");
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let (name, home, shell) = facts.account.map_or_else(
+        || ("root", "/root".to_owned(), "/bin/bash".to_owned()),
+        |account| (account.name.as_str(), path(&account.home), path(&account.shell)),
+    );
+    set("HOME", &home);
     set("PWD", facts.working_directory);
-    set("USER", "root");
+    set("USER", name);
     match facts.container {
         Some(image) => drop(set("PATH", &container_path(image.path))),
         None => {
             set("PATH", &joined(LOGIN_PATH, facts.more_path));
             // An image may have neither a login nor this shell.
-            set("LOGNAME", "root");
-            set("SHELL", "/bin/bash");
+            set("LOGNAME", name);
+            set("SHELL", &shell);
         }
     }
 
@@ -186,6 +196,7 @@ mod tests {
         worker: Some("i-1"),
         working_directory: "/batchcompute/workdir",
         container: None,
+        account: None,
     };
 
     fn author(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -220,7 +231,8 @@ mod tests {
         assert_eq!(container["PATH"], "/sbin:/usr/sbin:/bin:/usr/bin");
         assert_eq!(image(Some("/opt/conda/bin:/usr/bin"))["PATH"], "/opt/conda/bin:/usr/bin:/sbin:/usr/sbin:/bin");
         let own = ["HOME", "PATH", "PWD", "USER"];
-        let names: Vec<&str> = container.keys().map(String::as_str).filter(|name| !name.starts_with("BATCH_")).collect();
+        let names: Vec<&str> =
+            container.keys().map(String::as_str).filter(|name| !name.starts_with("BATCH_")).collect();
         assert_eq!(names, own);
         assert!(!container.contains_key("BATCH_COMPUTE_CLUSTER_ID"));
         assert!(!container.contains_key("BATCH_COMPUTE_WORKER_ID"));

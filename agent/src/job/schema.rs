@@ -38,6 +38,8 @@ mod tests {
             "retry-timeouts",
             "reserve-on-fail",
             "timeout",
+            "limits",
+            "user",
             "after",
         ];
         assert_eq!(keys, known);

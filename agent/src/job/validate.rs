@@ -16,11 +16,12 @@ use fuse_oss::{ByteSize, CacheUse};
 use oss::Location;
 
 use super::command_line;
-use super::description::{Container, ImageSource, Job, RetryRules, Task};
-use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftTask};
+use super::description::{Container, ImageSource, Job, Limits, RetryRules, Task};
+use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftLimits, DraftTask};
 use super::environment;
 use super::finding::{At, Findings, Place, nearest, quoted};
 use super::names::{MAX_NAME, check_name};
+use crate::account::UserName;
 use crate::container::Reference;
 
 /// The most tasks in a job.
@@ -34,6 +35,15 @@ const MAX_RETRIES: i64 = 1_000;
 
 /// The longest timeout, in seconds: ten years.
 const MAX_TIMEOUT: i64 = 10 * 365 * 86_400;
+
+/// The most processors that a task may be limited to: more than any machine has.
+const MAX_CPUS: f64 = 100_000.0;
+
+/// The least memory that a task may be limited to, in bytes: a shell starts with it.
+const MIN_MEMORY: u64 = 4 << 20;
+
+/// The most processes and threads there can be on a machine (`PID_MAX_LIMIT`).
+const MAX_PIDS: i64 = 1 << 22;
 
 /// The longest single string that the kernel hands to a new program (`MAX_ARG_STRLEN`), in bytes, without its NUL.
 const MAX_STRING: usize = 128 * 1024 - 1;
@@ -128,6 +138,8 @@ fn check_task(draft: &DraftTask, slashes_agree: bool, findings: &mut Findings) -
             .map(|seconds| Duration::from_secs(seconds.into())),
         input_store: draft.input_store.clone(),
         input_cache: check_cache(&draft.input_cache, findings),
+        limits: check_limits(&draft.limits, findings),
+        user: draft.user.as_ref().and_then(|user| check_user(user, findings)),
     }
 }
 
@@ -167,6 +179,43 @@ fn check_cache(written: &DraftCache, findings: &mut Findings) -> CacheUse {
     let fetch = size(&written.fetch, 4096, "the least that is fetched at once").filter(|fetch| fetch.bytes() > 0);
     let limit = if written.disk == Some(false) { Some(ByteSize::new(0)) } else { limit };
     CacheUse { limit, fetch }
+}
+
+fn check_limits(written: &DraftLimits, findings: &mut Findings) -> Limits {
+    let cpu_millis = written.cpu.as_ref().and_then(|At { place, value }| {
+        if (0.01..=MAX_CPUS).contains(value) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within 10 and 10^8")]
+            return Some((value * 1000.0).round() as u32);
+        }
+        findings.error(place, format!("expected 0.01 to {MAX_CPUS} processors, got {value}"));
+        None
+    });
+    let memory = written.memory.as_ref().and_then(|At { place, value }| {
+        if *value >= MIN_MEMORY {
+            return Some(*value);
+        }
+        findings.error_with(
+            place,
+            format!("{value} bytes are too little to start any program with"),
+            format!("write at least {}", ByteSize::new(MIN_MEMORY)),
+        );
+        None
+    });
+    Limits { cpu_millis, memory, pids: number(written.pids.as_ref(), "processes", 1..=MAX_PIDS, findings) }
+}
+
+fn check_user(written: &At<String>, findings: &mut Findings) -> Option<UserName> {
+    match written.value.parse() {
+        Ok(user) => Some(user),
+        Err(error) => {
+            findings.error_with(
+                &written.place,
+                format!("{} {error}", quoted(&written.value)),
+                "write USER, or USER:GROUP",
+            );
+            None
+        }
+    }
 }
 
 /// A number within its range.
@@ -256,7 +305,11 @@ fn check_container(written: &DraftContainer, findings: &mut Findings) -> Option<
         (Some(archive), None) => match location(archive, findings) {
             Some(location) if location.is_directory() => {
                 let cause = format!("{} is a directory", quoted(&archive.value));
-                findings.error_with(&archive.place, cause, "name the one object that is the archive, such as image.tar");
+                findings.error_with(
+                    &archive.place,
+                    cause,
+                    "name the one object that is the archive, such as image.tar",
+                );
                 None
             }
             location => location.map(ImageSource::Archive),
@@ -277,7 +330,9 @@ fn check_device(written: &At<String>, findings: &mut Findings) -> Option<PathBuf
     let remedy = "write an absolute path below /dev, such as /dev/fuse";
     match local_path::normal(&written.value) {
         // A colon separates paths in an engine's own notation.
-        Ok(local) if local.path.starts_with("/dev/") && local.path != Path::new("/dev") && !written.value.contains(':') => {
+        Ok(local)
+            if local.path.starts_with("/dev/") && local.path != Path::new("/dev") && !written.value.contains(':') =>
+        {
             Some(local.path)
         }
         Ok(_) => {

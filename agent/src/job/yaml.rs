@@ -30,10 +30,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use self::values::{CommandDocument, Ordered, TimeoutDocument};
+use self::values::{CommandDocument, Ordered, SizeDocument, TimeoutDocument, UserDocument};
 use super::description::{ContainerNetwork, PullPolicy};
 use super::document;
-use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
+use super::draft::{
+    Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftLimits, DraftOutput, DraftTask, Edge,
+};
 use super::finding::{At, Place, Problems};
 
 /// A job for batch-agent.
@@ -121,9 +123,32 @@ struct TaskDocument {
     /// How long one attempt of an instance may run: `90s`, `30m`, `1h30m`, `2d`, or seconds. No limit when absent.
     #[serde(default)]
     timeout: Option<TimeoutDocument>,
+    /// The most that each instance may use of the machine.
+    #[serde(default)]
+    limits: LimitsDocument,
+    /// Who the program runs as: a user of the machine or its number, and behind a colon a group; root when absent.
+    #[serde(default)]
+    user: Option<UserDocument>,
     /// The tasks that must have finished before this one starts.
     #[serde(default)]
     after: Vec<String>,
+}
+
+/// The most that each instance may use of the machine, all of its processes together. No limit where absent.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct LimitsDocument {
+    /// Processors, such as 2.5; at least 0.01.
+    #[serde(default)]
+    #[schemars(range(min = 0.01, max = 100_000))]
+    cpu: Option<f64>,
+    /// Memory, such as 4GiB, or bytes; at least 4MiB. A task that needs more is killed, with the cause out-of-memory.
+    #[serde(default)]
+    memory: Option<SizeDocument>,
+    /// Processes and threads.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 4_194_304))]
+    pids: Option<i64>,
 }
 
 /// The container a task runs in: unprivileged, root inside, with the task's mappings and the node's mounts at their paths. The command is
@@ -303,6 +328,12 @@ fn draft(job: JobDocument) -> Draft {
                 fetch: task.input_cache.fetch.map(|fetch| At::new(at("input-cache").key("fetch"), fetch)),
             },
             output_locale: None,
+            limits: DraftLimits {
+                cpu: task.limits.cpu.map(|cpu| At::new(at("limits").key("cpu"), cpu)),
+                memory: task.limits.memory.map(|memory| At::new(at("limits").key("memory"), memory.0)),
+                pids: task.limits.pids.map(|pids| At::new(at("limits").key("pids"), pids)),
+            },
+            user: task.user.map(|user| At::new(at("user"), user.0)),
             place,
             name,
         });
@@ -338,7 +369,7 @@ mod tests {
     use fuse_oss::{ByteSize, CacheUse, Charset};
 
     use crate::job::description::{
-        Container, ImageSource, Input, Job, LogFile, NetworkMount, Output, RetryRules, Task,
+        Container, ImageSource, Input, Job, Limits, LogFile, NetworkMount, Output, RetryRules, Task,
     };
     use crate::job::{Format, read as read_job};
 
@@ -380,6 +411,8 @@ mod tests {
             timeout: None,
             input_store: None,
             input_cache: CacheUse::default(),
+            limits: Limits::default(),
+            user: None,
         }
     }
 
@@ -411,6 +444,8 @@ tasks:
     retry-timeouts: true
     reserve-on-fail: true
     timeout: 1h30m
+    limits: {cpu: 2.5, memory: 4GiB, pids: 1000}
+    user: alice:staff
     after: [first]
   first:
     command: echo 'a b'
@@ -460,6 +495,8 @@ tasks:
         second.retry_rules = RetryRules { never: [2, 137].into(), timeouts: true };
         second.reserve_on_fail = true;
         second.timeout = Some(Duration::from_secs(5_400));
+        second.limits = Limits { cpu_millis: Some(2_500), memory: Some(4 << 30), pids: Some(1000) };
+        second.user = Some("alice:staff".parse().unwrap());
         let tasks = vec![small("first", &["echo", "a b"]), second];
         assert_eq!(job(text), Job { name: "all keys".to_owned(), tasks, stop_on_failure: false });
     }
@@ -472,6 +509,16 @@ tasks:
         let expected = Job { name: "job".to_owned(), tasks: vec![task], stop_on_failure: true };
         assert_eq!(job(text), expected);
         assert_eq!(read_job(text.as_bytes(), Format::Json).unwrap().0, expected);
+    }
+
+    #[test]
+    fn limits_and_users_may_be_numbers() {
+        let text = "version: 1\ntasks:\n  a: {command: x, limits: {cpu: 1, memory: 8388608}, user: 1000}\n  \
+                    b: {command: x, limits: {cpu: 0.01, memory: 500MB}, user: 1000:0}\n";
+        let [a, b] = &job(text).tasks[..] else { panic!("two tasks") };
+        assert_eq!(a.limits, Limits { cpu_millis: Some(1000), memory: Some(8 << 20), pids: None });
+        assert_eq!(b.limits, Limits { cpu_millis: Some(10), memory: Some(500_000_000), pids: None });
+        assert_eq!((&a.user, &b.user), (&Some("1000".parse().unwrap()), &Some("1000:0".parse().unwrap())));
     }
 
     #[test]
@@ -502,6 +549,22 @@ tasks:
                  (line 5, column 14); correct the value",
             ),
             (task("timeout: 0"), "tasks.a.timeout: expected 1 to 315360000 seconds, got 0"),
+            (task("limits: {cpu: 0}"), "tasks.a.limits.cpu: expected 0.01 to 100000 processors, got 0"),
+            (task("limits: {cpu: .nan}"), "tasks.a.limits.cpu: expected 0.01 to 100000 processors, got NaN"),
+            (
+                task("limits: {memory: 100}"),
+                "tasks.a.limits.memory: 100 bytes are too little to start any program with; write at least 4MiB",
+            ),
+            (
+                task("limits: {memory: much}"),
+                "tasks.a.limits.memory: \"much\" is not a size: write a number with B, KB, MB, GB, TB (powers of 1000) or \
+                 KiB, MiB, GiB, TiB (powers of 1024) (line 5, column 22); correct the value",
+            ),
+            (task("limits: {pids: 0}"), "tasks.a.limits.pids: expected 1 to 4194304 processes, got 0"),
+            (
+                task("user: 'a b'"),
+                "tasks.a.user: \"a b\" is not the name or number of a user; write USER, or USER:GROUP",
+            ),
             (
                 task("instances: many"),
                 "tasks.a.instances: expected a whole number (line 5, column 16); correct the value",

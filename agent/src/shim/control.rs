@@ -1,6 +1,6 @@
 //! The agent's end of a shim: start it, stop it, read what it wrote.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,32 @@ pub enum StopMode {
     Gracefully,
     /// SIGKILL at once.
     AtOnce,
+}
+
+impl StopMode {
+    /// What a shim is told.
+    fn signal(self) -> Signal {
+        match self {
+            Self::Gracefully => supervise::STOP,
+            Self::AtOnce => supervise::KILL,
+        }
+    }
+}
+
+/// Asks a task to end whose agent is somebody else, or nobody. A shim that is gone does not hear it.
+///
+/// # Errors
+/// When the kernel cannot watch processes (before Linux 5.3).
+pub fn stop_shim(id: &ProcessId, mode: StopMode) -> Result<(), ShimError> {
+    match open_process(id.pid) {
+        // Looked at after it was opened: from here on the number cannot become another's.
+        Ok(process) if id.is_alive() => send(&process, mode.signal()),
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            return Err(ShimError::Start(format!("process {} cannot be watched: {error}", id.pid)));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Why there is no running shim, or no record from it.
@@ -134,18 +160,12 @@ impl Shim {
 
     /// Asks the task to end. The record follows when it has.
     pub fn stop(&self, mode: StopMode) {
-        let signal: Signal = match mode {
-            StopMode::Gracefully => supervise::STOP,
-            StopMode::AtOnce => supervise::KILL,
-        };
-        // A child that has not been waited for keeps its number; one that was found is looked at again.
-        let is_there = match &self.process {
-            Process::Child(child) => child.id().is_some(),
-            Process::Found(_) => self.id.is_alive(),
-            Process::Ended => false,
-        };
-        if is_there {
-            let _ = kill(Pid::from_raw(self.id.pid), signal);
+        let signal = mode.signal();
+        match &self.process {
+            // A child that has not been waited for keeps its number.
+            Process::Child(child) if child.id().is_some() => drop(kill(Pid::from_raw(self.id.pid), signal)),
+            Process::Found(process) => send(process.get_ref(), signal),
+            Process::Child(_) | Process::Ended => {}
         }
     }
 
@@ -195,6 +215,13 @@ fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
         Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Sends a signal to the process behind a descriptor, and never to another one. One that has ended does not hear it.
+fn send(process: &OwnedFd, signal: Signal) {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes an open descriptor, two plain numbers, and a pointer that may be null.
+    let _ = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as i32, no_info, 0) };
 }
 
 #[cfg(test)]

@@ -89,13 +89,6 @@ pub(super) fn descendants(root: i32) -> Vec<i32> {
     found
 }
 
-/// Sends `signal` to every process below `root`.
-pub(super) fn signal_descendants(root: i32, signal: Signal) {
-    for pid in descendants(root) {
-        let _ = kill(Pid::from_raw(pid), signal);
-    }
-}
-
 /// Ends every process below `root` without asking, and says how many there were. `reap` is called between rounds; it
 /// collects zombies where `root` is this process.
 ///

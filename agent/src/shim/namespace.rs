@@ -28,17 +28,15 @@ pub(super) fn enter(spec: &Spec) -> Result<(), String> {
 /// Takes the steps of the plan in the namespace that this process is in.
 pub(super) fn build(spec: &Spec) -> Result<(), String> {
     for step in &spec.steps {
-        take(step, &spec.hold)?;
+        take(step, spec)?;
     }
     Ok(())
 }
 
-fn take(step: &Step, hold: &Path) -> Result<(), String> {
+fn take(step: &Step, spec: &Spec) -> Result<(), String> {
     match step {
-        Step::MakeDirectory { path } => {
-            fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()))
-        }
-        Step::MakeFile { path } => make_file(path),
+        Step::MakeDirectory { path } => make(path, spec, || fs::create_dir_all(path)),
+        Step::MakeFile { path } => make(path, spec, || make_file(path)),
         Step::Bind { source, target, read_only } => bind(source, target, *read_only),
         Step::Overlay { lower, upper, work, target, whole_files } => {
             // Outputs are read from it.
@@ -49,9 +47,12 @@ fn take(step: &Step, hold: &Path) -> Result<(), String> {
                 None => {
                     // The host's own programs keep what they may do.
                     let flags = MsFlags::empty();
-                    overlay_host(&Overlay { lower: hold, upper, work, whole_files, volatile, source, flags }, target)
+                    let lower = &spec.hold;
+                    overlay_host(&Overlay { lower, upper, work, whole_files, volatile, source, flags }, target)
                 }
-            }
+            }?;
+            // It looks like what is below, and that is root's. What is below stays as it is.
+            give(target, spec)
         }
         Step::Seal { target } => {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -62,18 +63,29 @@ fn take(step: &Step, hold: &Path) -> Result<(), String> {
     }
 }
 
-fn make_file(path: &Path) -> Result<(), String> {
-    let make = || -> std::io::Result<()> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop)
-    };
+/// Makes something that only this task sees, and so is its user's, with every parent that was missing.
+fn make(path: &Path, spec: &Spec, made: impl FnOnce() -> std::io::Result<()>) -> Result<(), String> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| path.symlink_metadata().is_err()).collect();
+    made().map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+    missing.into_iter().try_for_each(|path| give(path, spec))
+}
+
+/// Gives it to the task's user, if that is another one than root.
+fn give(path: &Path, spec: &Spec) -> Result<(), String> {
+    let Some(account) = &spec.account else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(account.uid), Some(account.gid))
+        .map_err(|error| format!("cannot give {} to the user {}: {error}", path.display(), account.name))
+}
+
+fn make_file(path: &Path) -> std::io::Result<()> {
     // Something to mount over is all that is wanted: what is there already serves, writable or not.
     if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
         return Ok(());
     }
-    make().map_err(|error| format!("cannot make {}: {error}", path.display()))
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop)
 }
 
 fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), String> {

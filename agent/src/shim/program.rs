@@ -7,34 +7,51 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use super::{Spec, StartFailure};
+use super::{Place, Spec, StartFailure};
+use crate::account::Account;
+use crate::cgroup::TaskGroup;
 
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Starts the program of `spec` in a process group of its own, with nothing of ours but the two log files.
-pub(super) fn start(spec: &Spec) -> Result<Child, StartFailure> {
+/// Starts the program of `spec` in a process group of its own and in `group`, with nothing of ours but the two log files.
+pub(super) fn start(spec: &Spec, group: Option<&TaskGroup>) -> Result<Child, StartFailure> {
     let Some((name, arguments)) = spec.command.split_first() else {
-        return Err(StartFailure { exit_code: NOT_FOUND, message: "the command line is empty".to_owned(), by_platform: false });
+        return Err(StartFailure {
+            exit_code: NOT_FOUND,
+            message: "the command line is empty".to_owned(),
+            by_platform: false,
+        });
     };
     let path = spec.environment.get("PATH").map_or("", String::as_str);
     let program = find(name, path, &spec.workdir)?;
-    match spawn(&program, arguments, spec) {
+    match spawn(&program, arguments, spec, group) {
         // Neither a binary nor a script with an interpreter line: what execvp() and every shell do with it.
         Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
             let mut with_program = vec![program.to_string_lossy().into_owned()];
             with_program.extend_from_slice(arguments);
-            spawn(Path::new("/bin/sh"), &with_program, spec)
+            spawn(Path::new("/bin/sh"), &with_program, spec, group)
         }
         other => other,
     }
     .map_err(|error| explain(name, &program, &error))
 }
 
-fn spawn(program: &Path, arguments: &[String], spec: &Spec) -> io::Result<Child> {
-    let log = |path: &Path| -> io::Result<File> { OpenOptions::new().append(true).create(true).mode(0o600).open(path) };
+fn spawn(program: &Path, arguments: &[String], spec: &Spec, group: Option<&TaskGroup>) -> io::Result<Child> {
+    let log = |path: &Path| -> io::Result<File> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        if let Some(account) = &spec.account {
+            // Programs open /dev/stdout, too.
+            std::os::unix::fs::fchown(&file, Some(account.uid), Some(account.gid))?;
+        }
+        Ok(file)
+    };
+    let newborn = Newborn::new(spec, group)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -45,16 +62,70 @@ fn spawn(program: &Path, arguments: &[String], spec: &Spec) -> io::Result<Child>
         .stdout(log(&spec.stdout)?)
         .stderr(log(&spec.stderr)?)
         .process_group(0);
-    // SAFETY: the function calls nothing between fork and exec that is not async-signal-safe.
-    unsafe { command.pre_exec(hear_every_signal) };
+    // SAFETY: the function calls nothing between fork and exec that is not async-signal-safe, and takes no memory.
+    unsafe { command.pre_exec(move || newborn.prepare()) };
     if spec.command.first().is_some_and(|name| !name.contains('/')) && program.file_name().is_some() {
         command.arg0(program.file_name().unwrap_or_default());
     }
     command.spawn()
 }
 
-/// Between fork and exec: undoes what a child would inherit. We block the signals we listen to, and whoever started the
-/// agent may have had some ignored (nohup does); a task must hear them all.
+/// How many files a task may have open, unless it asks for more and may have them. Enough for tools that open hundreds at once; more than
+/// that slows down programs that close every number there may be.
+const OPEN_FILES: u64 = 65_536;
+
+/// What others may do with what a task makes, unless it says so itself: as after a login.
+const UMASK: Mode = Mode::from_bits_truncate(0o022);
+
+/// What is done between fork and exec, with everything for it at hand: nothing may be allocated there.
+struct Newborn {
+    doors: Vec<File>,
+    account: Option<(Account, Vec<Gid>)>,
+    open_files: Option<(u64, u64)>,
+    is_task: bool,
+}
+
+impl Newborn {
+    fn new(spec: &Spec, group: Option<&TaskGroup>) -> io::Result<Self> {
+        let doors = group.map_or_else(|| Ok(Vec::new()), TaskGroup::doors)?;
+        let account = spec.account.clone().map(|account| {
+            let groups = account.groups.iter().copied().map(Gid::from_raw).collect();
+            (account, groups)
+        });
+        let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| (hard.min(OPEN_FILES), hard));
+        Ok(Self { doors, account, open_files, is_task: spec.place == Place::Own })
+    }
+
+    /// Undoes what a child would inherit from us, and makes it what it is to be. Rights are given up last.
+    fn prepare(&self) -> io::Result<()> {
+        hear_every_signal()?;
+        for door in &self.doors {
+            nix::unistd::write(door, b"0")?;
+        }
+        if self.is_task {
+            umask(UMASK);
+            // Cores of a batch of failing programs fill the disk. Who wants them asks for them (ulimit -c).
+            let cores = getrlimit(Resource::RLIMIT_CORE)?;
+            setrlimit(Resource::RLIMIT_CORE, 0, cores.1)?;
+            if let Some((soft, hard)) = self.open_files {
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+            }
+        }
+        if let Some((account, groups)) = &self.account {
+            let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+            setgroups(groups)?;
+            setresgid(gid, gid, gid)?;
+            setresuid(uid, uid, uid)?;
+            if account.uid != 0 {
+                // Nothing that it starts gets rights back: no set-user-ID, no file capabilities.
+                nix::sys::prctl::set_no_new_privs()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// We block the signals we listen to, and whoever started the agent may have had some ignored (nohup does); a task must hear them all.
 fn hear_every_signal() -> io::Result<()> {
     for signal in Signal::iterator() {
         // SAFETY: signal(2) to its default is async-signal-safe and installs no handler. SIGKILL and SIGSTOP refuse, which is

@@ -27,7 +27,7 @@ pub enum Stopped {
     Request,
 }
 
-/// What the program used, its reaped children included.
+/// What the program used, with all that it has started where the machine has control groups, else with what it has waited for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time in user mode, in milliseconds.
@@ -70,6 +70,15 @@ pub struct ExitRecord {
     pub usage: Usage,
     /// How many processes it had left behind, which were killed.
     pub left_behind: u32,
+    /// How many processes had not ended within the grace after they were asked to, and were killed.
+    #[serde(default)]
+    pub outlived_grace: u32,
+    /// How many processes could not be killed: they hang in the kernel.
+    #[serde(default)]
+    pub stuck: u32,
+    /// What could not be done for it here, such as limits that are not enforced.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The version of [`ExitRecord`].
@@ -112,6 +121,9 @@ impl ExitRecord {
             lost: None,
             usage: Usage::default(),
             left_behind: 0,
+            outlived_grace: 0,
+            stuck: 0,
+            notes: Vec::new(),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
+use crate::cgroup::GroupSpec;
 use crate::container::ContainerSpec;
 use crate::instance::view::Step;
 
@@ -39,6 +41,12 @@ pub struct Spec {
     pub timeout_ms: Option<u64>,
     /// How long it may take to end after SIGTERM, in milliseconds.
     pub grace_ms: u64,
+    /// The control group it is put into, if it is to have one of its own.
+    #[serde(default)]
+    pub group: Option<GroupSpec>,
+    /// Who it runs as; the shim's own user, root, when absent.
+    #[serde(default)]
+    pub account: Option<Account>,
 }
 
 /// Where a program runs.

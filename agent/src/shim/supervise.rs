@@ -1,5 +1,6 @@
 //! Watching the program until it has ended and nothing of it is left.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::record::Clock;
 use super::{ExitRecord, Place, Spec, Stopped, Usage, descendants};
+use crate::cgroup::TaskGroup;
 
 /// How long killed processes may take to disappear. Only one that hangs in the kernel takes longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,24 +70,35 @@ enum Phase {
     Killed,
 }
 
-/// Runs until `child` and everything below this process is gone.
-pub(super) fn supervise(child: Child, spec: &Spec, signals: &Signals, started: Clock) -> ExitRecord {
-    let me = i32::try_from(std::process::id()).unwrap_or(0);
-    let main = i32::try_from(child.id()).unwrap_or(0);
+/// How often it is looked whether a task whose program has heard SIGTERM and ended has anything left.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs until `child` and everything that has come of it is gone.
+pub(super) fn supervise(
+    child: Child,
+    spec: &Spec,
+    group: Option<&TaskGroup>,
+    signals: &Signals,
+    started: Clock,
+) -> ExitRecord {
+    let mut task = Family::new(&child, group);
     let grace = Duration::from_millis(spec.grace_ms);
     let timeout = spec.timeout_ms.map(|ms| started.monotonic + Duration::from_millis(ms));
     let mut phase = Phase::Running;
     let mut stopped = None;
-
-    let (status, usage) = loop {
-        if let Some(ended) = reap(main) {
-            break ended;
-        }
-        let until = match phase {
-            Phase::Running => timeout,
-            Phase::Terminating { kill_at } => Some(kill_at),
-            Phase::Killed => Some(Instant::now() + Duration::from_millis(100)),
+    loop {
+        task.reap();
+        let now = Instant::now();
+        // The program's end is the task's end; but what was asked to end has the grace for it, all of it.
+        let until = match (&phase, task.ended.is_some()) {
+            (Phase::Killed, _) | (Phase::Running, true) => break,
+            (Phase::Running, false) => timeout,
+            (Phase::Terminating { kill_at }, true) => Some(now + LOOK).filter(|look| look < kill_at).or(Some(*kill_at)),
+            (Phase::Terminating { kill_at }, false) => Some(*kill_at),
         };
+        if matches!(phase, Phase::Terminating { .. }) && task.ended.is_some() && task.is_gone() {
+            break;
+        }
         let signal = signals.wait(until);
         let now = Instant::now();
         match signal {
@@ -95,7 +108,7 @@ pub(super) fn supervise(child: Child, spec: &Spec, signals: &Signals, started: C
             }
             Some(STOP | Signal::SIGINT | Signal::SIGHUP) if matches!(phase, Phase::Running) => {
                 stopped = Some(Stopped::Request);
-                terminate(me, main);
+                task.terminate();
                 phase = Phase::Terminating { kill_at: now + grace };
             }
             _ => {}
@@ -103,67 +116,124 @@ pub(super) fn supervise(child: Child, spec: &Spec, signals: &Signals, started: C
         // Deadlines are looked at whatever woke us: a task that keeps sending us SIGCHLD must not outrun them.
         match phase {
             Phase::Running if timeout.is_some_and(|timeout| now >= timeout) => {
-                stopped = Some(Stopped::Timeout);
-                terminate(me, main);
-                phase = Phase::Terminating { kill_at: now + grace };
+                task.reap();
+                if task.ended.is_none() {
+                    stopped = Some(Stopped::Timeout);
+                    task.terminate();
+                    phase = Phase::Terminating { kill_at: now + grace };
+                }
             }
             Phase::Terminating { kill_at } if now >= kill_at => phase = Phase::Killed,
             _ => {}
         }
-        if matches!(phase, Phase::Killed) {
-            kill_all(me, main);
-        }
-    };
+    }
 
     let mut record = ExitRecord::ended(started);
-    (record.exit_code, record.signal) = status;
     record.stopped = stopped;
-    record.usage = usage;
-    if spec.place == Place::Machine && stopped.is_none() {
-        return record;
+    let goes_on = spec.place == Place::Machine && stopped.is_none();
+    if !goes_on {
+        let (killed, stuck) = task.kill();
+        let told = if matches!(phase, Phase::Killed) { &mut record.outlived_grace } else { &mut record.left_behind };
+        *told = killed;
+        record.stuck = stuck;
     }
-    // Both outcomes say how many: the ones that did not go are in the kernel's hands.
-    let left = descendants::kill_descendants(me, KILL_DEADLINE, || while reap(0).is_some() {});
-    record.left_behind = u32::try_from(left.unwrap_or_else(|stuck| stuck)).unwrap_or(u32::MAX);
+    if let Some((status, usage)) = task.ended {
+        (record.exit_code, record.signal) = status;
+        record.usage = usage;
+    }
+    if let Some(used) = group.map(TaskGroup::usage) {
+        let usage = &mut record.usage;
+        usage.user_ms = used.user_ms.unwrap_or(usage.user_ms);
+        usage.system_ms = used.system_ms.unwrap_or(usage.system_ms);
+        (usage.memory_peak_bytes, usage.oom_kills) = (used.memory_peak_bytes, used.oom_kills);
+    }
     record
-}
-
-/// Asks everything below us to end. Stopped processes are woken, or they would never hear of it.
-fn terminate(me: i32, main: i32) {
-    let _ = killpg(Pid::from_raw(main), Signal::SIGTERM);
-    for pid in descendants::descendants(me) {
-        if nix::unistd::getpgid(Some(Pid::from_raw(pid))).map(Pid::as_raw) != Ok(main) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-        }
-    }
-    descendants::signal_descendants(me, Signal::SIGCONT);
-}
-
-fn kill_all(me: i32, main: i32) {
-    let _ = killpg(Pid::from_raw(main), Signal::SIGKILL);
-    descendants::signal_descendants(me, Signal::SIGKILL);
 }
 
 type Ended = ((Option<i32>, Option<i32>), Usage);
 
-/// Collects dead children. Answers with the status and usage of `main` once it is among them; for a `main` of 0, with any.
-fn reap(main: i32) -> Option<Ended> {
-    loop {
-        let mut status = 0;
-        // SAFETY: an all-zero rusage is a valid value of the plain C struct.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are to live variables of the types that wait4 writes.
-        let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
-        if pid == -1 && Errno::last() == Errno::EINTR {
-            continue;
+/// The program, and all that has come of it: whoever is below this process, and whoever is in the group.
+struct Family<'a> {
+    me: i32,
+    main: i32,
+    group: Option<&'a TaskGroup>,
+    /// Status and usage of the program, once it has been waited for.
+    ended: Option<Ended>,
+}
+
+impl<'a> Family<'a> {
+    fn new(child: &Child, group: Option<&'a TaskGroup>) -> Self {
+        let number = |id: u32| i32::try_from(id).unwrap_or(0);
+        Self { me: number(std::process::id()), main: number(child.id()), group, ended: None }
+    }
+
+    /// Everybody who is alive.
+    fn processes(&self) -> BTreeSet<i32> {
+        let mut all = self.group.map(|group| group.processes(false)).unwrap_or_default();
+        all.extend(descendants::descendants(self.me));
+        all
+    }
+
+    fn is_gone(&self) -> bool {
+        self.processes().is_empty()
+    }
+
+    /// Asks everybody to end. Stopped processes are woken, or they would never hear of it.
+    fn terminate(&self) {
+        let all = self.processes();
+        let _ = killpg(Pid::from_raw(self.main), Signal::SIGTERM);
+        for pid in &all {
+            if nix::unistd::getpgid(Some(Pid::from_raw(*pid))).map(Pid::as_raw) != Ok(self.main) {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
+            }
         }
-        if pid <= 0 {
-            return None;
+        for pid in &all {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
         }
-        if pid == main || main == 0 {
-            let exited = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-            let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
-            return Some(((exited, signal), used(&usage)));
+    }
+
+    /// Ends whoever is left, and says how many that were, and how many of them did not go: those are in the kernel's hands.
+    fn kill(&mut self) -> (u32, u32) {
+        let begun = Instant::now();
+        let mut killed = 0;
+        if let Some(group) = self.group
+            && let Ok(ended) = group.kill(false, KILL_DEADLINE, || self.reap())
+        {
+            killed = ended;
+        }
+        // And whoever has left the group. Whoever has not died by now is counted here, too.
+        let rest = KILL_DEADLINE.saturating_sub(begun.elapsed());
+        let stuck = match descendants::kill_descendants(self.me, rest, || self.reap()) {
+            Ok(more) => {
+                killed += more;
+                0
+            }
+            Err(stuck) => stuck,
+        };
+        self.reap();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (number(killed), number(stuck))
+    }
+
+    /// Collects dead children, and keeps what is known of the program once it is among them.
+    fn reap(&mut self) {
+        loop {
+            let mut status = 0;
+            // SAFETY: an all-zero rusage is a valid value of the plain C struct.
+            let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+            // SAFETY: both pointers are to live variables of the types that wait4 writes.
+            let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+            if pid == -1 && Errno::last() == Errno::EINTR {
+                continue;
+            }
+            if pid <= 0 {
+                return;
+            }
+            if pid == self.main && self.ended.is_none() {
+                let exited = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+                let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+                self.ended = Some(((exited, signal), used(&usage)));
+            }
         }
     }
 }
@@ -177,6 +247,7 @@ fn used(usage: &libc::rusage) -> Usage {
         system_ms: ms(usage.ru_stime),
         // Linux counts it in KiB.
         max_resident_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
-        ..Usage::default()
+        memory_peak_bytes: None,
+        oom_kills: None,
     }
 }

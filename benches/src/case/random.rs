@@ -229,7 +229,7 @@ impl Case for Random {
                 let path = mounted.path(crate::daemon::FILE);
                 stage.measure(self.unit(), Some(&mounted), || self.work(&path, world))
             }
-            Limit::ReadOnly => anyhow::bail!("a read-only mount is what is measured"),
+            Limit::ReadOnly | Limit::ByHand => anyhow::bail!("{} is no limit of this", limit.name()),
         }
     }
 

@@ -140,7 +140,7 @@ impl Case for Sequential {
                 compare(&path, stage.server.world(), stage.server.world().object(KEY)?)?;
                 Ok(sample)
             }
-            Limit::ReadOnly => anyhow::bail!("a read-only mount is what is measured"),
+            Limit::ReadOnly | Limit::ByHand => anyhow::bail!("{} is no limit of this", limit.name()),
         }
     }
 

@@ -158,7 +158,7 @@ impl Case for SmallFiles {
                 }
                 stage.measure(self.unit(), None, || read_files(&root, &self.shares()).map(|()| self.done()))
             }
-            Limit::Daemon | Limit::ReadOnly => anyhow::bail!("{} is no limit of this", limit.name()),
+            Limit::Daemon | Limit::ReadOnly | Limit::ByHand => anyhow::bail!("{} is no limit of this", limit.name()),
         }
     }
 

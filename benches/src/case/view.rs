@@ -227,7 +227,7 @@ impl Case for View {
                 }
                 stage.measure(self.unit(), None, || self.work(&root, world))
             }
-            Limit::Raw(_) | Limit::Daemon => anyhow::bail!("{} is no limit of a view", limit.name()),
+            Limit::Raw(_) | Limit::Daemon | Limit::ByHand => anyhow::bail!("{} is no limit of a view", limit.name()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::tail::{Broken, Extent, Found, FoundCrc, Step, Tail};
+use super::tail::{Broken, Extent, Found, FoundCrc, Sealed, Step, Tail, TailMark};
 use super::{GrowingOptions, GrownObject, GrownPart, Names};
 use crate::crc::Crc64;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +15,8 @@ use crate::store::{Checksum, GetOptions, PutMode, Store};
 
 /// How often a call tries before it fails. The store itself does not repeat an append, because it must be looked first.
 const ATTEMPTS: u32 = 6;
+/// What a store says to an append that would make the object longer than it may be.
+const TOO_LARGE: &str = "EntityTooLarge";
 /// How often the store may refuse a position that it has just named. More than one request can be under way, but not many.
 const CONTRADICTIONS: u32 = 10;
 /// The pause before the second attempt; it doubles.
@@ -27,15 +29,38 @@ pub(super) struct Appended {
     names: Names,
     tail: Tail,
     interval: Duration,
+    piece: usize,
     /// Once the object is not what was sent, it stays so.
     broken: Option<Broken>,
 }
 
 impl Appended {
     pub(super) fn new(store: Arc<dyn Store>, names: Names, options: &GrowingOptions) -> Self {
-        let limit = store.capabilities().max_append_size.min(options.max_append_size);
-        let tail = Tail::new(limit, options.piece);
-        Self { store, names, tail, interval: options.shortest_interval, broken: None }
+        let tail = Tail::new(limit(&*store, options), options.piece);
+        Self { store, names, tail, interval: options.shortest_interval, piece: options.piece, broken: None }
+    }
+
+    /// Goes on behind `mark`.
+    pub(super) fn resume(store: Arc<dyn Store>, names: Names, options: &GrowingOptions, mark: TailMark) -> Self {
+        let tail = Tail::resume(limit(&*store, options), options.piece, mark);
+        Self { tail, ..Self::new(store, names, options) }
+    }
+
+    pub(super) fn mark(&self) -> Option<TailMark> {
+        if self.broken.is_some() { None } else { self.tail.mark() }
+    }
+
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.tail.has_caught_up()
+    }
+
+    pub(super) fn piece(&self) -> usize {
+        self.piece
+    }
+
+    pub(super) fn abandon(&mut self) -> u64 {
+        self.broken = None;
+        self.tail.abandon()
     }
 
     pub(super) fn interval(&self) -> Duration {
@@ -64,6 +89,8 @@ impl Appended {
             };
             match result {
                 Ok(()) => {}
+                // The store's limit is another one than is documented.
+                Err(error) if error.code() == Some(TOO_LARGE) && self.tail.refused_to_grow() => {}
                 // An earlier request has arrived after all: looking at once tells what of it.
                 Err(error) if matches!(error.kind(), ErrorKind::PositionMismatch { .. }) => {
                     contradictions += 1;
@@ -108,7 +135,7 @@ impl Appended {
         let found = match self.store.head(&self.key()).await {
             Ok(meta) => match meta.checksum {
                 Some(Checksum::Crc64(crc)) => Found { size: meta.size, crc64: FoundCrc::Whole(crc) },
-                _ => self.read_behind(known, meta.size, offered.len() as u64).await?,
+                _ => self.read_behind(known, meta.size, self.tail.longest(offered)).await?,
             },
             Err(error) if error.is_not_found() => Found { size: 0, crc64: FoundCrc::Whole(0) },
             Err(error) => return Err(error),
@@ -117,10 +144,10 @@ impl Appended {
     }
 
     /// The checksum of the bytes behind those known, where the store keeps none.
-    async fn read_behind(&self, known: Extent, size: u64, at_most: u64) -> Result<Found> {
+    async fn read_behind(&self, known: Extent, size: u64, longest: u64) -> Result<Found> {
         let mut crc = Crc64::new();
         // A length that cannot be right is refused without reading.
-        if size > known.size && size - known.size <= at_most {
+        if size > known.size && size <= longest {
             let options = GetOptions { range: Some(known.size..size), if_match: None };
             let mut body = self.store.get(&self.key(), options).await?.body;
             while let Some(bytes) = body.next().await.transpose()? {
@@ -134,6 +161,14 @@ impl Appended {
         if let Some(broken) = self.broken {
             return Err(self.breaks(broken));
         }
+        if !self.tail.has_caught_up() {
+            // Nothing more is to come: what the process before this one has sent must be known by now.
+            self.append(Bytes::new()).await?;
+        }
+        if !self.tail.has_caught_up() {
+            let known = self.tail.present().size;
+            return Err(self.breaks(Broken::Longer { known, found: known + 1 }));
+        }
         if !self.tail.is_settled() {
             let message = "the last append has failed; it must be repeated before the object is finished";
             return Err(self.names.error(ErrorKind::Invalid, message));
@@ -146,9 +181,11 @@ impl Appended {
         }
         let mut parts = Vec::new();
         let mut whole = Extent::default();
-        for (number, extent) in extents.into_iter().enumerate() {
+        for (number, Sealed { extent, abandoned }) in extents.into_iter().enumerate() {
             let key = self.names.part(number);
-            self.verify(&key, extent).await?;
+            if !abandoned {
+                self.verify(&key, extent).await?;
+            }
             whole = whole.then(extent);
             parts.push(GrownPart { key, size: extent.size, crc64: extent.crc64 });
         }
@@ -184,6 +221,11 @@ impl Appended {
         self.broken = Some(broken);
         self.names.error(kind, format!("{broken}; write the object again from the beginning"))
     }
+}
+
+/// No object becomes longer than this.
+fn limit(store: &dyn Store, options: &GrowingOptions) -> u64 {
+    store.capabilities().max_append_size.min(options.max_append_size)
 }
 
 fn is_passing(kind: &ErrorKind) -> bool {

@@ -56,7 +56,7 @@ pub(super) async fn compose(
     };
     match attempt(store, names, segments, whole, first).await {
         Ok(()) => {
-            clean_up(store, names, segments.len()).await;
+            clean_up(store, names, segments.len(), whole).await?;
             Ok(Composed::Whole)
         }
         Err(error) if is_passing(&error) => Err(error),
@@ -181,28 +181,46 @@ fn may_be_copies(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     one.size == other.size && (!comparable || one.checksum == other.checksum)
 }
 
-/// Removes what the whole was made of, the last first, so that what is left after an interruption has no gap.
-async fn clean_up(store: &Arc<dyn Store>, names: &Names, parts: usize) {
-    let keys = (1..parts).rev().map(|number| names.part(number)).chain([names.first_copy()]);
-    for key in keys {
-        if let Err(error) = store.delete(&key).await {
-            tracing::warn!("{error}; its bytes are in {} and it may be removed", names.key);
+/// Removes what the whole was made of, the last first, so that what is left after an interruption has no gap. The copy of the first
+/// segment, by which readers know that the object is the whole, goes when nothing else is left that could mislead them.
+async fn clean_up(store: &Arc<dyn Store>, names: &Names, parts: usize, whole: Sums) -> Result<()> {
+    let stays = |error: &Error| tracing::warn!("{error}; its bytes are in {} and it may be removed", names.key);
+    let mut is_clean = true;
+    for number in (1..parts).rev() {
+        if let Err(error) = store.delete(&names.part(number)).await {
+            stays(&error);
+            is_clean = false;
         }
     }
+    if is_clean {
+        // An attempt before this one may have left one.
+        if let Err(error) = store.delete(&names.index()).await {
+            tracing::debug!("{error}");
+        }
+    } else {
+        let part = GrownPart { key: names.key.clone(), size: whole.size, crc64: whole.crc64 };
+        write_index(store, names, &[part], whole).await?;
+    }
+    if let Err(error) = store.delete(&names.first_copy()).await {
+        stays(&error);
+    }
+    Ok(())
 }
 
-#[derive(serde::Serialize)]
-struct Index<'a> {
+/// The list of the parts, as it is stored.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Index {
     format: u32,
     size: u64,
     crc64: String,
-    parts: Vec<IndexPart<'a>>,
+    pub(super) parts: Vec<IndexPart>,
 }
 
-#[derive(serde::Serialize)]
-struct IndexPart<'a> {
-    key: &'a str,
-    size: u64,
+/// A part in it.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct IndexPart {
+    pub(super) key: String,
+    pub(super) size: u64,
     crc64: String,
 }
 
@@ -216,12 +234,16 @@ pub(super) async fn write_index(
     let hex = |crc: u64| format!("{crc:016x}");
     let parts = parts
         .iter()
-        .map(|part| IndexPart { key: part.key.as_str(), size: part.size, crc64: hex(part.crc64) })
+        .map(|part| IndexPart { key: part.key.as_str().to_owned(), size: part.size, crc64: hex(part.crc64) })
         .collect();
     let index = Index { format: 1, size: whole.size, crc64: hex(whole.crc64), parts };
     let text = serde_json::to_vec_pretty(&index)
         .map_err(|error| names.error(ErrorKind::Invalid, "the index cannot be written as JSON").with_source(error))?;
     let key = names.index();
-    store.put(&key, Bytes::from(text), PutMode::Overwrite).await?;
+    let sums = Sums::of(&text);
+    let answer = store.put(&key, Bytes::from(text), PutMode::Overwrite).await?;
+    if sums.agree(answer.checksum) == Some(false) {
+        return Err(names.error(ErrorKind::Corrupt, "the store received another index than was sent, by checksum"));
+    }
     Ok(key)
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::compose::{self, Composed};
 use super::{GrowingOptions, GrownObject, GrownPart, Names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::Key;
-use crate::store::{Checksum, ETag, ObjectMeta, PutMode, Store};
+use crate::store::{Checksum, ETag, GetOptions, ObjectMeta, PutMode, Store};
 use crate::sums::Sums;
 
 /// How often a segment is put that turns out to be another one each time.
@@ -21,7 +22,7 @@ const ATTEMPTS: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(16);
 
 /// An object that will not change any more.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) key: Key,
     pub(super) sums: Sums,
@@ -42,6 +43,14 @@ impl Segment {
     }
 }
 
+/// What is written down of a sealed segment for a process that goes on after this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SegmentMark {
+    #[serde(flatten)]
+    pub(super) sums: Sums,
+    etag: Option<ETag>,
+}
+
 /// An object that grows by segments.
 #[derive(Debug)]
 pub(super) struct Segmented {
@@ -56,6 +65,8 @@ pub(super) struct Segmented {
     done: Sums,
     /// Whether the last put has failed, so that the present segment may be longer than we know.
     in_doubt: bool,
+    /// Whether another process has begun it, which may have come further than it has written down.
+    is_heir: bool,
     /// What has become of the segments, once that is certain.
     composed: Option<Composed>,
     finished: Option<GrownObject>,
@@ -72,9 +83,65 @@ impl Segmented {
             etag: None,
             done: Sums::default(),
             in_doubt: false,
+            is_heir: false,
             composed: None,
             finished: None,
         }
+    }
+
+    /// Goes on behind the segments that another process has sealed, and behind what is in the present one, if that is still there.
+    pub(super) async fn resume(
+        store: Arc<dyn Store>,
+        names: Names,
+        options: &GrowingOptions,
+        sealed: Vec<SegmentMark>,
+        present: Sums,
+    ) -> Self {
+        let segment = |(number, mark): (usize, SegmentMark)| {
+            let SegmentMark { sums, etag } = mark;
+            Segment { key: names.part(number), sums, etag }
+        };
+        let sealed = sealed.into_iter().enumerate().map(segment).collect();
+        let mut resumed = Self { sealed, in_doubt: true, is_heir: true, ..Self::new(store, names, options) };
+        resumed.present = resumed.read_back(present).await.unwrap_or_default();
+        resumed
+    }
+
+    /// The beginning of the present segment, as the store has it. None if that is anything else; then it must be sent again.
+    async fn read_back(&self, present: Sums) -> Option<Vec<u8>> {
+        if present.size == 0 || present.size > self.options.segment_size {
+            return None;
+        }
+        let options = GetOptions { range: Some(0..present.size), if_match: None };
+        let read = async { self.store.get(&self.key(), options).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => (Sums::of(&bytes) == present).then(|| bytes.to_vec()),
+            Err(error) => {
+                tracing::debug!("{error}; the last segment is sent again");
+                None
+            }
+        }
+    }
+
+    /// How many bytes are there.
+    pub(super) fn len(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.sums.size).sum::<u64>() + self.present.len() as u64
+    }
+
+    /// The sealed segments, and what is known of the present one, which has to be kept all the same.
+    pub(super) fn mark(&self) -> (Vec<SegmentMark>, Sums) {
+        let mark = |segment: &Segment| SegmentMark { sums: segment.sums, etag: segment.etag.clone() };
+        (self.sealed.iter().map(mark).collect(), Sums::of(&self.present))
+    }
+
+    /// What is left of the present segment; then every byte is sent once by whoever has so much.
+    pub(super) fn piece(&self) -> usize {
+        let limit = self.limit();
+        if self.present.len() >= limit { limit } else { limit - self.present.len() }
+    }
+
+    fn limit(&self) -> usize {
+        usize::try_from(self.options.segment_size).unwrap_or(usize::MAX).max(1)
     }
 
     /// Sending the present segment again must not take more than the rate allows.
@@ -104,7 +171,7 @@ impl Segmented {
         }
         let mut left = offered.slice(done..);
         while !left.is_empty() {
-            let limit = usize::try_from(self.options.segment_size).unwrap_or(usize::MAX).max(1);
+            let limit = self.limit();
             if self.present.len() >= limit {
                 self.seal().await?;
             }
@@ -183,6 +250,9 @@ impl Segmented {
             }
             self.in_doubt = false;
         }
+        if self.is_heir {
+            self.remove_what_is_behind().await?;
+        }
         let whole = self.sealed.iter().fold(Sums::default(), |whole, segment| whole.then(segment.sums));
         let grown = |parts: Vec<GrownPart>, index| GrownObject { parts, size: whole.size, crc64: whole.crc64, index };
         let part = |segment: &Segment| GrownPart {
@@ -212,6 +282,27 @@ impl Segmented {
         };
         self.finished = Some(finished.clone());
         Ok(finished)
+    }
+}
+
+impl Segmented {
+    /// Removes the segments that a process before this one has put behind the last. That happens when it had come further than it had
+    /// written down, and what it had not written down was then sent in fewer bytes.
+    async fn remove_what_is_behind(&self) -> Result<()> {
+        let mut behind = Vec::new();
+        for number in self.sealed.len().. {
+            let key = self.names.part(number);
+            match self.store.head(&key).await {
+                Ok(_) => behind.push(key),
+                // Who may write only is told so of what is absent, too.
+                Err(error) if error.is_not_found() || *error.kind() == ErrorKind::Denied => break,
+                Err(error) => return Err(error),
+            }
+        }
+        for key in behind.iter().rev() {
+            self.store.delete(key).await?;
+        }
+        Ok(())
     }
 }
 

@@ -79,7 +79,13 @@ impl Boot {
     #[track_caller]
     pub fn finished(&self) {
         let (outcome, trouble) = (&self.story["outcome"], &self.story["trouble"]);
-        assert_eq!((&outcome["state"], trouble), (&"Finished".into(), &Value::Null), "{}\n{}", self.report, self.console);
+        assert_eq!(
+            (&outcome["state"], trouble),
+            (&"Finished".into(), &Value::Null),
+            "{}\n{}",
+            self.report,
+            self.console
+        );
         assert_eq!(self.section("wait").1, "0", "{}", self.report);
         assert_eq!(self.state("report"), "done", "{}", self.report);
     }

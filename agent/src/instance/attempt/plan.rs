@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use fuse_oss::Charset;
 
+use crate::account::Account;
+use crate::cgroup::{GroupSpec, group_name};
 use crate::container::Image;
 use crate::exit;
-use crate::instance::{Context, container};
 use crate::instance::outputs::Source;
 use crate::instance::record::Sources;
 use crate::instance::view::{self, Fetched, Host, InputView, Kind, NetworkView};
 use crate::instance::workspace::Workspace;
+use crate::instance::{Context, container};
 use crate::job::names::Attempt;
-use crate::job::{Output, Task, environment};
+use crate::job::{Limits, Output, Task, environment};
 use crate::outcome::{Cause, Failure};
 use crate::shim::Spec;
 
@@ -39,6 +41,7 @@ pub(super) fn plan(
     attempt: Attempt<'_>,
     workspace: &Workspace,
     (inputs, networks): (&[InputView], &[NetworkView]),
+    account: Option<&Account>,
     host: &dyn Host,
     image: Option<&Image>,
 ) -> Result<Planned, Failure> {
@@ -70,6 +73,14 @@ pub(super) fn plan(
         std::fs::create_dir(directory)
             .map_err(|error| Failure::platform(format!("cannot make {}: {error}", directory.display())))?;
     }
+    if let Some(account) = account {
+        for directory in view.directories.iter().chain([&workdir]) {
+            account.give(directory).map_err(|error| {
+                let (directory, user) = (directory.display(), &account.name);
+                Failure::platform(format!("cannot give {directory} to the user {user}: {error}"))
+            })?;
+        }
+    }
     let source = |(output, path): (Output, PathBuf)| {
         let networks = task.network_mounts.iter().map(|mount| &mount.target);
         let shown = task.inputs.iter().map(|input| &input.target).chain(networks);
@@ -98,8 +109,9 @@ pub(super) fn plan(
         working_directory: WORKDIR,
         more_path: if image.is_some() { None } else { context.place.path.as_deref() },
         container: image.map(|image| environment::InImage { path: image.variable("PATH") }),
+        account,
     };
-    let container = image.and_then(|image| container::specify(context, task, workspace, image, &mut view));
+    let container = image.and_then(|image| container::specify(context, task, workspace, image, account, &mut view));
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let spec = Spec {
         version: crate::shim::SPEC_VERSION,
@@ -115,6 +127,13 @@ pub(super) fn plan(
         exit_record: workspace.record.exit_record(&context.node),
         timeout_ms: task.timeout.map(millis),
         grace_ms: millis(context.grace),
+        group: Some(GroupSpec {
+            name: group_name(&workspace.record.id, &context.node.runtime),
+            record: workspace.record.group(),
+            // Of a container, only its shim is in the group; the engine limits the container.
+            limits: if image.is_some() { Limits::default() } else { task.limits },
+        }),
+        account: account.cloned(),
     };
     Ok(Planned { spec, sources, mount_points: view.mount_points, fetched: view.fetched })
 }

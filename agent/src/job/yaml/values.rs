@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::job::finding::quoted;
+use fuse_oss::ByteSize;
 
 /// A map that remembers its order, so that tasks run, and are talked about, in the author's.
 #[derive(Debug)]
@@ -131,6 +132,92 @@ impl<'de> Deserialize<'de> for TimeoutDocument {
             }
         }
         parser.deserialize_any(Either)
+    }
+}
+
+/// A size, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SizeDocument(pub u64);
+
+impl<'de> Deserialize<'de> for SizeDocument {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = SizeDocument;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 4GiB or 500MB, or bytes")
+            }
+
+            fn visit_u64<E>(self, bytes: u64) -> Result<SizeDocument, E> {
+                Ok(SizeDocument(bytes))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SizeDocument, E> {
+                text.parse::<ByteSize>().map(|size| SizeDocument(size.bytes())).map_err(E::custom)
+            }
+        }
+        parser.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for SizeDocument {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [
+            { "type": "integer", "minimum": 0 },
+            { "type": "string", "pattern": "^[0-9]+ *([KMGTkmgt]?[Ii]?[Bb]|[KMGTkmgt])?$" }
+        ]})
+    }
+}
+
+/// A user, by name or number, as it was written.
+#[derive(Debug)]
+pub(crate) struct UserDocument(pub String);
+
+impl<'de> Deserialize<'de> for UserDocument {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = UserDocument;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a user's name or number, or USER:GROUP")
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<UserDocument, E> {
+                Ok(UserDocument(number.to_string()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<UserDocument, E> {
+                Ok(UserDocument(text.to_owned()))
+            }
+        }
+        parser.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for UserDocument {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "User".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [
+            { "type": "integer", "minimum": 0 },
+            { "type": "string", "minLength": 1 }
+        ]})
     }
 }
 

@@ -1,0 +1,71 @@
+//! What the processes of a group have used, those that nobody has waited for included.
+
+use std::fs;
+use std::path::Path;
+
+use super::hierarchy::{Controller, Version};
+use super::{TaskGroup, tree};
+
+/// What a group has used; nothing where the machine does not count it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupUsage {
+    /// Processor time in user mode, in milliseconds.
+    pub user_ms: Option<u64>,
+    /// Processor time in the kernel, in milliseconds.
+    pub system_ms: Option<u64>,
+    /// The most memory that all of them had at once, in bytes, with the page cache of their files. v2 knows it since Linux 5.19.
+    pub memory_peak_bytes: Option<u64>,
+    /// How many of them the kernel has killed for want of memory.
+    pub oom_kills: Option<u64>,
+}
+
+impl TaskGroup {
+    /// What the task has used so far. To be asked before groups are removed: in v1 their counts go with them.
+    pub fn usage(&self) -> GroupUsage {
+        let mut usage = GroupUsage::default();
+        if let Some(branch) = self.with(Controller::Cpuacct) {
+            let group = branch.task();
+            (usage.user_ms, usage.system_ms) = match branch.version {
+                Version::V2 => {
+                    let ms = |name| counter(&group, "cpu.stat", name).map(|us| us / 1000);
+                    (ms("user_usec"), ms("system_usec"))
+                }
+                Version::V1 => {
+                    let ms = |file| number(&group, file).map(|ns| ns / 1_000_000);
+                    (ms("cpuacct.usage_user"), ms("cpuacct.usage_sys"))
+                }
+            };
+        }
+        if let Some(branch) = self.with(Controller::Memory) {
+            let group = branch.task();
+            match branch.version {
+                Version::V2 => {
+                    usage.memory_peak_bytes = number(&group, "memory.peak");
+                    // Of the groups inside as well.
+                    usage.oom_kills = counter(&group, "memory.events", "oom_kill");
+                }
+                Version::V1 => {
+                    usage.memory_peak_bytes = number(&group, "memory.max_usage_in_bytes");
+                    // Each group counts its own victims only.
+                    let kills: Vec<u64> = tree(&group)
+                        .iter()
+                        .filter_map(|group| counter(group, "memory.oom_control", "oom_kill"))
+                        .collect();
+                    usage.oom_kills = (!kills.is_empty()).then(|| kills.iter().sum());
+                }
+            }
+        }
+        usage
+    }
+}
+
+/// A file that is one number.
+fn number(group: &Path, file: &str) -> Option<u64> {
+    fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()
+}
+
+/// A number in a file of names and numbers.
+fn counter(group: &Path, file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(group.join(file)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
