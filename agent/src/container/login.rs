@@ -137,7 +137,8 @@ mod tests {
             "Registry.example:5000": { "username": "you", "password": "hidden-word" },
         }, "credsStore": "" });
         let logins = Logins::parse(text.to_string().as_bytes()).unwrap();
-        assert!(!format!("{logins:?}").contains("word"), "{logins:?}");
+        let shown = format!("{logins:?}");
+        assert!(!shown.contains("hidden-word") && !shown.contains("pass:word"), "{shown}");
         let header = |registry| {
             let header: Secret = logins.header(registry)?;
             Some(String::from_utf8(URL_SAFE.decode(header.expose()).unwrap()).unwrap())

@@ -131,10 +131,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_step_is_on_the_stage_or_on_the_scratch_disk(
-            wanted in proptest::collection::vec(("(/home|/tmp|/new|/a)(/[xyz]){1,3}", any::<bool>(), 0..3_u8), 0..6)
+            wanted in proptest::collection::btree_map("(/home|/tmp|/new|/a)(/[xyz]){1,3}", (any::<bool>(), 0..3_u8), 0..6)
         ) {
             let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-            for (path, is_file, what) in &wanted {
+            for (path, (is_file, what)) in &wanted {
                 let kind = if *is_file { Kind::File } else { Kind::Directory };
                 match what {
                     0 => outputs.push((PathBuf::from(path), kind)),
