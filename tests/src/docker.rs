@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -57,8 +58,13 @@ impl Engine {
         let root = directory.path();
         let settings = root.join("containers.conf");
         fs::write(&settings, PODMAN).expect("podman's settings");
+        // Whose signatures are wanted is read from the home directory, and a machine need not have a file for all.
+        let policy = root.join(".config/containers/policy.json");
+        fs::create_dir_all(root.join(".config/containers")).expect("a directory");
+        fs::write(policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("podman's policy");
         let mut command = Command::new(podman);
         command
+            .env("HOME", root)
             .env("CONTAINERS_CONF", settings)
             .args(["--runtime", "runc", "--log-level", "info"])
             .arg("--root")
@@ -157,6 +163,11 @@ impl Engine {
         let tar = tar.to_string_lossy().into_owned();
         arguments.extend([tar.as_str(), name]);
         self.client(&arguments);
+    }
+
+    /// What is mounted where the engine is, as the kernel's table says it.
+    pub fn mounts(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap_or_default()
     }
 
     /// The containers there are, running or not, by name.
@@ -270,4 +281,112 @@ pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
         archive.append(&header, content.as_bytes()).expect("a file");
     }
     archive.into_inner().expect("an archive")
+}
+
+/// A registry of images, of Docker's own making, that wants a login.
+#[derive(Debug)]
+pub struct Registry {
+    directory: TempDir,
+    process: Child,
+    port: u16,
+}
+
+impl Registry {
+    /// Who may use it.
+    pub const USER: &str = "tester";
+    /// With this password.
+    pub const PASSWORD: &str = "hunter2-of-the-registry";
+    /// The password as the registry knows it (bcrypt).
+    const KNOWN: &str = "tester:$2b$05$uUK/o1dlA/qBwTG6P4QFQODS9kWuJ0NHLSbOC5KAska9z1DMML0Nq";
+
+    /// Starts it on a port of its own.
+    pub fn start() -> Self {
+        let directory = directory();
+        let root = directory.path();
+        let port = free_port();
+        fs::write(root.join("htpasswd"), format!("{}\n", Self::KNOWN)).expect("a file");
+        let settings = format!(
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n\
+             auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+            root.join("dockers").display(),
+            root.join("htpasswd").display()
+        );
+        fs::write(root.join("config.yml"), settings).expect("settings");
+        let log = fs::File::create(root.join("log")).expect("a log");
+        let process = Command::new(system("docker-registry", "docker-registry"))
+            .arg("serve")
+            .arg(root.join("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log)
+            .spawn()
+            .expect("a registry");
+        let registry = Self { directory, process, port };
+        fs::write(registry.logins(), registry.config()).expect("logins");
+        fs::set_permissions(registry.logins(), PermissionsExt::from_mode(0o600)).expect("logins");
+        let end = Instant::now() + DEADLINE;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(
+                Instant::now() < end,
+                "no registry: {}",
+                fs::read_to_string(registry.directory.path().join("log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        registry
+    }
+
+    /// Host and port.
+    pub fn host(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
+    /// A file with the login, as `docker login` writes it.
+    pub fn logins(&self) -> PathBuf {
+        self.directory.path().join("config.json")
+    }
+
+    fn config(&self) -> String {
+        use base64::Engine as _;
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", Self::USER, Self::PASSWORD));
+        serde_json::json!({ "auths": { self.host(): { "auth": auth } } }).to_string()
+    }
+
+    /// Has the engine push an image of this name to it.
+    #[track_caller]
+    pub fn push(&self, engine: &Engine, image: &str) {
+        let mut push = engine.client_command(&["push", image]);
+        push.env("DOCKER_CONFIG", self.directory.path());
+        done(&mut push);
+    }
+
+    /// Its files, by their paths below its root directory.
+    pub fn tree(&self) -> Vec<(String, Vec<u8>)> {
+        let root = self.directory.path().join("dockers");
+        let (mut files, mut directories) = (Vec::new(), vec![root.clone()]);
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("a directory").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    let name = path.strip_prefix(&root).expect("below it").to_string_lossy().into_owned();
+                    files.push((name, fs::read(&path).expect("a file")));
+                }
+            }
+        }
+        files
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
 }

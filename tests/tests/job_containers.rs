@@ -2,32 +2,65 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::agent::{Finished, Node, job, merge, package};
-use tests::docker::Engine;
+use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
+use tests::docker::{Engine, Registry};
 use tests::double::{Double, DoubleConfig};
 
 const BUCKET: &str = "test-bucket";
 const IMAGE: &str = "registry.example/busybox:1";
 
+/// How long anything may take that a loaded machine does slowly.
+const LIMIT: Duration = Duration::from_secs(120);
+
 /// An engine, a store and a node that knows both.
 struct Site {
+    // Before the engine, whose namespace it uses.
+    node: Node,
     engine: Engine,
     double: Double,
-    node: Node,
 }
 
 impl Site {
     fn new(engine: Engine) -> Self {
         let double = Double::start(DoubleConfig::default());
         let node = Node::with_double(&double.endpoint())
-            .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap());
-        Self { engine, double, node }
+            .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap())
+            .option("--pull-timeout=2")
+            .option("--fault-retries=0");
+        Self { node, engine, double }
+    }
+
+    fn command(&self, job: &Value, more: &[&str]) -> Command {
+        let mut command = self.node.run_command(job, more);
+        self.engine.join(&mut command);
+        command
     }
 
     fn run(&self, job: &Value) -> Finished {
-        let mut command = self.node.run_command(job, &[]);
-        tests::agent::finished(&self.engine.join(&mut command).output().unwrap())
+        self.run_with(job, &[])
+    }
+
+    fn run_with(&self, job: &Value, more: &[&str]) -> Finished {
+        finished(&self.command(job, more).output().unwrap())
+    }
+
+    /// Starts a job and waits until its program has said "up".
+    fn start(&self, job: &Value) -> Child {
+        let mut command = self.command(job, &["--job-id=running"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        eventually("the program is up", LIMIT, || {
+            self.double.get(BUCKET, "logs/stdout.running.task.0").is_some_and(|log| log.starts_with(b"up\n"))
+        });
+        child
     }
 
     fn log(&self, stream: &str, run: &Finished) -> String {
@@ -41,6 +74,10 @@ impl Site {
     fn assert_clean(&self) {
         assert_eq!(self.engine.containers(), Vec::<String>::new(), "containers are left");
         self.node.assert_clean();
+        let own = self.node.path().to_string_lossy().into_owned();
+        let table = self.engine.mounts();
+        let left: Vec<&str> = table.lines().filter(|line| line.contains(&own)).collect();
+        assert!(left.is_empty(), "mounts are left:\n{}", left.join("\n"));
     }
 }
 
@@ -51,30 +88,62 @@ fn task(line: &str, more: Value) -> Value {
     job(&task)
 }
 
-fn a_plain_task(engine: Engine) {
-    let site = Site::new(engine);
+/// A job of one task in our own format.
+fn own(task: Value) -> Value {
+    let mut whole = json!({"container": {"image": IMAGE}, "stdout": "oss://test-bucket/logs/", "stderr": "oss://test-bucket/logs/"});
+    merge(&mut whole, &task);
+    json!({"version": 1, "tasks": {"task": whole}})
+}
+
+#[track_caller]
+fn assert_failed(run: &Finished, status: i32, cause: &str, message: &[&str]) {
+    assert_eq!(run.status, status, "{run:#?}");
+    let instance = run.instance("task", 0);
+    assert_eq!((&instance["state"], &instance["cause"]), (&json!("Failed"), &json!(cause)), "{run:#?}");
+    for part in message {
+        assert!(run.message().contains(part), "{:?} lacks {part:?}", run.message());
+    }
+}
+
+/// What a task sees, and what comes of what it does.
+fn plain(site: &Site) {
     site.engine.import(IMAGE, &["ENV FROM_IMAGE=yes", "ENTRYPOINT [\"/bin/false\"]", "USER 1000"]);
     site.double.put(BUCKET, "in/a.txt", "alpha");
+    site.double.put(BUCKET, "in/sub/b.txt", "beta");
     site.double.put(BUCKET, "ref/genome.fa", "ACGT");
-    let script = "#!/bin/sh\nid -u; pwd; echo $PATH $FROM_IMAGE $BATCH_COMPUTE_DAG_INSTANCE_ID ${BATCH_COMPUTE_WORKER_ID-none}\n\
-                  cat /home/in/a.txt /home/ref.fa; echo; echo changed > /home/in/b.txt; cat /home/in/b.txt\n\
-                  echo result > /home/out/r; echo single > /tmp/rc; echo problem >&2; exit 3\n";
+    let script = "#!/bin/sh\nid -u; pwd; echo $PATH $FROM_IMAGE $BATCH_COMPUTE_DAG_INSTANCE_ID ${BATCH_COMPUTE_WORKER_ID-none} $LINES\n\
+                  cat /home/in/a.txt /home/in/sub/b.txt /home/ref.fa; echo; echo changed > /home/in/b.txt; cat /home/in/b.txt\n\
+                  touch /home/ref.fa 2>/dev/null || echo read-only; mount -t tmpfs none /tmp 2>/dev/null || echo unprivileged\n\
+                  echo result > /home/out/r; echo single > /tmp/rc; ln /new/call/one /new/call/glob/one 2>/dev/null\n\
+                  echo 1 > /new/call/one; ln /new/call/one /new/call/glob/two; echo problem >&2; exit 3\n";
     site.double.put(BUCKET, "worker.tar.gz", package(&[("main.sh", script)]));
-    let run = site.run(&task(
-        "./main.sh",
-        json!({
-            "Parameters": {"Command": {"PackagePath": "oss://test-bucket/worker.tar.gz"}},
-            "InputMapping": {"oss://test-bucket/in/": "/home/in/", "oss://test-bucket/ref/genome.fa": "/home/ref.fa"},
-            "OutputMapping": {"/home/out/": "oss://test-bucket/out/", "/tmp/rc": "oss://test-bucket/rc"},
-        }),
-    ));
+    let run = site.run_with(
+        &task(
+            "./main.sh",
+            json!({
+                "Parameters": {"Command": {
+                    "PackagePath": "oss://test-bucket/worker.tar.gz", "EnvVars": {"LINES": "one\ntwo"},
+                }},
+                "WriteSupport": true,
+                "InputMapping": {"oss://test-bucket/in/": "/home/in/"},
+                "Mounts": {"Entries": [
+                    {"Source": "oss://test-bucket/ref/genome.fa", "Destination": "/home/ref.fa", "WriteSupport": false}
+                ]},
+                "OutputMapping": {
+                    "/home/out/": "oss://test-bucket/out/", "/tmp/rc": "oss://test-bucket/rc",
+                    "/new/call/one": "oss://test-bucket/one", "/new/call/glob/": "oss://test-bucket/glob/",
+                },
+            }),
+        ),
+        &["--worker-id=w-1"],
+    );
     assert_eq!(run.status, 3, "{run:#?}\n{}", site.engine.log());
     assert_eq!(
         site.log("stdout", &run),
-        "0\n/batchcompute/workdir\n/sbin:/usr/sbin:/bin:/usr/bin yes 0 none\nalphaACGT\nchanged\n"
+        "0\n/batchcompute/workdir\n/sbin:/usr/sbin:/bin:/usr/bin yes 0 none one two\nalphabetaACGT\nchanged\nread-only\nunprivileged\n"
     );
     assert_eq!(site.log("stderr", &run), "problem\n");
-    for (key, content) in [("out/r", "result\n"), ("rc", "single\n")] {
+    for (key, content) in [("out/r", "result\n"), ("rc", "single\n"), ("one", "1\n"), ("glob/two", "1\n")] {
         let found = site.double.get(BUCKET, key).unwrap_or_else(|| panic!("no {key}: {run:#?}\n{}", site.engine.log()));
         assert_eq!(String::from_utf8(found).unwrap(), content);
     }
@@ -82,12 +151,148 @@ fn a_plain_task(engine: Engine) {
     site.assert_clean();
 }
 
-#[test]
-fn a_plain_task_under_docker() {
-    a_plain_task(Engine::docker());
+/// Each way in which a task in a container ends.
+fn endings(site: &Site) {
+    site.engine.import(IMAGE, &[]);
+    // The engine's own statuses, when it is the program that exits with them.
+    for status in [125, 126, 137] {
+        let run = site.run(&task(&format!("/bin/sh -c 'exit {status}'"), json!({})));
+        assert_failed(&run, status, "user", &[&format!("exit code {status}")]);
+    }
+    let missing = site.run(&task("no-such-program --now", json!({})));
+    assert_failed(&missing, 127, "user", &["\"no-such-program\"", "was not found in the image", IMAGE]);
+    assert!(site.log("stderr", &missing).contains("was not found in the image"));
+    let denied = site.run(&task("/etc", json!({})));
+    assert_failed(&denied, 126, "user", &["\"/etc\""]);
+
+    // It was waiting for nothing but the signal that its place in the container keeps from it.
+    let began = Instant::now();
+    let late = site.run_with(&own(json!({"command": "sleep 1000", "timeout": 2})), &["--grace=600"]);
+    assert_failed(&late, 137, "timeout", &["time limit"]);
+    assert!(began.elapsed() < Duration::from_secs(500), "it had to wait for the grace");
+
+    let hungry =
+        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
+    let hungry = site.run(&own(hungry));
+    assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
+
+    let child =
+        site.start(&task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})));
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let stopped = finished(&child.wait_with_output().unwrap());
+    assert_eq!(stopped.instance("task", 0)["state"], "Stopped", "{stopped:#?}");
+    assert_eq!(stopped.instance("task", 0)["exit_code"], 7, "{stopped:#?}");
+    assert_eq!(site.log("stdout", &stopped), "up\nbye\n");
+    site.assert_clean();
+}
+
+/// An agent that is killed leaves a container, and the next one takes it away.
+fn killed(site: &Site) {
+    let mut child = site.start(&task("/bin/sh -c 'echo up; sleep 1000'", json!({})));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(site.engine.containers().len(), 1);
+    let next = site.run(&task("/bin/true", json!({})));
+    assert_eq!(next.status, 0, "{next:#?}");
+    site.assert_clean();
+}
+
+/// Images that are not there, and from all the places they can come from.
+fn images(site: &Site) {
+    let registry = Registry::start();
+    let name = format!("{}/team/tool:1", registry.host());
+    site.engine.import(&name, &["ENV WHO=tool"]);
+    registry.push(&site.engine, &name);
+    for (path, content) in registry.tree() {
+        site.double.put(BUCKET, &format!("dockers/{path}"), content);
+    }
+    let tar = site.node.path().join("image.tar");
+    site.engine.client(&["save", "--output", tar.to_str().unwrap(), &name]);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&std::fs::read(&tar).unwrap()).unwrap();
+    site.double.put(BUCKET, "image.tar.gz", gzip.finish().unwrap());
+    let forget = || site.engine.client(&["rmi", "--force", &name]);
+    let line = "/bin/sh -c 'echo $WHO'";
+    forget();
+
+    // From the registry, whose password nobody but it and the engine come to know.
+    let docker = json!({"Parameters": {"Command": {"Docker": {"Image": name}}}});
+    let refused = site.run(&task(line, docker.clone()));
+    assert_failed(&refused, 77, "storage", &[&name, "login"]);
+    let logins = format!("--registry-logins={}", registry.logins().display());
+    let pulled = site.run_with(&task(line, docker.clone()), &[&logins, "-v"]);
+    assert_eq!((pulled.status, site.log("stdout", &pulled).as_str()), (0, "tool\n"), "{pulled:#?}");
+    assert!(!format!("{pulled:?}").contains(Registry::PASSWORD));
+    let absent = format!("{}/team/other:1", registry.host());
+    let absent =
+        site.run_with(&task(line, json!({"Parameters": {"Command": {"Docker": {"Image": absent}}}})), &[&logins]);
+    assert_failed(&absent, 66, "user", &["team/other:1"]);
+    forget();
+
+    // From the files of a registry that nobody runs.
+    let variables = json!({"Parameters": {"Command": {"Docker": {"Image": ""}, "EnvVars": {
+        "BATCH_COMPUTE_DOCKER_IMAGE": name, "BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH": "oss://test-bucket/dockers",
+    }}}});
+    for _ in ["taken in", "known"] {
+        let run = site.run(&task(line, variables.clone()));
+        assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}\n{}", site.engine.log());
+    }
+    let mut other = variables;
+    other["Parameters"]["Command"]["EnvVars"]["BATCH_COMPUTE_DOCKER_IMAGE"] = json!("localhost:5000/team/tool:2");
+    assert_failed(&site.run(&task(line, other)), 65, "user", &["has no 2", "the tags 1"]);
+    forget();
+
+    // From an archive.
+    let archive = json!({"command": ["/bin/sh", "-c", "echo $WHO"],
+        "container": {"image": name, "archive": "oss://test-bucket/image.tar.gz"}});
+    let run = site.run(&own(archive));
+    assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}");
+
+    // Nobody listens there.
+    let nowhere = json!({"Parameters": {"Command": {"Docker": {"Image": "127.0.0.1:1/x:1"}}}});
+    assert_failed(&site.run(&task(line, nowhere)), 69, "storage", &["127.0.0.1:1/x:1", "could not be pulled"]);
+    site.assert_clean();
 }
 
 #[test]
-fn a_plain_task_under_podman() {
-    a_plain_task(Engine::podman());
+fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
+    plain(&Site::new(Engine::docker()));
+}
+
+#[test]
+fn podman_runs_a_task_as_docker_does() {
+    let site = Site::new(Engine::podman());
+    plain(&site);
+}
+
+#[test]
+fn docker_every_ending_has_its_cause() {
+    let site = Site::new(Engine::docker());
+    endings(&site);
+    killed(&site);
+}
+
+#[test]
+fn docker_images_come_from_registries_and_object_storage() {
+    images(&Site::new(Engine::docker()));
+}
+
+#[test]
+fn without_an_engine_a_task_is_told_so() {
+    let double = Double::start(DoubleConfig::default());
+    let node = Node::with_double(&double.endpoint())
+        .environment("BATCH_AGENT_ENGINE_SOCKET", "/run/no-such-engine.sock")
+        .option("--fault-retries=0");
+    let run = node.run(&task("/bin/true", json!({})));
+    assert_failed(&run, 71, "platform", &["no container engine", "/run/no-such-engine.sock", "docker.io"]);
+    node.assert_clean();
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_podman_endings_and_images() {
+    let site = Site::new(Engine::podman());
+    endings(&site);
+    killed(&site);
+    images(&site);
 }

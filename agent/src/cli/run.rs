@@ -101,6 +101,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "FILE")]
     registry_logins: Option<PathBuf>,
 
+    /// How long pulling a task's image may take, in seconds, retries included.
+    #[arg(long, value_name = "SECONDS", default_value_t = Containers::PULL_DEADLINE.as_secs())]
+    pull_timeout: u64,
+
     #[command(flatten)]
     programs: ProgramArguments,
 
@@ -194,6 +198,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         containers: Containers {
             socket: arguments.engine_socket.clone(),
             logins: arguments.registry_logins.as_deref().map(logins).transpose()?.unwrap_or_default(),
+            pull_deadline: Duration::from_secs(arguments.pull_timeout),
             ..Containers::default()
         },
         mount_points: MountPoints::new(Path::new(Node::STATE)),
