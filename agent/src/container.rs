@@ -41,7 +41,7 @@ pub use reference::{Reference, ReferenceError};
 pub use spec::{ContainerSpec, Volume};
 pub(crate) use supervise::supervise;
 
-use crate::instance::view::{Fetched, Host, Step, View};
+use crate::instance::view::{Fetched, Host, Step, ThisHost, View};
 use crate::job::Container;
 use crate::outcome::Failure;
 use image::{Abort, Files};
@@ -156,17 +156,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(Failure::platform)
 }
 
-/// Has `plan` look into the image.
+/// Has `plan` look into the image, with the node's mounts over its files.
 ///
 /// # Errors
 /// The plan's own, and when the engine fails meanwhile.
 pub fn with_files_of<T>(
     record: &ContainerRecord,
     image: &Image,
+    node_mounts: &[PathBuf],
     plan: impl FnOnce(&dyn Host) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let files = files::ImageFiles::open(&record.engine, &image.id, &record.look()).map_err(Failure::platform)?;
-    let planned = plan(&files);
+    let planned = plan(&files::Shown { image: &files, machine: &ThisHost::default(), node_mounts });
     // It comes first: a plan for an image that could not be looked into is no plan.
     match files.failure() {
         Some(error) => Err(Failure::platform(error)),
@@ -174,13 +175,14 @@ pub fn with_files_of<T>(
     }
 }
 
-/// What is done on the host for a container's view, and what it is then shown. `stage` is a directory of the attempt.
+/// What is done on the host for a container's view, and what it is then shown. `stage` is a directory of the attempt, `node_mounts` are
+/// there.
 pub fn stage(view: &View, scratch: &Path, stage: &Path, node_mounts: &[PathBuf]) -> (Vec<Step>, Vec<Volume>) {
     let mut staged = volumes::stage(view, scratch, stage);
     let shared = shared_mounts();
     for path in node_mounts {
-        let covered = staged.volumes.iter().any(|volume| path.starts_with(&volume.target));
-        if covered || fuse_oss::mountpoint::mounted_on(path).is_none() {
+        // What the task maps counts more.
+        if staged.volumes.iter().any(|volume| path.starts_with(&volume.target)) {
             continue;
         }
         let follows_host = shared.iter().any(|mount| mount == path);
@@ -188,6 +190,14 @@ pub fn stage(view: &View, scratch: &Path, stage: &Path, node_mounts: &[PathBuf])
         staged.volumes.push(Volume { source, target, read_only: false, follows_host });
     }
     (staged.steps, staged.volumes)
+}
+
+impl Containers {
+    /// The node's mounts that are there: one that is not required may be missing.
+    pub fn mounts_that_are_there(&self) -> Vec<PathBuf> {
+        let is_there = |path: &&PathBuf| fuse_oss::mountpoint::mounted_on(path).is_some();
+        self.node_mounts.iter().filter(is_there).cloned().collect()
+    }
 }
 
 /// The mount points whose later mounts an engine can pass on.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
 use tests::docker::{Engine, Registry};
 use tests::double::{Double, DoubleConfig};
+use tests::node::BootNode;
 
 const BUCKET: &str = "test-bucket";
 const IMAGE: &str = "registry.example/busybox:1";
@@ -54,11 +55,11 @@ impl Site {
     }
 
     /// Starts a job and waits until its program has said "up".
-    fn start(&self, job: &Value) -> Child {
-        let mut command = self.command(job, &["--job-id=running"]);
+    fn start(&self, id: &str, job: &Value) -> Child {
+        let mut command = self.command(job, &["--job-id", id]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         eventually("the program is up", LIMIT, || {
-            self.double.get(BUCKET, "logs/stdout.running.task.0").is_some_and(|log| log.starts_with(b"up\n"))
+            self.double.get(BUCKET, &format!("logs/stdout.{id}.task.0")).is_some_and(|log| log.starts_with(b"up\n"))
         });
         child
     }
@@ -176,8 +177,10 @@ fn endings(site: &Site) {
     let hungry = site.run(&own(hungry));
     assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
 
-    let child =
-        site.start(&task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})));
+    let child = site.start(
+        "stopped",
+        &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})),
+    );
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     let stopped = finished(&child.wait_with_output().unwrap());
     assert_eq!(stopped.instance("task", 0)["state"], "Stopped", "{stopped:#?}");
@@ -188,7 +191,7 @@ fn endings(site: &Site) {
 
 /// An agent that is killed leaves a container, and the next one takes it away.
 fn killed(site: &Site) {
-    let mut child = site.start(&task("/bin/sh -c 'echo up; sleep 1000'", json!({})));
+    let mut child = site.start("killed", &task("/bin/sh -c 'echo up; sleep 1000'", json!({})));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(site.engine.containers().len(), 1);
@@ -275,6 +278,45 @@ fn docker_every_ending_has_its_cause() {
 #[test]
 fn docker_images_come_from_registries_and_object_storage() {
     images(&Site::new(Engine::docker()));
+}
+
+/// The node's daemon is killed twice while the container runs, and the third one brings its results home.
+#[test]
+fn a_node_whose_agent_is_killed_goes_on_with_its_container() {
+    let engine = Engine::podman();
+    engine.import(IMAGE, &[]);
+    let node = BootNode::new();
+    let mnt = node.path("mnt");
+    let line = format!(
+        "echo up; cat {0}/file; while [ ! -e /batchcompute/workdir/go ]; do sleep 0.1; done; echo over",
+        mnt.display()
+    );
+    let mut task = own(json!({"command": ["/bin/sh", "-c", line]}));
+    let task = &mut task["tasks"]["task"];
+    (task["stdout"], task["stderr"]) = (json!(node.location("out/")), json!(node.location("out/")));
+    node.settings(&json!({
+        "mounts": [{"source": node.location("in/"), "target": mnt}],
+        "containers": {"socket": engine.socket()},
+        "task": {"job": {"version": 1, "tasks": {"task": task}}, "job_id": "job-1"},
+    }));
+    let boot = || {
+        let mut command = node.boot_command();
+        engine.join(&mut command).spawn().unwrap()
+    };
+    let is_up = || node.stored("out/stdout.job-1.task.0").starts_with("up\nhello\n");
+    for _ in 0..2 {
+        let mut agent = boot();
+        eventually("the program is up", LIMIT, is_up);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+    assert_eq!(engine.containers().len(), 1);
+    let mut agent = boot();
+    let container = engine.containers().remove(0);
+    engine.client(&["exec", &container, "touch", "/batchcompute/workdir/go"]);
+    assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", node.log());
+    assert_eq!(node.stored("out/stdout.job-1.task.0"), "up\nhello\nover\n");
+    assert_eq!(engine.containers(), Vec::<String>::new());
 }
 
 #[test]

@@ -79,6 +79,35 @@ impl Host for ImageFiles<'_> {
     }
 }
 
+/// What a container sees before anything of its task is mapped: the image's files, and the node's mounts over them.
+pub(super) struct Shown<'a> {
+    pub image: &'a dyn Host,
+    pub machine: &'a dyn Host,
+    pub node_mounts: &'a [PathBuf],
+}
+
+impl Shown<'_> {
+    fn is_the_nodes(&self, path: &Path) -> bool {
+        self.node_mounts.iter().any(|mount| path.starts_with(mount))
+    }
+}
+
+impl Host for Shown<'_> {
+    fn resolve(&self, path: &Path) -> PathBuf {
+        // Links of the node's lead elsewhere in the container.
+        if self.is_the_nodes(path) { path.to_owned() } else { self.image.resolve(path) }
+    }
+
+    fn kind(&self, path: &Path) -> Option<Kind> {
+        if self.is_the_nodes(path) {
+            return self.machine.kind(path);
+        }
+        // The engine makes what leads to a mount.
+        let leads_to_one = self.node_mounts.iter().any(|mount| mount.starts_with(path));
+        if leads_to_one { Some(Kind::Directory) } else { self.image.kind(path) }
+    }
+}
+
 /// The path without links, as far as it exists in the image. What engines say of links differs; all of it is taken from the link
 /// itself on, step by step.
 fn resolve(path: &Path, entry: &dyn Fn(&Path) -> Option<Entry>) -> PathBuf {
@@ -127,6 +156,27 @@ fn parts(path: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Fake(&'static [&'static str]);
+
+    impl Host for Fake {
+        fn resolve(&self, path: &Path) -> PathBuf {
+            path.to_owned()
+        }
+        fn kind(&self, path: &Path) -> Option<Kind> {
+            self.0.iter().any(|known| Path::new(known) == path).then_some(Kind::Directory)
+        }
+    }
+
+    #[test]
+    fn the_nodes_mounts_lie_over_the_images_files() {
+        let (image, machine) = (Fake(&["/", "/data", "/data/old", "/home"]), Fake(&["/", "/data", "/data/in", "/etc"]));
+        let node_mounts = ["/data".into(), "/mnt/nas/projects".into()];
+        let shown = Shown { image: &image, machine: &machine, node_mounts: &node_mounts };
+        let there = |path: &str| shown.kind(Path::new(path)).is_some();
+        assert!(there("/data") && there("/data/in") && there("/home") && there("/mnt/nas"));
+        assert!(!there("/data/old") && !there("/etc") && !there("/mnt/nas/projects"));
+    }
 
     #[test]
     fn links_of_the_image_are_followed_inside_of_it() {

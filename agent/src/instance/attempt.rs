@@ -219,12 +219,21 @@ async fn start(
     let account = account(task)?;
     let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
     let (spec, sources) = match (&image, workspace.record.container.clone()) {
-        (Some(image), Some(record)) => tokio::task::block_in_place(|| {
-            let plan = |host: &dyn Host| plan(context, task, attempt, workspace, views, account, host, Some(image));
-            let planned = with_files_of(&record, image, plan)?;
-            workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
-            Ok::<_, Failure>((planned.spec, planned.sources))
-        })?,
+        (Some(image), Some(record)) => {
+            let node_mounts = context.containers.mounts_that_are_there();
+            answering(&node_mounts.iter().map(|mount| &**mount).collect::<Vec<_>>()).await?;
+            tokio::task::block_in_place(|| {
+                let plan = |host: &dyn Host| plan(context, task, attempt, workspace, views, account, host, Some(image));
+                let planned = with_files_of(&record, image, &node_mounts, plan)?;
+                workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
+                let made = planned.mount_points;
+                context
+                    .mount_points
+                    .acquire(&workspace.record.id, |_| Ok::<_, FileError>(((), made)))
+                    .map_err(Failure::platform)?;
+                Ok::<_, Failure>((planned.spec, planned.sources))
+            })?
+        }
         _ => {
             check_targets(task).await?;
             // It waits for a lock that other agents may hold, and writes files.
@@ -267,8 +276,13 @@ async fn check_targets(task: &Task) -> Result<(), Failure> {
         .chain(task.outputs.iter().map(|output| &*output.source))
         .chain(task.logs.iter().map(|log| &*log.source))
         .collect();
-    let Some(stuck) = network::find_stuck(&targets).await else { return Ok(()) };
-    let mapped = targets.into_iter().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
+    answering(&targets).await
+}
+
+/// Makes sure that what this machine has mounted on the way to these paths answers.
+async fn answering(targets: &[&Path]) -> Result<(), Failure> {
+    let Some(stuck) = network::find_stuck(targets).await else { return Ok(()) };
+    let mapped = targets.iter().copied().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
     let (mapped, stuck) = (mapped.display(), stuck.display());
     Err(Failure::new(
         Cause::Mount,

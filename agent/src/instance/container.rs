@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::record::Record;
-use super::view::{Kind, View};
+use super::view::View;
 use super::workspace::Workspace;
 use crate::account::Account;
 use crate::container::{self, ContainerRecord, ContainerSpec, Image, Places};
@@ -53,11 +53,12 @@ pub(super) fn specify(
     view: &mut View,
 ) -> Option<ContainerSpec> {
     let (wanted, record) = (task.container.as_ref()?, workspace.record.container.as_ref()?);
-    let (steps, volumes) =
-        container::stage(view, &workspace.record.scratch, &workspace.record.stage(), &context.containers.node_mounts);
+    let node_mounts = context.containers.mounts_that_are_there();
+    let record_of = &workspace.record;
+    let (steps, volumes) = container::stage(view, &record_of.scratch, &record_of.stage(), &node_mounts);
     view.steps = steps;
-    // They are the engine's, and nothing on the machine.
-    view.mount_points = Vec::<(PathBuf, Kind)>::new();
+    // The engine makes them among the image's files. What the node has mounted is the machine's.
+    view.mount_points.retain(|(path, _)| node_mounts.iter().any(|mount| path.starts_with(mount) && path != mount));
     Some(ContainerSpec {
         engine: record.engine.clone(),
         name: record.name.clone(),
