@@ -11,4 +11,9 @@ SUDO=""
 [ "$(id -u)" = 0 ] || SUDO="sudo env PATH=$PATH${MOUNT_S3:+ MOUNT_S3=$MOUNT_S3}"
 
 CARGO_INCREMENTAL=0 cargo build --quiet --locked --release -p fuse-oss -p batch-agent -p benches --bins
-exec $SUDO "${CARGO_TARGET_DIR:-target}/release/bench" "$@"
+program=bench
+if [ "${1:-}" = logs ]; then
+    program=bench-logs
+    shift
+fi
+exec $SUDO "${CARGO_TARGET_DIR:-target}/release/$program" "$@"

@@ -1,12 +1,12 @@
 //! The control group of a task: what its processes may use, what they have used, and that none of them is left.
 //!
-//! A [`TaskGroup`] is one directory in each hierarchy ([`hierarchy`]) that this machine has, with two groups inside: `task` for the program
+//! A [`TaskGroup`] is one directory in each hierarchy (`hierarchy`) that this machine has, with two groups inside: `task` for the program
 //! and all that comes of it, `shim` for the process that watches over it. Who is limited, or killed, is `task`; the other one stays to tell.
 //! They are two because in v2 a group with limits for groups inside of it cannot have processes of its own.
 //!
 //! The directory is not below the agent's own group, which ends with the agent's unit:
 //!
-//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us ([`systemd`]). Only controllers
+//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us (`systemd`). Only controllers
 //!   that systemd does not know (the freezer of v1) have ours at the top of their trees;
 //! - elsewhere it is `batch-agent/<task>` at the top of each tree.
 //!
@@ -83,6 +83,9 @@ fn mark(bytes: &[u8]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskGroup {
     branches: Vec<Branch>,
+    /// The scope around it, where systemd has been asked for one.
+    #[serde(default)]
+    scope: Option<String>,
 }
 
 /// A task's group in one hierarchy.
@@ -117,7 +120,7 @@ impl TaskGroup {
         });
         let planned = Self::planned(&hierarchies, &spec.name, scope.as_deref());
         durable::replace_json(&spec.record, &planned)?;
-        let mut group = Self { branches: Vec::new() };
+        let mut group = Self { branches: Vec::new(), ..planned.clone() };
         let mut refused = Vec::new();
         for branch in planned.branches {
             match branch.make(scope.is_some()) {
@@ -150,7 +153,7 @@ impl TaskGroup {
             };
             Branch { version: hierarchy.version, base, top }
         };
-        Self { branches: hierarchies.iter().map(branch).collect() }
+        Self { branches: hierarchies.iter().map(branch).collect(), scope: scope.map(str::to_owned) }
     }
 
     /// The group that `record` tells of, if there is one.
@@ -248,6 +251,11 @@ impl TaskGroup {
             if let Some(top) = &branch.top {
                 let _ = fs::remove_dir(top.join(TOP));
             }
+        }
+        // With version 2 systemd has seen it.
+        let is_seen = self.branches.iter().any(|branch| branch.version == Version::V2 && branch.top.is_none());
+        if let (Some(scope), false) = (&self.scope, is_seen) {
+            systemd::end_scope(scope);
         }
         Ok(())
     }

@@ -32,12 +32,28 @@ impl FileError {
 /// # Errors
 /// When any step fails; the old file is then still whole, and no temporary file is left.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    exchange(path, content, true)
+}
+
+/// The same without waiting for the disk: whoever looks in this boot sees the old file or the new one. After a power cut it may be
+/// torn, or empty; for what no other boot needs.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_for_this_boot(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    exchange(path, content, false)
+}
+
+fn exchange(path: &Path, content: &[u8], reaches_the_disk: bool) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     // Named after the process: no two write one state file, but one may have died in the middle.
     let temporary = directory.join(format!("{}{}", temporary_prefix(path), std::process::id()));
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
+        if !reaches_the_disk {
+            return fs::rename(&temporary, path);
+        }
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
@@ -78,12 +94,23 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    let content = serde_json::to_vec_pretty(value).map_err(|error| FileError {
+    replace(path, &json(path, value)?)
+}
+
+/// [`replace_for_this_boot`] with a JSON document.
+///
+/// # Errors
+/// As [`replace_json`].
+pub fn replace_json_for_this_boot<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    replace_for_this_boot(path, &json(path, value)?)
+}
+
+fn json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, FileError> {
+    serde_json::to_vec_pretty(value).map_err(|error| FileError {
         action: "write",
         path: path.to_owned(),
         source: io::Error::other(error),
-    })?;
-    replace(path, &content)
+    })
 }
 
 /// Reads a JSON document; `None` when there is no file, or one that is empty, torn or of another format: such a file is

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use oss::Stores;
 use oss::transfer::TransferBudget;
 
-pub use follow::{Followed, Follower, Origin, Place as LogPlace, Sent, Sequence, open_log};
+pub use follow::{Followed, Follower, Origin, Place as LogSource, Sent, open_log};
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;

@@ -2,8 +2,8 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under; [`container`] runs it in an image; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported. A node is described by
-//! [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
+//! program really runs under; [`container`] runs it in an image; [`network`] mounts NAS and Lustre; [`outcome`] is what is reported;
+//! [`logs`] reads logs again. A node is described by [`settings`] and found out by [`identity`]; [`boot`] is its life. [`cli`] is the command line over all of it.
 
 pub mod account;
 pub mod boot;
@@ -17,6 +17,7 @@ pub mod exit;
 pub mod identity;
 pub mod instance;
 pub mod job;
+pub mod logs;
 pub mod network;
 pub mod node;
 pub mod outcome;

@@ -1,6 +1,6 @@
 //! Taking away what a killed agent has left: at the start of every run, before anything new is made.
 
-use crate::durable::FileError;
+use crate::durable::{self, FileError};
 use crate::instance::record::Record;
 use crate::instance::{MountPoints, Mounter, clean_up};
 use crate::node::Node;
@@ -16,10 +16,14 @@ pub async fn sweep(node: &Node, mounter: &Mounter, mount_points: &MountPoints) -
             continue;
         }
         match clean_up(&record, node, mounter, mount_points).await {
-            Ok(()) => tracing::warn!(
-                attempt = record.id,
-                "the agent that ran this attempt was killed; its processes, mounts and files have been removed"
-            ),
+            Ok(()) => {
+                // Nobody is left who could be asked to stop.
+                durable::remove(&record.stop_request)?;
+                tracing::warn!(
+                    attempt = record.id,
+                    "the agent that ran this attempt was killed; its processes, mounts and files have been removed"
+                );
+            }
             Err(error) => tracing::error!(attempt = record.id, error, "what a killed agent has left cannot be removed"),
         }
     }

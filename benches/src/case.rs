@@ -3,6 +3,7 @@
 mod boot;
 mod first_byte;
 mod memory;
+mod no_op;
 mod random;
 mod sequential;
 mod small_files;
@@ -176,6 +177,7 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     cases.extend(view::cases(scale));
     cases.extend(walk::cases(scale));
     cases.push(Box::new(first_byte::FirstByte));
+    cases.push(Box::new(no_op::NoOp));
     cases.push(Box::new(boot::Boot));
     cases.extend(memory::cases(scale));
     cases

@@ -17,6 +17,8 @@ pub mod buffers;
 mod flight;
 pub mod memory;
 pub mod object;
+mod opened;
+mod parts;
 pub mod peers;
 pub mod plan;
 mod race;
@@ -30,7 +32,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tracing::{debug, error, warn};
@@ -44,6 +45,9 @@ use buffers::{Buffers, Share};
 use flight::Flight;
 use memory::{BlockId, Claim, Memory, Piece, Purpose};
 use object::Object;
+use opened::Objects;
+pub use parts::Parts;
+use parts::scratch;
 use plan::{Missing, Stretch};
 use streaming::Streaming;
 use writer::{Write, Writer};
@@ -53,9 +57,6 @@ pub const LONGEST: u64 = 8 << 20;
 
 /// An object up to this length is asked for as a whole, in bytes.
 pub const SMALL: u64 = 1 << 20;
-
-/// Objects that stay known after the last reader closed them.
-const WARM_OBJECTS: usize = 1024;
 
 /// Threads that write to the disk cache.
 const WRITERS: usize = 2;
@@ -88,40 +89,9 @@ pub struct Blocks {
     log_limit: LogLimit,
 }
 
-#[derive(Debug)]
-struct Objects {
-    open: HashMap<ObjectId, Weak<Object>>,
-    warm: LruCache<ObjectId, Arc<Object>>,
-    sweep_at: usize,
-}
-
-/// An object, and the one that it took the place of among the warm ones: to be dropped without the lock, because the last one to let
-/// go of an object writes down that it was used.
-type Opened = (Arc<Object>, Option<(ObjectId, Arc<Object>)>);
-
-impl Objects {
-    fn known(&mut self, id: ObjectId) -> Option<Opened> {
-        let known = self.open.get(&id).and_then(Weak::upgrade)?;
-        let out = self.warm.push(id, Arc::clone(&known));
-        Some((known, out))
-    }
-
-    fn add(&mut self, object: Arc<Object>) -> Opened {
-        self.open.insert(object.id, Arc::downgrade(&object));
-        let out = self.warm.push(object.id, Arc::clone(&object));
-        // The table of weak references is swept when it has doubled since the last time.
-        if self.open.len() >= self.sweep_at {
-            self.open.retain(|_, object| object.strong_count() > 0);
-            self.sweep_at = 2 * self.open.len().max(WARM_OBJECTS);
-        }
-        (object, out)
-    }
-}
-
 impl Blocks {
     /// Bytes within `memory_limit`, with a disk tier where there is one. Fetches run on `runtime`.
     pub fn new(runtime: Handle, memory_limit: usize, cache: Option<Arc<Cache>>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let warm = LruCache::new(std::num::NonZeroUsize::new(WARM_OBJECTS).expect("1024 is not zero"));
         Arc::new_cyclic(|blocks: &Weak<Self>| {
             let blocks = Weak::clone(blocks);
             let write = move |write: &Write| {
@@ -137,7 +107,7 @@ impl Blocks {
                 writer: Writer::start(threads, memory_limit / 2, Arc::clone(&metrics), write),
                 cache,
                 metrics,
-                objects: Mutex::new(Objects { open: HashMap::new(), warm, sweep_at: 2 * WARM_OBJECTS }),
+                objects: Mutex::new(Objects::none()),
                 wrong: Mutex::default(),
                 watchers: Mutex::default(),
                 streaming: Streaming::default(),
@@ -615,41 +585,6 @@ fn read_back(object: &Object, offset: u64, buffer: &mut [u8]) -> Loaded {
         warn!(object = object.name(), offset, "a piece was damaged on the disk; it is fetched again");
     }
     loaded
-}
-
-/// Bytes in order, in as many parts as they came.
-#[derive(Debug)]
-pub struct Parts(Vec<Bytes>);
-
-impl Parts {
-    /// Hands `answer` all of them in one piece.
-    pub fn whole<T>(&self, answer: impl FnOnce(&[u8]) -> T) -> T {
-        if let [only] = self.0.as_slice() {
-            return answer(only);
-        }
-        scratch(self.0.iter().map(Bytes::len).sum(), |buffer| {
-            let mut at = 0;
-            for part in &self.0 {
-                buffer[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
-            }
-            answer(buffer)
-        })
-    }
-}
-
-/// Lends a buffer that the thread uses again and again: fresh memory would cost a page fault per 4 KiB.
-fn scratch<T>(len: usize, with: impl FnOnce(&mut [u8]) -> T) -> T {
-    use std::cell::RefCell;
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
-        with(&mut buffer[..len])
-    })
 }
 
 fn unix_seconds() -> u64 {

@@ -15,6 +15,7 @@
 //!
 //! The keeper has one thread (a foreground mount has a second one for a moment) and waits in one place.
 
+mod adopt;
 mod errand;
 pub mod link;
 mod manager;
@@ -104,6 +105,21 @@ impl Files {
     pub fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
         let always = [&self.request, &self.device, &self.ledger];
         always.into_iter().chain(&self.journal).chain(&self.upper).map(AsFd::as_fd).collect()
+    }
+
+    /// The same once more.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let optional = |file: &Option<OwnedFd>| file.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self {
+            request: self.request.try_clone()?,
+            device: self.device.try_clone()?,
+            ledger: self.ledger.try_clone()?,
+            journal: optional(&self.journal)?,
+            upper: optional(&self.upper)?,
+        })
     }
 
     /// Which there are.
@@ -197,7 +213,8 @@ fn signals() -> Result<SignalFd, MountError> {
 }
 
 impl Keeper {
-    /// Takes the cache directory and binds the sockets; clients that connect from now on are answered once a worker is there.
+    /// Takes the cache directory and binds the sockets; clients that connect from now on are answered once a worker is there. Where a worker
+    /// that has lost its keeper has them, it takes them over from it, with all mounts.
     ///
     /// # Errors
     /// [`ErrorKind::CacheInUse`], [`ErrorKind::Invalid`] for directories that others may write, [`ErrorKind::System`].
@@ -205,7 +222,11 @@ impl Keeper {
         settings.cache_dir = private_dir(&settings.cache_dir, "cache directory")?;
         settings.runtime_dir = private_dir(&settings.runtime_dir, "runtime directory")?;
         let paths = RuntimePaths::new(&settings.runtime_dir, &settings.cache_dir)?;
-        let lock = CacheLock::take(&settings.cache_dir, &paths)?;
+        let lock = match CacheLock::take(&settings.cache_dir, &paths) {
+            Ok(lock) => lock,
+            Err(error) if error.kind == ErrorKind::CacheInUse => return Self::adopt(settings, paths, error),
+            Err(error) => return Err(error),
+        };
         clean_up(&paths.record);
         clean_up_lower(&paths.lower);
         let control = bind_private(&paths.socket).map_err(|error| {
@@ -486,6 +507,8 @@ impl Keeper {
                 }
             }
             ToKeeper::Replace { program } => self.begin_replacing(program),
+            // Only from one that is not our child; see `adopt`.
+            ToKeeper::Orphaned { .. } => {}
             ToKeeper::Ended => {
                 let outcome = match &self.phase {
                     Phase::Ending(_, outcome) => outcome.clone(),

@@ -12,7 +12,8 @@
 //! questions go from directory to directory, whole subtrees are listed at a time, ahead of the questions.
 //!
 //! The parts: `plan` decides what is asked for and when, `absorb` takes pages into the `table`, which holds the names in little
-//! memory; all three do no I/O. `journal` keeps what was taken in, for a process after this one. Here is what joins them to a store. Requests run in tasks of their own; whoever needs
+//! memory; all three do no I/O. `journal` keeps what was taken in, and `recovery` makes the same tree of it in a process after this
+//! one. Here is who asks, and `shared` is what joins all of it to a store: requests run in tasks of their own, and whoever needs
 //! something waits until a page has come and looks again.
 //!
 //! Several locations make one tree: each has its place, which may be inside another's. At its place it wins; what else the outer one
@@ -26,27 +27,29 @@ pub mod listing;
 mod plan;
 mod prefetch;
 mod question;
+mod recovery;
+mod shared;
 mod table;
 mod tag;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
 use oss::{ETag, Key, ListPage, ListRequest, ObjectMeta, Store};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use crate::blocks::peers::Peers;
 use crate::charset::Charset;
 use crate::fault::Fault;
-use absorb::Refused;
 pub use journal::Identity;
-use journal::{Found, Header, Input, Journal, Record, Replay, Sums};
-use plan::{Arrived, Fetch, Job, Plan};
+use journal::{Found, Header, Journal, Record};
+use plan::{Fetch, Plan};
 pub use prefetch::Progress;
+use shared::Shared;
 use table::{Dir, Seed, Table};
 
 /// The root directory's inode number, as FUSE has it.
@@ -172,129 +175,6 @@ pub struct Namespace {
     pub identity: Identity,
 }
 
-/// What requests under way need. Where several locks are held, the plan's is taken first, then the table's, then the journal's.
-#[derive(Debug)]
-struct Shared {
-    /// What changes what is shown goes through [`Shared::change`].
-    table: RwLock<Table>,
-    plan: Mutex<Plan>,
-    journal: Mutex<Journal>,
-    /// A page has come, or will not come.
-    changed: Notify,
-    /// How the mount calls itself in the log.
-    label: String,
-    said_hidden: AtomicBool,
-    prefetch: Mutex<Option<Progress>>,
-}
-
-impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What [`Shared::change`] is to write down; nothing where nothing is written. Not under the table's lock: it takes a while, and
-    /// others want to look.
-    fn record(&self, record: impl FnOnce() -> Record) -> Option<Record> {
-        let is_kept = self.journal().is_kept();
-        is_kept.then(record)
-    }
-
-    /// Has the table take something in, and writes it down before anybody can see what it brought. That is so when taking it in
-    /// fails, too, because then part of it is shown.
-    fn change<T>(&self, record: Option<Record>, change: impl FnOnce(&mut Table) -> T) -> T {
-        let mut table = self.write();
-        let outcome = change(&mut table);
-        if let Some(record) = record {
-            self.journal().append(record, &table);
-        }
-        outcome
-    }
-
-    fn has_room(&self) -> bool {
-        self.read().has_room()
-    }
-
-    /// Makes one request after the other for as long as there is a next one.
-    async fn run(self: Arc<Self>, first: Fetch) {
-        let mut next = Some(first);
-        while let Some(fetch) = next {
-            next = match self.page(&fetch).await {
-                Ok(arrived) => self.plan().arrived(&fetch, arrived),
-                Err(fault) => {
-                    debug!(mount = self.label, %fault, from = fetch.from, "a listing failed");
-                    self.plan().failed(&fetch, fault);
-                    None
-                }
-            };
-            self.changed.notify_waiters();
-        }
-    }
-
-    /// Asks for a page and takes it in.
-    async fn page(&self, fetch: &Fetch) -> Result<Arrived, Fault> {
-        let own = matches!(fetch.job, Job::Own(_));
-        let (origin, prefix) = {
-            let table = self.read();
-            let root = table.root_of(fetch.base).ok_or_else(|| Fault::Internal("nothing to list".to_owned()))?;
-            (Arc::clone(&root.origin), table.prefix(fetch.base))
-        };
-        let continued = fetch.token.is_some();
-        let begin = |from: &str| if own { from.to_owned() } else { listing::behind(from) };
-        let request = ListRequest {
-            prefix,
-            delimiter: own,
-            start_after: fetch.from.as_deref().filter(|_| !continued).map(begin),
-            continuation: fetch.token.clone(),
-            max_keys: None,
-        };
-        let page = origin.store.list(request).await?;
-        let token = page.continuation.clone();
-        if token.is_some() && token == fetch.token {
-            return Err(plan::does_not_advance());
-        }
-        let from = fetch.from.as_deref();
-        let absorbed = if own {
-            let record = self.record(|| Record::own(fetch.base, from, continued, &page));
-            self.change(record, |table| table.absorb_own(fetch.base, from, continued, page))?
-        } else {
-            let record = self.record(|| Record::sweep(fetch.base, from, &page));
-            match self.change(record, |table| table.absorb_sweep(fetch.base, from, fetch.swept, page)) {
-                Ok(absorbed) => absorbed,
-                Err(Refused::Full(fault)) => return Err(fault),
-                Err(Refused::Unordered) => {
-                    return Err(Fault::Internal("the store does not list keys in order".to_owned()));
-                }
-            }
-        };
-        self.report_hidden();
-        Ok(Arrived { absorbed, token, room: self.has_room() })
-    }
-
-    fn report_hidden(&self) {
-        let Some(first) = self.read().first_hidden.clone() else { return };
-        if !self.said_hidden.swap(true, Ordering::Relaxed) {
-            warn!(
-                mount = self.label,
-                key = %first.escape_debug(),
-                "there are keys that a file system cannot show (empty, '.' or '..' segments, NUL, names over 255 bytes, \
-                 or an object beside a directory of the same name), or whose place another entry has; this is the first, further ones are counted in `fuse-oss status`"
-            );
-        }
-    }
-}
-
 impl Namespace {
     /// A tree with these entries, whose places [`check_entries`](crate::options::check_entries) has accepted. What it shows is written
     /// down in `journal`, an empty file, for [`Namespace::recover`]; without one it ends with the process.
@@ -332,37 +212,6 @@ impl Namespace {
         }
         let namespace = Self::with(label, identity, table, plan, journal);
         namespace.shared.report_hidden();
-        Ok(namespace)
-    }
-
-    /// The tree that a process before this one showed, exactly as it showed it, and to be gone on with. That process has ended; `origins`
-    /// are those of the entries it had, in their order.
-    ///
-    /// # Errors
-    /// [`Fault::Unrecoverable`]; the file is as it was then.
-    pub fn recover(label: String, origins: &[Arc<Origin>], journal: std::fs::File) -> Result<Self, Fault> {
-        let (header, replay) = Replay::open(journal)?;
-        let mut table = Table::with_seed(header.seed, header.identity.most_names);
-        let mut plan = Plan::default();
-        let mut placed = 0;
-        let replay = replay.each(|input, sums| {
-            placed += u64::from(matches!(input, Input::Directory { .. } | Input::Object { .. }));
-            take_again(&mut table, &mut plan, origins, input)?;
-            if Sums::of(&table) == sums {
-                return Ok(());
-            }
-            let cause = "this version of fuse-oss makes something else of it than the one that wrote it";
-            Err(Fault::Unrecoverable(cause.to_owned()))
-        })?;
-        if placed != header.entries || origins.len() as u64 != header.entries {
-            let cause =
-                format!("{placed} of {} entries are in it, and {} were expected", header.entries, origins.len());
-            return Err(Fault::Unrecoverable(cause));
-        }
-        let journal = replay.go_on(label.clone())?;
-        let namespace = Self::with(label, header.identity, table, plan, journal);
-        // The process before has said it.
-        namespace.shared.said_hidden.store(namespace.hidden() > 0, Ordering::Relaxed);
         Ok(namespace)
     }
 
@@ -703,43 +552,6 @@ fn settle(table: &mut Table, dir: Dir, name: &str, found: &Found) -> Result<Opti
         Found::Directory => table.settle_directory(dir, name),
         Found::Object(meta) => table.settle_file(dir, name, meta),
         Found::Missing => Ok(table.settle_missing(dir, name)),
-    }
-}
-
-/// Takes in what a process before this one took in. What failed then fails again, and leaves the same behind.
-fn take_again(table: &mut Table, plan: &mut Plan, origins: &[Arc<Origin>], input: Input) -> Result<(), Fault> {
-    let directory = |table: &Table, number| {
-        let found = table.nth_directory(number);
-        found.ok_or_else(|| Fault::Unrecoverable(format!("it has a directory {number} that is not there")))
-    };
-    match input {
-        Input::Directory { entry, at, charset, prefix } => {
-            let (origin, first) = (journal::origin_of(origins, entry)?, ListPage::default());
-            place(table, Placed { at, charset, source: Source::Directory { origin, prefix, first } }).map(drop)
-        }
-        Input::Object { entry, at, charset, meta } => {
-            let origin = journal::origin_of(origins, entry)?;
-            place(table, Placed { at, charset, source: Source::Object { origin, meta } }).map(drop)
-        }
-        Input::Own { dir, from, continued, page } => {
-            let dir = directory(table, dir)?;
-            let token = page.continuation.clone();
-            if let Ok(absorbed) = table.absorb_own(dir, from.as_deref(), continued, page) {
-                plan.begun(dir, absorbed.last.or(from), token);
-            }
-            Ok(())
-        }
-        Input::Sweep { base, from, page } => {
-            let base = directory(table, base)?;
-            // By no sweep of this process.
-            let _ = table.absorb_sweep(base, from.as_deref(), 0, page);
-            Ok(())
-        }
-        Input::Name { dir, name, found } => {
-            let dir = directory(table, dir)?;
-            let _ = settle(table, dir, &name, &found);
-            Ok(())
-        }
     }
 }
 

@@ -50,6 +50,12 @@ pub enum Request {
         /// The program's absolute path.
         program: PathBuf,
     },
+    /// To a worker that has lost its keeper: go over to the one that listens at this socket. There is no answer when that is done, as with
+    /// [`Request::Replace`].
+    GoOver {
+        /// Its absolute path.
+        socket: PathBuf,
+    },
 }
 
 /// What the server answers.

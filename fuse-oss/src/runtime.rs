@@ -149,14 +149,10 @@ impl CacheLock {
             .open(&path)
             .map_err(|error| system(&error))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                let owner = LockOwner { pid: std::process::id(), socket: paths.socket.clone() };
-                let text = serde_json::to_vec(&owner).map_err(|error| system(&error))?;
-                file.set_len(0)
-                    .and_then(|()| file.rewind())
-                    .and_then(|()| file.write_all(&text))
-                    .map_err(|error| system(&error))?;
-                Ok(Self { file })
+            Ok(file) => {
+                let mut lock = Self { file };
+                lock.sign(paths)?;
+                Ok(lock)
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
@@ -180,6 +176,23 @@ impl CacheLock {
 }
 
 impl CacheLock {
+    /// Writes into it whose it is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn sign(&mut self, paths: &RuntimePaths) -> Result<(), MountError> {
+        let owner = LockOwner { pid: std::process::id(), socket: paths.socket.clone() };
+        let mut write = || {
+            let text = serde_json::to_vec(&owner)?;
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            self.file.write_all(&text)
+        };
+        write().map_err(|error: io::Error| {
+            MountError::new(ErrorKind::System, format_args!("cannot write the lock of the cache directory: {error}"))
+        })
+    }
+
     /// The lock as another process has left it to us, with the descriptor.
     ///
     /// # Errors

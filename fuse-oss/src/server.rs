@@ -39,7 +39,7 @@ use crate::overlay::upper::Upper;
 use crate::runtime::{Recorded, RuntimePaths, write_record};
 use crate::size::ByteSize;
 
-use keeping::{Inheritance, Keeping, Orders};
+use keeping::{Inheritance, Keeping, Numbers, Orders};
 use prefetching::Prefetching;
 use recovery::Down;
 
@@ -333,6 +333,11 @@ impl Server {
             }
         }
         Ok(ending)
+    }
+
+    /// What a successor goes on from.
+    fn numbers(&self) -> Numbers {
+        Numbers { next_id: self.next_id.load(Ordering::Relaxed), before: self.before, replaced: self.replaced }
     }
 
     fn is_idle(&self) -> bool {

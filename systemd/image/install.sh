@@ -160,7 +160,7 @@ forget() {
         # A link to /etc/machine-id is as it should be.
         [ -L "$at/$path" ] || remove "$path"
     done
-    for path in boot.json events.jsonl bootstrap logs outcomes instances scratch; do
+    for path in boot.json task.json events.jsonl bootstrap logs outcomes instances scratch; do
         remove "var/lib/batch-agent/$path"
     done
     if [ "$wants_cloud_init" = yes ] && [ -e "$at/var/lib/cloud/instance" ]; then
@@ -214,7 +214,7 @@ prove() {
         holds "$unit waits for the mounts" test -e "$at/etc/systemd/system/$unit.d/batch-node.conf"
     done
     holds "the image has no machine-id of its own" empty_file etc/machine-id
-    for path in boot.json events.jsonl instances outcomes; do
+    for path in boot.json task.json events.jsonl instances outcomes; do
         holds "/var/lib/batch-agent/$path is not there" without "var/lib/batch-agent/$path"
     done
     if [ -e "$at/etc/batch-agent/node.yaml" ] || [ -n "$(find "$at/etc/batch-agent/node.yaml.d" -name '*.yaml' -print -quit 2>/dev/null)" ]; then

@@ -247,9 +247,9 @@ events_logger = "file"
 
 /// A root tree with BusyBox under the names of all its programs that tests use, and these files.
 pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
-    const APPLETS: [&str; 26] = [
-        "sh", "cat", "echo", "env", "ls", "sleep", "true", "false", "id", "mkdir", "rm", "touch", "ln", "cp", "head",
-        "dd", "kill", "test", "grep", "pwd", "sed", "seq", "stat", "mount", "tail", "yes",
+    const APPLETS: [&str; 27] = [
+        "sh", "basename", "cat", "echo", "env", "ls", "sleep", "true", "false", "id", "mkdir", "rm", "touch", "ln",
+        "cp", "head", "dd", "kill", "test", "grep", "pwd", "sed", "seq", "stat", "mount", "tail", "yes",
     ];
     let program = system("busybox", "busybox-static");
     let mut archive = tar::Builder::new(Vec::new());
@@ -275,6 +275,11 @@ pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
         header.set_entry_type(tar::EntryType::Symlink);
         archive.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("a link");
     }
+    // Enough of it for scripts that are no more than a shell's.
+    let content = "#!/bin/sh\nexec /bin/sh \"$@\"\n";
+    let mut bash = header("bin/bash", 0o755, content.len() as u64);
+    bash.set_cksum();
+    archive.append(&bash, content.as_bytes()).expect("a script");
     for (path, content) in files {
         let mut header = header(path, 0o644, content.len() as u64);
         header.set_cksum();

@@ -38,6 +38,7 @@ mod oss_v4;
 mod request;
 mod server;
 mod sigv4;
+mod spill;
 mod time;
 mod v1;
 mod world;
@@ -102,6 +103,7 @@ impl Double {
             faults: Mutex::new(Faults::new(config.seed)),
             log: Mutex::default(),
             connections: AtomicU64::new(0),
+            spill: config.spill.clone(),
             world: Mutex::new(World::new(config.clone())),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()

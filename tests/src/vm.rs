@@ -3,8 +3,8 @@
 //!
 //! [`image`] is the system it boots; `tests/vm/image.sh` is its recipe. [`disk`] are the disks, files of the host that are compared
 //! before and after. [`machine`] starts QEMU and reads the console. [`site`] is a whole place to boot in: machine, object storage,
-//! metadata, user data. [`plan`] is what the machine is told to do, [`boot`] what became of it,
-//! and [`table`] the same of many machines, for people.
+//! metadata, user data. [`plan`] is what the machine is told to do, [`boot`] what became of it, and [`table`] the same of many machines,
+//! for people.
 //!
 //! The machine reaches nothing but the addresses it is given here: QEMU's network is closed (`restrict=on`), and each open address is
 //! relayed, connection by connection, to a port of a double in this process. Everything a machine needs dies with the test: QEMU is

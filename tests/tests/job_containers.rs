@@ -32,7 +32,7 @@ struct Site {
 
 impl Site {
     fn new(engine: Engine) -> Self {
-        let double = Double::start(DoubleConfig::default());
+        let double = Double::start(DoubleConfig::default().bucket("my-bucket", "cn-test"));
         let node = Node::with_double(&double.endpoint())
             .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap())
             .option("--pull-timeout=2")
@@ -152,6 +152,43 @@ fn plain(site: &Site) {
     site.assert_clean();
 }
 
+/// The description that Cromwell writes, in its image, unchanged but for the NAS, which is nowhere.
+fn cromwell(site: &Site) {
+    let mut cromwell: Value =
+        serde_json::from_str(include_str!("../../agent/tests/fixtures/jobs/cromwell-call.json")).unwrap();
+    let task = &mut cromwell["DAG"]["Tasks"]["cromwell"];
+    let image = task["Parameters"]["Command"]["Docker"]["Image"].as_str().unwrap().to_owned();
+    let entries = task["Mounts"]["Entries"].as_array_mut().unwrap();
+    entries.retain(|entry| entry["Source"].as_str().unwrap().starts_with("oss://"));
+    site.engine.import(&image, &[]);
+    let call = "cromwell-dir/wf_echo/38b088b2-5131-4ea0-a161-4cf2ca8d15ac/call-echo";
+    let worker = "#!/bin/bash\nexport script=$cwd/$(basename $exec)\nexport rc=$cwd/rc\n\n(\nmkdir -p $cwd\ncp -rf $exec $script\ncd $cwd\n/bin/bash -c $script\n)\n";
+    let body = "#!/bin/bash\necho out > output; echo text > stdout; echo > stderr; mkdir -p glob-0c8a; ln output glob-0c8a/output; \
+                echo output > glob-0c8a.list; cat /cromwell_inputs/b1946ac9/sample.bam /home/inputs/i; echo 7 > rc";
+    for (key, content) in [
+        (format!("{call}/worker"), worker),
+        (format!("{call}/script"), body),
+        ("inputs/i".to_owned(), "i"),
+        ("data/sample.bam".to_owned(), "bam"),
+    ] {
+        site.double.put("my-bucket", &key, content);
+    }
+    let run = site.run(&cromwell);
+    assert_eq!(run.status, 0, "{run:#?}");
+    for (name, content) in [
+        ("output", "out\n"),
+        ("stdout", "text\n"),
+        ("rc", "7\n"),
+        ("glob-0c8a/output", "out\n"),
+        ("glob-0c8a.list", "output\n"),
+    ] {
+        let found =
+            site.double.get("my-bucket", &format!("{call}/{name}")).unwrap_or_else(|| panic!("{name}: {run:#?}"));
+        assert_eq!(String::from_utf8(found).unwrap(), content);
+    }
+    site.assert_clean();
+}
+
 /// Each way in which a task in a container ends.
 fn endings(site: &Site) {
     site.engine.import(IMAGE, &[]);
@@ -259,7 +296,9 @@ fn images(site: &Site) {
 
 #[test]
 fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
-    plain(&Site::new(Engine::docker()));
+    let site = Site::new(Engine::docker());
+    plain(&site);
+    cromwell(&site);
 }
 
 #[test]

@@ -156,10 +156,54 @@ fn a_worker_without_a_keeper_goes_on_until_it_is_told_to_end() {
     assert_eq!(fs::read_to_string(sandbox.mnt().join("directory/file")).unwrap(), "inside");
     // Clients reach it, and it owns the cache directory.
     wait_until("it says who it is", || sandbox.status()["pid"] == worker.as_raw());
-    sandbox.run(["serve"]).failed(71, &["belongs to another fuse-oss server"]);
     kill(worker, Signal::SIGTERM).unwrap();
     wait_until("it has ended", || !alive(worker));
     assert!(sandbox.mounts().is_empty());
+}
+
+#[test]
+fn a_new_server_takes_over_from_a_worker_that_has_lost_its_keeper() {
+    let sandbox = Sandbox::new();
+    let bytes = fill(&sandbox);
+    sandbox.mount();
+    let view = sandbox.path("view");
+    fs::create_dir(&view).unwrap();
+    let location = sandbox.location();
+    sandbox.run(["mount".as_ref(), "--writable".as_ref(), location.as_ref(), view.as_os_str()]).succeeded();
+    fs::write(view.join("mine"), "local").unwrap();
+    let large = File::open(sandbox.mnt().join("large")).unwrap();
+    let inode = fs::metadata(sandbox.mnt().join("directory")).unwrap().ino();
+    let (server, worker) = (sandbox.server().unwrap(), sandbox.worker().unwrap());
+    // As long as there is a keeper, nobody goes over.
+    sandbox.run(["serve"]).failed(71, &["belongs to another fuse-oss server"]);
+    assert_eq!(sandbox.worker(), Some(worker));
+    kill(server, Signal::SIGKILL).unwrap();
+    wait_until("the keeper is gone", || !alive(server));
+    wait_until("the worker knows", || sandbox.status()["pid"] == worker.as_raw());
+    let mut successor = sandbox.command().arg("serve").stdout(Stdio::null()).spawn().unwrap();
+    wait_until("another server has taken over", || {
+        !alive(worker)
+            && sandbox.server() == Some(pid(&successor))
+            && sandbox.status()["mounts"].as_array().is_some_and(|mounts| mounts.len() == 2)
+    });
+    // Nobody has noticed, and what is kept is kept again: it survives the next worker's death, too.
+    for _ in 0..2 {
+        let mut all = vec![0; bytes.len()];
+        large.read_exact_at(&mut all, 0).unwrap();
+        assert!(all == bytes);
+        assert_eq!(fs::read_to_string(sandbox.mnt().join("directory/file")).unwrap(), "inside");
+        assert_eq!(fs::metadata(sandbox.mnt().join("directory")).unwrap().ino(), inode);
+        assert_eq!(fs::read_to_string(view.join("mine")).unwrap(), "local");
+        assert_eq!(fs::read_to_string(view.join("small")).unwrap(), "hello");
+        kill_worker(&sandbox);
+    }
+    assert_eq!(sandbox.server(), Some(pid(&successor)));
+    drop(large);
+    kill(pid(&successor), Signal::SIGTERM).unwrap();
+    assert!(successor.wait().unwrap().success());
+    assert!(sandbox.mounts().is_empty());
+    // What was written in the view has gone with it.
+    assert!(fs::read_dir(sandbox.path("cache/upper")).map_or(true, |mut uppers| uppers.next().is_none()));
 }
 
 #[test]

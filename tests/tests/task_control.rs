@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::agent::{Finished, Node, Running, eventually, merge};
+use tests::node::BootNode;
 
 /// Long enough for any machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -146,6 +147,7 @@ fn processors_and_processes_are_limited() {
     // Two loops on two processors for two seconds would be four.
     assert!(used > 50 && used < elapsed / 2, "{used} ms of {elapsed} ms");
     assert_ne!(run.status, 0, "it could not start all it wanted");
+    assert!(run.message().contains("by its limit of processes (pids)"), "{}", run.message());
     assert_eq!(sleepers(4001), 0);
     node.assert_clean();
 }
@@ -181,7 +183,7 @@ fn nothing_is_left_of_a_stubborn_task() {
         let run = running.wait();
         assert_eq!(sleepers(seconds), 0, "{view}");
         assert_ended(&run, "Stopped", json!("cancelled"), 137, "");
-        assert!(run.stderr.contains("that had not ended when asked to were killed; none is left"), "{}", run.stderr);
+        assert!(run.stderr.contains("of its processes had to be killed; none is left"), "{}", run.stderr);
         let has_noted = run.stderr.contains("/proc");
         assert_eq!(has_noted, view == NONE || view == READ_ONLY, "{view}: {}", run.stderr);
         node.assert_clean();
@@ -208,11 +210,7 @@ fn two_thousand_processes_are_gone_at_once() {
     };
     let took = at("the program has ended").duration_since(at("stopping the program"));
     eprintln!("2001 processes ended in {took:?}, with one second of grace");
-    assert!(
-        run.stderr.contains("2001 processes that had not ended when asked to were killed; none is left"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("2001 of its processes had to be killed; none is left"), "{}", run.stderr);
     node.assert_clean();
 }
 
@@ -342,11 +340,43 @@ fn cancelled_without_an_agent() {
     node.assert_clean();
 }
 
+/// Under the node's daemon: by its agent, and without one, where the agent that comes next tells how it ended.
+#[test]
+fn the_nodes_task_is_cancelled() {
+    for is_alone in [false, true] {
+        let node = BootNode::new();
+        let logs = node.location("out/");
+        let task = json!({"command": "/bin/sh -c 'echo up; exec sleep 9003'", "stdout": logs, "stderr": logs});
+        let job = json!({"version": 1, "tasks": {"only": task}});
+        node.settings(&json!({"task": {"job": job, "job_id": "job-1"}}));
+        let mut agent = node.boot();
+        eventually("the program is up", LONG, || node.stored("out/stdout.job-1.only.0") == "up\n");
+        if is_alone {
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+        }
+        let told = node.run(&["cancel", "only"]);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        if is_alone {
+            eventually("it has ended", LONG, || sleepers(9003) == 0);
+            assert_eq!(node.boot_to_end(), 0, "{}", node.log());
+        } else {
+            assert!(agent.wait().unwrap().success(), "{}", node.log());
+        }
+        let outcome = &node.status()["outcome"];
+        assert_eq!((&outcome["state"], &outcome["cause"]), (&json!("Stopped"), &json!("cancelled")), "{outcome:#}");
+        assert_eq!((sleepers(9003), node.run(&["cancel"]).code), (0, Some(66)));
+    }
+}
+
 #[test]
 fn a_task_may_run_as_another_user() {
     let node = Node::new();
     let (out, one) = (node.mapped("out/"), node.mapped("single/one"));
     fs::create_dir_all(node.path().join("sent")).unwrap();
+    fs::create_dir_all(node.path().join("store/deep")).unwrap();
+    fs::write(node.path().join("store/deep/file"), "read\n").unwrap();
+    let (input, store) = (node.mapped("in"), format!("file://{}/store/", node.path().display()));
     let sent = format!("file://{}/sent/", node.path().display());
     let script = "\
         id -un; id -G; umask; ulimit -c; ls -ld . | cut -c1-10
@@ -354,19 +384,20 @@ fn a_task_may_run_as_another_user() {
         echo $HOME $USER $LOGNAME
         echo here > here && echo result > $OUT/result && echo one > $ONE && echo written >> /dev/stdout
         cat $SECRET 2>/dev/null || echo kept
-        readlink /proc/self/fd/* | grep -c -v -E '/dev/null|logs/std|/proc/' ";
+        cat $IN/deep/file; echo over > $IN/deep/file || echo refused
+        readlink /proc/self/fd/* | grep -c -v -E '/dev/null|logs/std|pipe:|/proc/' ";
     let secret = node.path().join("secret");
     fs::write(&secret, "x").unwrap();
     fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let more = json!({
         "user": "nobody",
-        "environment": {"OUT": out, "ONE": one, "SECRET": secret},
+        "environment": {"OUT": out, "ONE": one, "SECRET": secret, "IN": input},
+        "inputs": [{"source": store, "target": input, "writable": true}],
         "outputs": [{"source": out, "target": format!("{sent}out/")}, {"source": one, "target": format!("{sent}one")}],
     });
     let run = run(&node, script, more);
     assert!(run.status == 1 || run.status == 0, "{run:#?}");
-    let expected =
-        "nobody\n65534\n0022\n0\ndrwxr-xr-x\n1\n0000000000000000\n/nonexistent nobody nobody\nwritten\nkept\n0\n";
+    let expected = "nobody\n65534\n0022\n0\ndrwxr-xr-x\n1\n0000000000000000\n/nonexistent nobody nobody\nwritten\nkept\n0\nread\nrefused\n";
     let mut lines: Vec<String> = log(&node, &run).lines().map(str::to_owned).collect();
     let mut wanted: Vec<String> = expected.lines().map(str::to_owned).collect();
     // The two lines of the status come in the kernel's order.

@@ -33,7 +33,7 @@ fn a_bare_instance_boots_runs_its_task_and_harms_nothing() {
     the_task_found_and_left_what_it_should(&site);
     the_disks_are_what_was_asked_for(&site, &boot);
     the_story_is_told(&site, &boot);
-    no_secret_got_out(&site, &boot.console);
+    no_secret_got_out(&site, &boot);
 }
 
 fn the_machine_is_well(boot: &Boot) {
@@ -90,6 +90,12 @@ fn the_disks_are_what_was_asked_for(site: &Site, boot: &Boot) {
 fn the_story_is_told(site: &Site, boot: &Boot) {
     let node: Value = serde_json::from_str(&site.text("report/node.i-0double.json")).unwrap();
     assert_eq!((&node["outcome"]["state"], &node["outcome"]["exit_code"]), (&"Finished".into(), &0.into()), "{node:#}");
+    // As the machine's control groups, which are of version 2, have counted it.
+    let usage = &node["outcome"]["usage"];
+    let used = ["user_ms", "system_ms"].map(|name| usage[name].as_u64().unwrap());
+    assert!(used.iter().sum::<u64>() > 0, "{usage}");
+    assert!(usage["memory_peak_bytes"].as_u64().unwrap() > 1 << 20, "{usage}");
+    assert_eq!(usage["oom_kills"], 0, "{usage}");
     let identity = &node["identity"];
     let who = ["cloud", "region", "zone", "instance_id", "instance_type"].map(|name| identity[name].as_str().unwrap());
     assert_eq!(who, ["aws", "xx-test-1", "xx-test-1a", "i-0double", "m7.large"]);
@@ -126,14 +132,13 @@ fn the_story_is_told(site: &Site, boot: &Boot) {
 }
 
 /// Neither in what was sent, nor on the console, nor anywhere on a disk.
-fn no_secret_got_out(site: &Site, console: &str) {
-    for secret in [SECRET, TOKEN] {
-        for (key, object) in site.store.objects(BUCKET) {
-            assert!(!String::from_utf8_lossy(&object.bytes()).contains(secret), "a secret got into {key}");
-        }
-        assert!(!console.contains(secret), "a secret got onto the console");
-        for serial in ["vol0root", "data", "hypervisor"] {
-            assert!(!site.machine.disk(serial).has(secret), "a secret got onto the disk {serial}");
-        }
+fn no_secret_got_out(site: &Site, boot: &Boot) {
+    let has = |text: &str| [SECRET, TOKEN].iter().any(|secret| text.contains(secret));
+    for (key, object) in site.store.objects(BUCKET) {
+        assert!(!has(&String::from_utf8_lossy(&object.bytes())), "a secret got into {key}");
+    }
+    assert!(!has(&boot.console) && !has(&boot.report), "a secret got onto the console");
+    for serial in ["vol0root", "data", "hypervisor"] {
+        assert!(!site.machine.disk(serial).has(&[SECRET, TOKEN]), "a secret got onto the disk {serial}");
     }
 }

@@ -200,6 +200,29 @@ fn soak_vm_bad_user_data() {
 
 #[test]
 #[ignore = "soak: run by `make soak`"]
+fn soak_vm_out_of_memory() {
+    let case = Case::begin("a task beyond its limit of memory");
+    let site = Site::new(Cloud::Aws);
+    let mut plan = Plan::of(&site);
+    // It looks for the end of a line in what has none, and keeps everything until then.
+    plan.command = "tail /dev/zero".to_owned();
+    plan.limits = "{memory: 96MiB}".to_owned();
+    site.imds.set_user_data(&plan.user_data(SCRIPT));
+    let boot = site.machine.power_on().boot();
+    site.nothing_was_harmed();
+    let outcome = &boot.story["outcome"];
+    assert_eq!((&outcome["state"], &outcome["cause"]), (&"Failed".into(), &"out-of-memory".into()), "{outcome:#}");
+    assert_eq!((&outcome["signal"], &outcome["usage"]["oom_kills"]), (&9.into(), &1.into()), "{outcome:#}");
+    let peak = outcome["usage"]["memory_peak_bytes"].as_u64().unwrap_or_default();
+    assert!((64 << 20..=96 << 20).contains(&peak), "{outcome:#}");
+    // A failed task is no failed node.
+    assert_eq!((&boot.story["trouble"], boot.section("wait").1), (&Value::Null, "0"), "{}", boot.console);
+    assert_eq!((boot.state("report"), boot.said("failed")), ("done", ""), "{}", boot.console);
+    case.came_to("task failed", outcome["message"].as_str().unwrap_or_default());
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
 fn soak_vm_wrong_credentials() {
     let case = Case::begin("wrong credentials");
     let site = Site::new(Cloud::Aws);

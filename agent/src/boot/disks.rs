@@ -72,8 +72,40 @@ pub async fn prepare(settings: &NodeSettings, identity: &Identity, boot: &Boot) 
 
 fn failure(error: &SetupError) -> Failure {
     let (cause, status) = match error {
+        // Disks that are waited for in vain are the machine's fault, as far as anybody can tell from here.
+        SetupError::Refused(plan) if plan.refusals.iter().all(|refusal| refusal.may_pass) => {
+            (Cause::Platform, exit::OS)
+        }
         SetupError::Refused(_) => (Cause::User, exit::BAD_SETTINGS),
         _ => (Cause::Platform, exit::OS),
     };
     Failure::new(cause, status, format!("disks: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nvme_setup::{Plan, Refusal};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_does_not_come_is_the_machines_fault_and_one_that_is_refused_the_settings() {
+        let refusal = |may_pass| Refusal {
+            volume: Path::new("/data").to_owned(),
+            device: None,
+            why: "why".to_owned(),
+            remedy: "what to do".to_owned(),
+            may_pass,
+        };
+        for (refusals, cause, status) in [
+            (vec![refusal(true)], Cause::Platform, exit::OS),
+            (vec![refusal(true), refusal(false)], Cause::User, exit::BAD_SETTINGS),
+        ] {
+            let failed = failure(&SetupError::Refused(Plan { refusals, ..Plan::default() }));
+            assert_eq!((failed.cause, failed.exit_status), (cause, status));
+            assert!(failed.message.contains("what to do"), "{}", failed.message);
+        }
+    }
 }

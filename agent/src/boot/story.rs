@@ -1,8 +1,11 @@
 //! What has happened to the node since it was started: one small file, replaced at every step.
 //!
 //! It is written when something begins and when it ends, never only at the end, so that whoever comes later (the agent that
-//! takes the place of one that was killed, `batch-agent status`, a person) finds how far the node is. It survives a reboot, and says of
-//! which boot it is: what a boot before this one has done is nobody's ground to build on.
+//! takes the place of one that was killed, `batch-agent status`, a person) finds how far the node is. It says of which boot it is: what a
+//! boot before this one has done is nobody's ground to build on. So it need not wait for the disk, which would cost every phase its time.
+//!
+//! What another boot has to know is little: the task's run and how it ended ([`Kept`]). That has a file of its own and is on the disk
+//! before anything follows from it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -167,9 +170,18 @@ impl Story {
         }
     }
 
+    fn kept(&self) -> Kept {
+        Kept {
+            version: VERSION,
+            job_id: self.job_id.clone(),
+            outcome: self.outcome.clone(),
+            going_down: self.going_down,
+        }
+    }
+
     /// The same for another agent in the same boot. Nothing is done until it has found so itself: its settings may be others, and
     /// whoever waits for a mount must not take the word of one that is gone. How often each step was begun stays.
-    fn for_another_agent(self, agent: ProcessId) -> Self {
+    fn for_another_agent(self, agent: ProcessId, kept: Kept) -> Self {
         let fresh = |step: Step| Step {
             state: State::Waiting,
             started: None,
@@ -180,15 +192,15 @@ impl Story {
         };
         let agents_before = self.agents_before + 1;
         let steps = self.steps.into_iter().map(fresh).collect();
-        Self { agent, agents_before, steps, trouble: None, ..self }
+        let Kept { job_id, outcome, going_down, .. } = kept;
+        Self { agent, agents_before, steps, job_id, outcome, going_down, trouble: None, ..self }
     }
 
-    /// The same for another boot: only the task's run goes on, or counts as over. One that was ended with the machine is not over.
-    fn for_another_boot(self, agent: ProcessId) -> Self {
-        let is_cut_short =
-            self.going_down && self.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
-        let outcome = self.outcome.filter(|_| !is_cut_short);
-        Self { job_id: self.job_id, outcome, ..Self::new(agent) }
+    /// One of another boot: only the task's run goes on, or counts as over. One that was ended with the machine is not over.
+    fn of_another_boot(agent: ProcessId, kept: Kept) -> Self {
+        let is_stopped = kept.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
+        let outcome = kept.outcome.filter(|_| !(kept.going_down && is_stopped));
+        Self { job_id: kept.job_id, outcome, ..Self::new(agent) }
     }
 
     /// A step.
@@ -202,12 +214,38 @@ impl Story {
     }
 }
 
-/// Tells the story: to the file, and to whoever listens to events.
+/// What another boot has to know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    version: u32,
+    job_id: Option<String>,
+    outcome: Option<serde_json::Value>,
+    going_down: bool,
+}
+
+impl Kept {
+    fn path(state: &Path) -> PathBuf {
+        state.join("task.json")
+    }
+
+    fn read(state: &Path) -> Result<Option<Self>, FileError> {
+        Ok(durable::read_json::<Self>(&Self::path(state))?.filter(|kept| kept.version == VERSION))
+    }
+}
+
+/// Tells the story: to its files, and to whoever listens to events.
 #[derive(Debug)]
 pub struct Teller {
-    path: PathBuf,
-    story: Mutex<Story>,
+    state: PathBuf,
+    story: Mutex<Told>,
     events: Events,
+}
+
+/// The story, and what of it is on the disk.
+#[derive(Debug)]
+struct Told {
+    story: Story,
+    kept: Kept,
 }
 
 impl Teller {
@@ -218,25 +256,24 @@ impl Teller {
     /// When the state directory cannot be written.
     pub fn begin(state: &Path) -> Result<Self, FileError> {
         let agent = ProcessId::of_this().map_err(FileError::on("read", Path::new("/proc/self/stat")))?;
-        let path = Story::path(state);
+        let kept = Kept::read(state)?.unwrap_or_default();
         let story = match Story::read(state)? {
-            Some(before) if before.boot_id == agent.boot_id => before.for_another_agent(agent),
-            Some(before) => before.for_another_boot(agent),
-            None => Story::new(agent),
+            Some(before) if before.boot_id == agent.boot_id => before.for_another_agent(agent, kept.clone()),
+            _ => Story::of_another_boot(agent, kept.clone()),
         };
         let events = Events::open(state, &story.boot_id)?;
-        let teller = Self { path, story: Mutex::new(story), events };
+        let teller = Self { state: state.to_owned(), story: Mutex::new(Told { story, kept }), events };
         teller.change(|_| {})?;
         Ok(teller)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Story> {
+    fn lock(&self) -> MutexGuard<'_, Told> {
         self.story.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The story so far.
     pub fn story(&self) -> Story {
-        self.lock().clone()
+        self.lock().story.clone()
     }
 
     /// The file that events are kept in.
@@ -249,9 +286,14 @@ impl Teller {
     /// # Errors
     /// When it cannot be written. What is in memory has changed all the same.
     pub fn change(&self, change: impl FnOnce(&mut Story)) -> Result<(), FileError> {
-        let mut story = self.lock();
-        change(&mut story);
-        durable::replace_json(&self.path, &*story)
+        let mut told = self.lock();
+        change(&mut told.story);
+        let kept = told.story.kept();
+        if kept != told.kept {
+            durable::replace_json(&Kept::path(&self.state), &kept)?;
+            told.kept = kept;
+        }
+        durable::replace_json_for_this_boot(&Story::path(&self.state), &told.story)
     }
 
     /// The same where nothing depends on it: what cannot be written is said.
@@ -281,7 +323,7 @@ impl Teller {
 
     /// Tells an event.
     pub fn event(&self, event: Event<'_>) {
-        self.events.tell(event, self.lock().identity.as_ref());
+        self.events.tell(event, self.lock().story.identity.as_ref());
     }
 
     /// The node is of no use.
@@ -334,9 +376,23 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_no_reason_not_to_boot() {
+    fn a_torn_file_is_no_reason_not_to_boot_and_costs_nothing_that_another_boot_needs() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(Story::path(directory.path()), "{\"version\": 1, ").unwrap();
-        assert_eq!(Teller::begin(directory.path()).unwrap().story().agents_before, 0);
+        let teller = Teller::begin(directory.path()).unwrap();
+        teller.note(|story| (story.job_id, story.outcome) = (Some("job-1".to_owned()), Some("over".into())));
+        drop(teller);
+        for torn in ["{\"version\": 1, ", ""] {
+            std::fs::write(Story::path(directory.path()), torn).unwrap();
+            let story = Teller::begin(directory.path()).unwrap().story();
+            assert_eq!((story.agents_before, story.job_id.as_deref()), (0, Some("job-1")));
+            assert_eq!(story.outcome, Some("over".into()));
+        }
+        // An agent that was killed between the two files: the one that is on the disk is right.
+        let kept = Kept { version: VERSION, job_id: Some("job-2".to_owned()), ..Kept::default() };
+        durable::replace_json(&Kept::path(directory.path()), &kept).unwrap();
+        let story = Teller::begin(directory.path()).unwrap().story();
+        assert_eq!((story.agents_before, story.job_id.as_deref(), story.outcome), (1, Some("job-2"), None));
+        std::fs::write(Kept::path(directory.path()), "{").unwrap();
+        assert_eq!(Teller::begin(directory.path()).unwrap().story().job_id, None);
     }
 }

@@ -5,8 +5,8 @@
 //! already. It is not part of the agent's unit, lives as long as it has a process, whatever becomes of the agent, and systemd takes
 //! it away after that.
 //!
-//! One call is all that is needed, so the D-Bus protocol is spoken here and no library for it carried along. See the D-Bus
-//! specification, and `org.freedesktop.systemd1(5)` for the call.
+//! Two calls are all that is needed, so the D-Bus protocol is spoken here and no library for it carried along. See the D-Bus
+//! specification, and `org.freedesktop.systemd1(5)` for the calls.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -67,6 +67,17 @@ pub(super) fn enter_scope(name: &str, description: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Has systemd end a scope in which nobody is any more. It finds that out by itself where it can: with version 1 in a container it cannot.
+/// One that is gone already is as good.
+pub(super) fn end_scope(name: &str) {
+    let mut body = Wire::default();
+    body.text(name);
+    body.text("replace");
+    if let Err(error) = manage("StopUnit", "ss", &body.0) {
+        tracing::debug!(%error, scope = name, "the scope of a task that has ended was not there to be ended");
+    }
+}
+
 /// Whether this process is in the unit, in the tree by which systemd keeps its units.
 fn is_in(name: &str) -> bool {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -87,6 +98,11 @@ enum Refusal {
 }
 
 fn ask(name: &str, properties: &[(&str, Value<'_>)]) -> Result<(), Refusal> {
+    manage("StartTransientUnit", "ssa(sv)a(sa(sv))", &start_transient_unit(name, properties))
+}
+
+/// Calls a method of systemd's manager.
+fn manage(member: &str, signature: &str, body: &[u8]) -> Result<(), Refusal> {
     let (mut socket, is_bus) = connect()?;
     socket.set_read_timeout(Some(LIMIT))?;
     socket.set_write_timeout(Some(LIMIT))?;
@@ -95,13 +111,8 @@ fn ask(name: &str, properties: &[(&str, Value<'_>)]) -> Result<(), Refusal> {
         let bus = ("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello", "org.freedesktop.DBus");
         call(&mut socket, 1, bus, "", &[])?;
     }
-    let systemd = (
-        "/org/freedesktop/systemd1",
-        "org.freedesktop.systemd1.Manager",
-        "StartTransientUnit",
-        "org.freedesktop.systemd1",
-    );
-    call(&mut socket, 2, systemd, "ssa(sv)a(sa(sv))", &start_transient_unit(name, properties))
+    let systemd = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", member, "org.freedesktop.systemd1");
+    call(&mut socket, 2, systemd, signature, body)
 }
 
 fn connect() -> io::Result<(UnixStream, bool)> {

@@ -17,6 +17,8 @@ pub struct GroupUsage {
     pub memory_peak_bytes: Option<u64>,
     /// How many of them the kernel has killed for want of memory.
     pub oom_kills: Option<u64>,
+    /// How often they were refused another process because of a limit of the task's.
+    pub pids_refused: Option<u64>,
 }
 
 impl TaskGroup {
@@ -41,22 +43,33 @@ impl TaskGroup {
             match branch.version {
                 Version::V2 => {
                     usage.memory_peak_bytes = number(&group, "memory.peak");
-                    // Of the groups inside as well.
-                    usage.oom_kills = counter(&group, "memory.events", "oom_kill");
+                    // Of the groups inside as well. Where the whole group was killed, the process that was chosen first is counted twice:
+                    // by itself, and with the others (`oom_kill_process` in the kernel's mm/oom_kill.c).
+                    let twice = counter(&group, "memory.events", "oom_group_kill").unwrap_or_default();
+                    let kills = counter(&group, "memory.events", "oom_kill");
+                    usage.oom_kills = kills.map(|kills| kills.saturating_sub(twice).max(kills.min(1)));
                 }
                 Version::V1 => {
                     usage.memory_peak_bytes = number(&group, "memory.max_usage_in_bytes");
                     // Each group counts its own victims only.
-                    let kills: Vec<u64> = tree(&group)
-                        .iter()
-                        .filter_map(|group| counter(group, "memory.oom_control", "oom_kill"))
-                        .collect();
-                    usage.oom_kills = (!kills.is_empty()).then(|| kills.iter().sum());
+                    usage.oom_kills = sum(&group, "memory.oom_control", "oom_kill");
                 }
             }
         }
+        if let Some(branch) = self.with(Controller::Pids) {
+            let group = branch.task();
+            // Whether a group counts for those inside of it has changed with kernels and mount options; none counts for its parent.
+            usage.pids_refused = counter(&group, "pids.events", "max").filter(|refused| *refused > 0);
+            usage.pids_refused = usage.pids_refused.or_else(|| sum(&group, "pids.events", "max"));
+        }
         usage
     }
+}
+
+/// The sum of a counter over a group and the groups inside of it.
+fn sum(group: &Path, file: &str, name: &str) -> Option<u64> {
+    let counts: Vec<u64> = tree(group).iter().filter_map(|group| counter(group, file, name)).collect();
+    (!counts.is_empty()).then(|| counts.iter().sum())
 }
 
 /// A file that is one number.

@@ -314,7 +314,8 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
     }
     if exit.outlived_grace > 0 {
         let killed = exit.outlived_grace;
-        tracing::warn!(task = label, "{killed} processes that had not ended when asked to were killed; none is left");
+        let left = if exit.stuck == 0 { "; none is left" } else { "" };
+        tracing::warn!(task = label, "{killed} of its processes had to be killed{left}");
     }
     if exit.stuck > 0 {
         tracing::error!(task = label, "{} processes of it cannot be killed: they hang in the kernel", exit.stuck);

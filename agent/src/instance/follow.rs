@@ -8,7 +8,7 @@
 //! What has arrived for good is written down ([`Sent`]), and only then removed from the disk: a hole is punched into the file behind
 //! the reader. So the disk holds little more than what is still to be sent, and an agent that comes after this one knows where
 //! to go on; what was sent beyond what was written down it finds out from the store. When storage takes less than the task writes until
-//! the disk is nearly full, the oldest bytes that were not sent are given up; the log says where and how many ([`Sequence`]).
+//! the disk is nearly full, the oldest bytes that were not sent are given up; the log says where and how many ([`sequence`]).
 //!
 //! Files of the task's own ([`Origin::Theirs`]) are followed in the same way, whatever becomes of them, but are never touched: the task may
 //! want to read them.
@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use patience::Patience;
 use punch::Upkeep;
 pub use sent::Sent;
-pub use sequence::{Place, Sequence};
+pub use sequence::Place;
 pub use source::Origin;
 use source::Reader;
 
@@ -114,12 +114,14 @@ struct Log {
     ended: watch::Receiver<bool>,
     patience: Patience,
     upkeep: Upkeep,
+    /// What an agent before this one has read, where it could not even begin to send.
+    reader: Option<Reader>,
 }
 
 async fn follow(followed: Followed, ended: watch::Receiver<bool>) -> Result<Option<u64>, oss::Error> {
     let patience = Patience::new(followed.target.clone(), ended.clone());
     let upkeep = Upkeep::new(followed.sent.clone(), followed.target.to_string());
-    let mut log = Log { followed, ended, patience, upkeep };
+    let mut log = Log { followed, ended, patience, upkeep, reader: None };
     let Some((mut reader, mut object)) = log.begin().await? else { return Ok(None) };
     let mut tries = 1;
     loop {
@@ -133,7 +135,7 @@ async fn follow(followed: Followed, ended: watch::Receiver<bool>) -> Result<Opti
                 let target = log.followed.target.escaped();
                 tracing::warn!(%error, log = %target, "log is sent again from its beginning");
                 reader.restart();
-                object = log.create(&reader).await?;
+                object = log.create(&mut reader).await?;
             }
             Err(error) if is_broken(&error) && object.abandon() => {
                 let target = log.followed.target.escaped();
@@ -163,25 +165,33 @@ impl Log {
         if let Some(begun) = self.resume().await? {
             return Ok(Some(begun));
         }
-        let reader = loop {
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => match self.wait_for_file().await? {
+                Some(reader) => reader,
+                None => return Ok(None),
+            },
+        };
+        let object = self.create(&mut reader).await?;
+        Ok(Some((reader, object)))
+    }
+
+    async fn wait_for_file(&mut self) -> Result<Option<Reader>, oss::Error> {
+        loop {
             let is_over = *self.ended.borrow_and_update();
             let opened = tokio::task::block_in_place(|| Reader::open(&self.followed.origin));
-            if let Some(reader) = opened.map_err(|error| self.read_failed(&error))? {
-                break reader;
-            }
-            if is_over {
-                return Ok(None);
+            let opened = opened.map_err(|error| self.read_failed(&error))?;
+            if opened.is_some() || is_over {
+                return Ok(opened);
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 _ = self.ended.changed() => {}
             }
-        };
-        let object = self.create(&reader).await?;
-        Ok(Some((reader, object)))
+        }
     }
 
-    /// What an agent before this one has begun.
+    /// What an agent before this one has begun. If that was no object yet, there may be a reader for it.
     async fn resume(&mut self) -> Result<Option<(Reader, GrowingObject)>, oss::Error> {
         let Some(path) = &self.followed.sent else { return Ok(None) };
         let target = &self.followed.target;
@@ -190,25 +200,30 @@ impl Log {
             None
         });
         let Some(sent) = sent.filter(|sent| sent.target == target.to_string()) else { return Ok(None) };
+        let Some(mark) = sent.mark else {
+            self.reader = Reader::resume(&self.followed.origin, sent.sequence, 0);
+            return Ok(None);
+        };
         let (store, key) = (Arc::clone(&self.followed.store), target.key().clone());
-        let object = GrowingObject::resume(store, key, &GrowingOptions::default(), sent.mark.clone()).await?;
-        let reader = Reader::resume(&self.followed.origin, sent.sequence, object.len());
-        let Some(reader) = reader else { return Ok(None) };
-        self.upkeep.go_on(sent.mark);
+        let object = GrowingObject::resume(store, key, &GrowingOptions::default(), mark.clone()).await?;
+        let Some(reader) = Reader::resume(&self.followed.origin, sent.sequence, object.len()) else { return Ok(None) };
+        self.upkeep.go_on(mark);
         tracing::info!(log = %target.escaped(), bytes = object.len(), "going on with a log that was being sent");
         Ok(Some((reader, object)))
     }
 
-    async fn create(&mut self, reader: &Reader) -> Result<GrowingObject, oss::Error> {
+    async fn create(&mut self, reader: &mut Reader) -> Result<GrowingObject, oss::Error> {
         let key = self.followed.target.key().clone();
         loop {
             let store = Arc::clone(&self.followed.store);
-            match GrowingObject::create(store, key.clone(), GrowingOptions::default()).await {
+            let create = GrowingObject::create(store, key.clone(), GrowingOptions::default());
+            // Nothing has been sent yet, so everything may be given up.
+            match watched(&mut self.upkeep, reader, Some(0), create).await {
                 Ok(object) => {
                     self.upkeep.begin(&object, reader).await;
                     return Ok(object);
                 }
-                Err(error) => self.patience.wait(error).await?,
+                Err(error) => watched(&mut self.upkeep, reader, Some(0), self.patience.wait(error)).await?,
             }
         }
     }
@@ -219,14 +234,15 @@ impl Log {
         loop {
             // Asked before the data is read: what was written before the end was known is then certainly seen.
             let is_over = *self.ended.borrow_and_update();
-            if !is_over && Instant::now() < next_send {
+            let most = object.suggested_piece();
+            let has_much = reader.size().saturating_sub(reader.sequence.offset(object.len())) >= most as u64;
+            if !is_over && !has_much && Instant::now() < next_send {
                 tokio::select! {
-                    () = tokio::time::sleep_until(next_send) => {}
+                    () = tokio::time::sleep_until(next_send.min(Instant::now() + LOOK)) => {}
                     _ = self.ended.changed() => {}
                 }
                 continue;
             }
-            let most = object.suggested_piece();
             // It waits for the disk.
             let read = tokio::task::block_in_place(|| reader.read(object.len(), most, is_over));
             let piece = read.map_err(|error| self.read_failed(&error))?;

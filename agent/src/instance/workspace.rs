@@ -12,6 +12,7 @@ use super::record::Record;
 use crate::cgroup::TaskGroup;
 use crate::durable::{self, FileError};
 use crate::job::names::Attempt;
+use crate::logs::LogBook;
 use crate::network;
 use crate::node::Node;
 use crate::shim::{ProcessId, find_by_spec, kill_descendants};
@@ -131,6 +132,8 @@ pub async fn clean_up(
         for directory in [&record.runtime, &record.scratch] {
             remove_tree(directory)?;
         }
+        // From now on its logs are in storage only.
+        LogBook::of_node(&node).end(&record.id)?;
         record.remove(&node)
     };
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())

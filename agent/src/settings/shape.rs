@@ -261,8 +261,12 @@ impl<'s> Shape<'s, '_> {
         let least = limit("minimum");
         let most = limit("maximum").or_else(|| (format == Some("uint32")).then(|| i64::from(u32::MAX)));
         if least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most) {
-            let (least, most) = (least.unwrap_or(i64::MIN), most.unwrap_or(i64::MAX));
-            self.findings.error_with(place, format!("expected {least} to {most}, got {number}"), "correct the value");
+            let range = match (least, most.filter(|most| *most < i64::MAX)) {
+                (Some(least), Some(most)) => format!("{least} to {most}"),
+                (Some(least), None) => format!("at least {least}"),
+                (None, most) => format!("at most {}", most.unwrap_or(i64::MAX)),
+            };
+            self.findings.error_with(place, format!("expected {range}, got {number}"), "correct the value");
             return None;
         }
         Some(Json::from(number))

@@ -42,6 +42,9 @@ pub struct Usage {
     /// How many of its processes the kernel has killed for want of memory; nothing where the machine does not count them.
     #[serde(default)]
     pub oom_kills: Option<u64>,
+    /// How often it was refused another process or thread because of its limit; nothing where the machine does not count that.
+    #[serde(default)]
+    pub pids_refused: Option<u64>,
 }
 
 /// The exit record.

@@ -146,6 +146,7 @@ pub(super) fn supervise(
         usage.user_ms = used.user_ms.unwrap_or(usage.user_ms);
         usage.system_ms = used.system_ms.unwrap_or(usage.system_ms);
         (usage.memory_peak_bytes, usage.oom_kills) = (used.memory_peak_bytes, used.oom_kills);
+        usage.pids_refused = used.pids_refused;
     }
     record
 }
@@ -249,5 +250,6 @@ fn used(usage: &libc::rusage) -> Usage {
         max_resident_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
         memory_peak_bytes: None,
         oom_kills: None,
+        pids_refused: None,
     }
 }

@@ -11,7 +11,7 @@ use fuse_oss::keeper::message::ToKeeper;
 use fuse_oss::keeper::replace::understood;
 use fuse_oss::keeper::{Errand, Keeper, ServerSettings};
 use fuse_oss::runtime::{CacheLock, RuntimePaths, private_dir};
-use fuse_oss::server::keeping::Keeping;
+use fuse_oss::server::keeping::{Keeping, Shared, duplicate};
 use fuse_oss::server::{Ending, Listeners, Means, Server};
 use fuse_oss::{ErrorKind, MountError};
 use tokio::runtime::{Builder, Runtime};
@@ -166,14 +166,18 @@ fn work(arguments: &WorkerArguments) -> Result<(), MountError> {
     let settings: ServerSettings = serde_json::from_str(&arguments.settings)
         .map_err(|error| MountError::new(ErrorKind::Usage, format_args!("unreadable settings: {error}")))?;
     let link = Link::from(inherited(arguments.link_fd)?);
-    let listeners = Listeners {
-        control: inherited(arguments.control_fd)?.into(),
-        metrics: arguments.metrics_fd.map(inherited).transpose()?.map(Into::into),
-    };
+    let control = inherited(arguments.control_fd)?;
+    let metrics = arguments.metrics_fd.map(inherited).transpose()?;
     // Held as long as one of keeper and worker lives.
-    let _lock = CacheLock::inherited(inherited(arguments.lock_fd)?)?;
+    let lock = CacheLock::inherited(inherited(arguments.lock_fd)?)?;
+    let shared = Shared {
+        lock: duplicate(&lock)?,
+        control: duplicate(&control)?,
+        metrics: metrics.as_ref().map(duplicate).transpose()?,
+    };
+    let listeners = Listeners { control: control.into(), metrics: metrics.map(Into::into) };
     let no_keeper = |error: std::io::Error| MountError::new(ErrorKind::Internal, format_args!("the keeper: {error}"));
-    let (keeping, inheritance) = Keeping::begin(link).map_err(no_keeper)?;
+    let (keeping, inheritance) = Keeping::begin(link, shared).map_err(no_keeper)?;
     let orders = keeping.orders().map_err(no_keeper)?;
     let runtime = runtime()?;
     let means = match Means::new(&settings, runtime.handle()) {

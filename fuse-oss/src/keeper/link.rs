@@ -6,12 +6,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, listen, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
@@ -40,6 +41,22 @@ impl Link {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         Ok((Self::from(one), Self::from(other)))
+    }
+
+    /// The line to whoever listens at this path.
+    ///
+    /// # Errors
+    /// When nobody does.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Self::from(socket))
+    }
+
+    /// From now on, to wait longer than that for a message is an error.
+    pub fn give_up_after(&self, limit: Duration) {
+        // Without it an end that hangs would be waited for, and nothing else would be different.
+        let _ = setsockopt(&self.socket, sockopt::ReceiveTimeout, &time_val(limit));
     }
 
     /// Sends a message; the descriptors are duplicated for the other end.
@@ -102,10 +119,52 @@ impl Link {
 
 impl From<OwnedFd> for Link {
     fn from(socket: OwnedFd) -> Self {
-        let limit = TimeVal::seconds(i64::try_from(SEND_LIMIT.as_secs()).unwrap_or(i64::MAX));
         // Without the limit a send to an end that hangs would take for ever, and nothing else would be different.
-        let _ = setsockopt(&socket, sockopt::SendTimeout, &limit);
+        let _ = setsockopt(&socket, sockopt::SendTimeout, &time_val(SEND_LIMIT));
         Self { socket }
+    }
+}
+
+fn time_val(limit: Duration) -> TimeVal {
+    TimeVal::seconds(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Waits at a path for the other end of a line.
+#[derive(Debug)]
+pub struct LinkListener {
+    socket: OwnedFd,
+}
+
+impl LinkListener {
+    /// At this path, where only we and root can come. For the owner of the directory: what is there is left from one that has died.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let _ = std::fs::remove_file(path);
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let bound = bind(socket.as_raw_fd(), &UnixAddr::new(path)?);
+        nix::sys::stat::umask(mask);
+        bound?;
+        listen(&socket, Backlog::new(1)?)?;
+        Ok(Self { socket })
+    }
+
+    /// Takes the one that has come.
+    ///
+    /// # Errors
+    /// When it has gone again.
+    pub fn accept(&self) -> io::Result<Link> {
+        let accepted = accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(Link::from(unsafe { OwnedFd::from_raw_fd(accepted) }))
+    }
+}
+
+impl AsFd for LinkListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

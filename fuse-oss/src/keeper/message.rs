@@ -37,6 +37,18 @@ pub enum ToKeeper {
         /// The mount's number.
         id: u64,
     },
+    /// A worker that has lost its keeper begins to go over to another one. The descriptors are the lock on the cache directory, the control
+    /// socket and, if there is one, the socket for metrics.
+    Orphaned {
+        /// The first number for mounts to come.
+        next_id: u64,
+        /// How many workers there were, this one included.
+        workers: u64,
+        /// How many times a program has taken over.
+        replaced: u64,
+        /// Whether there is a socket for metrics.
+        metrics: bool,
+    },
     /// A client asks that this program take over from the one that runs.
     Replace {
         /// The path of the program.

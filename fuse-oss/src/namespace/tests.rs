@@ -3,6 +3,7 @@
 use super::*;
 use crate::double::{Content, DoubleStore};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 mod stitched;
 

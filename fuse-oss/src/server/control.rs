@@ -108,6 +108,7 @@ impl Connection {
                 self.with_cache(|cache| Answer::CacheCleared(Box::new(cache.clear()))).await
             }
             Request::Replace { program } => Answer::Failed(self.replace(program).await),
+            Request::GoOver { socket } => Answer::Failed(self.go_over(socket).await),
             // It has many answers; see `talk`.
             Request::CacheVerify => {
                 Answer::Failed(MountError::new(ErrorKind::Internal, "verifying has one answer only"))
@@ -144,6 +145,23 @@ impl Connection {
             (Ok(Ok(())), Some(error)) => error,
             _ => MountError::new(ErrorKind::Internal, "the keeper did not start the program; see the server's log"),
         }
+    }
+
+    /// Goes over to another keeper. Returns only if that is not possible, or takes too long.
+    async fn go_over(&self, socket: PathBuf) -> MountError {
+        let server = Arc::clone(&self.server);
+        // Sending waits for the other end.
+        let gone = self.server.runtime.spawn_blocking(move || server.keeping.go_over(&socket, server.numbers())).await;
+        match gone {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error,
+            Err(error) => return MountError::new(ErrorKind::Internal, error),
+        }
+        // This request does not keep the worker from ending.
+        self.server.unanswered.fetch_sub(1, Ordering::AcqRel);
+        tokio::time::sleep(REPLACE_LIMIT).await;
+        self.server.unanswered.fetch_add(1, Ordering::AcqRel);
+        MountError::new(ErrorKind::Internal, "the server did not end")
     }
 
     /// Reads the cache back, and tells the client every second how far that is. It ends when the client has gone.

@@ -1,11 +1,12 @@
 //! The worker's end of the line to its keeper (see [`keeper`](crate::keeper)).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -85,11 +86,46 @@ impl Kept {
     }
 }
 
-/// The line, once everything has been handed over.
+/// The line, once everything has been handed over. What the keeper holds is held here as well, for a keeper that comes after it.
 #[derive(Debug)]
 pub struct Keeping {
-    link: Arc<Link>,
+    link: Mutex<Arc<Link>>,
     alive: Arc<AtomicBool>,
+    mounts: Mutex<BTreeMap<u64, Own>>,
+    shared: Shared,
+    /// To the server's own loop.
+    orders: Mutex<Option<mpsc::UnboundedSender<ToWorker>>>,
+}
+
+/// A mount as it would be handed on.
+#[derive(Debug)]
+struct Own {
+    target: PathBuf,
+    /// None as long as it is being made.
+    device: Option<String>,
+    files: Files,
+}
+
+/// What belongs to keeper and worker together.
+#[derive(Debug)]
+pub struct Shared {
+    /// The lock on the cache directory.
+    pub lock: OwnedFd,
+    /// The control socket.
+    pub control: OwnedFd,
+    /// The socket for metrics, if there is one.
+    pub metrics: Option<OwnedFd>,
+}
+
+/// How far a worker has come, in numbers that its successor goes on from.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    /// The first number for mounts to come.
+    pub next_id: u64,
+    /// How many workers there were before.
+    pub before: u64,
+    /// How many times a program has taken over.
+    pub replaced: u64,
 }
 
 /// What the keeper wants while the worker serves.
@@ -100,7 +136,8 @@ impl Keeping {
     ///
     /// # Errors
     /// When the keeper is gone or says something odd.
-    pub fn begin(link: Link) -> io::Result<(Self, Inheritance)> {
+    pub fn begin(link: Link, shared: Shared) -> io::Result<(Self, Inheritance)> {
+        let mut mounts = BTreeMap::new();
         let mut inheritance = Inheritance::default();
         loop {
             let Some((said, descriptors)) = link.receive()? else {
@@ -110,12 +147,20 @@ impl Keeping {
                 ToWorker::Mount { id, target, device, parts } => {
                     let files = Files::from_descriptors(descriptors, parts)
                         .ok_or_else(|| io::Error::other("a mount without its descriptors"))?;
+                    let own = Own { target: target.clone(), device: Some(device.clone()), files: files.try_clone()? };
+                    mounts.insert(id, own);
                     inheritance.mounts.push(Inherited { id, target, device, files });
                 }
                 ToWorker::Abandoned { target } => inheritance.abandoned.push(target),
                 ToWorker::Begin { next_id, before, replaced } => {
                     (inheritance.next_id, inheritance.before, inheritance.replaced) = (next_id, before, replaced);
-                    let keeping = Self { link: Arc::new(link), alive: Arc::new(AtomicBool::new(true)) };
+                    let keeping = Self {
+                        link: Mutex::new(Arc::new(link)),
+                        alive: Arc::new(AtomicBool::new(true)),
+                        mounts: Mutex::new(mounts),
+                        shared,
+                        orders: Mutex::new(None),
+                    };
                     return Ok((keeping, inheritance));
                 }
                 ToWorker::End { .. } | ToWorker::HandOver | ToWorker::NotReplaced(_) => {
@@ -131,7 +176,8 @@ impl Keeping {
     /// When there is no thread to be had.
     pub fn orders(&self) -> io::Result<Orders> {
         let (sender, orders) = mpsc::unbounded_channel();
-        let (link, alive) = (Arc::clone(&self.link), Arc::clone(&self.alive));
+        *lock(&self.orders) = Some(sender.clone());
+        let (link, alive) = (self.link(), Arc::clone(&self.alive));
         let listen = move || {
             loop {
                 match link.receive::<ToWorker>() {
@@ -150,7 +196,8 @@ impl Keeping {
             }
             alive.store(false, Ordering::Release);
             error!(
-                "the keeper has died: mounts go on, but will not outlive this process (SIGTERM ends it); start fuse-oss anew when that suits"
+                "the keeper has died: mounts go on, and will not outlive this process (SIGTERM ends it) until another `fuse-oss serve` with \
+                 the same directories takes them over"
             );
         };
         std::thread::Builder::new().name("orders".to_owned()).spawn(listen)?;
@@ -162,9 +209,22 @@ impl Keeping {
         self.alive.load(Ordering::Acquire)
     }
 
-    /// Says something that is not about a mount.
+    fn link(&self) -> Arc<Link> {
+        Arc::clone(&lock(&self.link))
+    }
+
+    /// Says something that is not about the making of a mount.
     pub fn say(&self, message: &ToKeeper) {
-        if let Err(error) = self.link.send(message, &[])
+        match message {
+            ToKeeper::Established { id, device } => {
+                if let Some(own) = lock(&self.mounts).get_mut(id) {
+                    own.device = Some(device.clone());
+                }
+            }
+            ToKeeper::Gone { id } => drop(lock(&self.mounts).remove(id)),
+            _ => {}
+        }
+        if let Err(error) = self.link().send(message, &[])
             && self.is_alive()
         {
             warn!(%error, "cannot tell the keeper");
@@ -173,13 +233,59 @@ impl Keeping {
 
     /// Hands a mount that is about to be made to the keeper.
     pub fn hold(&self, id: u64, target: &Path, files: &Files) {
+        match files.try_clone() {
+            Ok(files) => {
+                drop(lock(&self.mounts).insert(id, Own { target: target.to_owned(), device: None, files }));
+            }
+            Err(error) => warn!(%error, target = %target.display(), "this mount would be lost with the keeper"),
+        }
         let message = ToKeeper::Held { id, target: target.to_owned(), parts: files.parts() };
-        if let Err(error) = self.link.send(&message, &files.borrowed())
+        if let Err(error) = self.link().send(&message, &files.borrowed())
             && self.is_alive()
         {
             warn!(%error, target = %target.display(), "the keeper did not take the mount; it will not outlive this process");
         }
     }
+
+    /// Without a keeper: hands everything to another one, and has the server make room for its worker.
+    ///
+    /// # Errors
+    /// When there still is a keeper, or the other one does not listen.
+    pub fn go_over(&self, socket: &Path, numbers: Numbers) -> Result<(), MountError> {
+        let failed = |error: io::Error| {
+            MountError::new(
+                ErrorKind::System,
+                format_args!("cannot reach the new keeper at {}: {error}", socket.display()),
+            )
+        };
+        if self.is_alive() {
+            return Err(MountError::new(ErrorKind::CacheInUse, "this server has a keeper"));
+        }
+        let link = Arc::new(Link::connect(socket).map_err(failed)?);
+        let Numbers { next_id, before, replaced } = numbers;
+        let Shared { lock: cache, control, metrics } = &self.shared;
+        let message = ToKeeper::Orphaned { next_id, workers: before + 1, replaced, metrics: metrics.is_some() };
+        let descriptors: Vec<_> = [cache, control].into_iter().chain(metrics).map(AsFd::as_fd).collect();
+        link.send(&message, &descriptors).map_err(failed)?;
+        // What is made from now on is told to the new keeper, and what has been made follows.
+        *lock(&self.link) = Arc::clone(&link);
+        for (id, own) in &*lock(&self.mounts) {
+            let held = ToKeeper::Held { id: *id, target: own.target.clone(), parts: own.files.parts() };
+            link.send(&held, &own.files.borrowed()).map_err(failed)?;
+            if let Some(device) = &own.device {
+                link.send(&ToKeeper::Established { id: *id, device: device.clone() }, &[]).map_err(failed)?;
+            }
+        }
+        if let Some(orders) = &*lock(&self.orders) {
+            let _ = orders.send(ToWorker::HandOver);
+        }
+        Ok(())
+    }
+}
+
+/// What is behind it is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A descriptor for the keeper beside the one that is used here.

@@ -24,6 +24,8 @@ pub struct DoubleConfig {
     pub append_limit: u64,
     /// How far the server's clock is ahead of ours (or behind, if negative), in seconds.
     pub clock_offset: i64,
+    /// A directory for the bytes of bodies that are not small; in memory when absent. For tests with more than fits there.
+    pub spill: Option<std::path::PathBuf>,
     /// The seed of faults that happen by chance.
     pub seed: u64,
 }
@@ -46,6 +48,7 @@ impl DoubleConfig {
             min_part_size: None,
             append_limit: 5 << 30,
             clock_offset: 0,
+            spill: None,
             seed: 1,
         }
     }

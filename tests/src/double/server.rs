@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,7 @@ use super::fault::{Fault, Faults};
 use super::log::{Request, request_id};
 use super::operation::{Operation, lock, perform};
 use super::request::{Call, Head, parse};
+use super::spill::spill;
 use super::world::World;
 
 /// How the server is unreachable during an outage.
@@ -49,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) faults: Mutex<Faults>,
     pub(crate) log: Mutex<Vec<Request>>,
     pub(crate) connections: AtomicU64,
+    /// Where bodies are kept that are not small.
+    pub(crate) spill: Option<PathBuf>,
 }
 
 impl Shared {
@@ -252,6 +256,10 @@ async fn answer(
     }
 
     let body = if plan.fault == Some(Fault::WrongUpload) { damaged(&body) } else { body };
+    let body = match &shared.spill {
+        Some(directory) => spill(body, directory)?,
+        None => body,
+    };
     let answer = Answer {
         dialect: head.dialect,
         host: head.host.clone(),

@@ -7,7 +7,8 @@ use serde_json::Value;
 pub struct Boot {
     /// Kernel, journal, and what programs wrote to the console.
     pub console: String,
-    report: String,
+    /// What was written to the second serial line.
+    pub report: String,
     /// The node's own story, as `batch-agent status --json` tells it.
     pub story: Value,
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,7 @@ pub const MAC: &str = "52:54:00:12:34:56";
 pub struct Machine {
     kernel: PathBuf,
     console: PathBuf,
+    relay: PathBuf,
     firmware: Firmware,
     network: Network,
     disks: Vec<(Bus, Disk, String)>,
@@ -78,8 +80,15 @@ pub struct Machine {
 
 impl Machine {
     /// A machine without disks, whose console is written to a file in `folder`.
+    ///
+    /// # Panics
+    /// When what carries its connections has not been built, or the folder cannot be written to.
     pub fn new(folder: &Path, kernel: &Path, firmware: Firmware, network: Network) -> Self {
-        Self { kernel: kernel.to_owned(), console: folder.join("console.log"), firmware, network, disks: Vec::new() }
+        // QEMU takes its command line apart at commas and spaces, which the path of the program may have.
+        let relay = folder.join("guest-relay");
+        symlink(programs::path("guest-relay"), &relay).unwrap_or_else(|error| panic!("cannot make a link: {error}"));
+        let console = folder.join("console.log");
+        Self { kernel: kernel.to_owned(), console, relay, firmware, network, disks: Vec::new() }
     }
 
     /// Starts another kernel from now on.
@@ -156,11 +165,10 @@ impl Machine {
         add("-uuid", (*uuid).to_owned());
         add("-smbios", format!("type=1,manufacturer={manufacturer},product={product},serial={uuid}"));
         add("-smbios", format!("type=2,manufacturer={manufacturer},asset={asset_tag}"));
-        let relay = programs::path("guest-relay");
         let Network { net, router, open } = &self.network;
         let mut network = format!("user,id=net,restrict=on,ipv6=off,net={net},host={router}");
         for (address, port) in open {
-            network.push_str(&format!(",guestfwd=tcp:{address}:80-cmd:{} {port}", relay.display()));
+            network.push_str(&format!(",guestfwd=tcp:{address}:80-cmd:{} {port}", self.relay.display()));
         }
         add("-netdev", network);
         add("-device", format!("virtio-net-pci,netdev=net,mac={MAC}"));
@@ -176,6 +184,8 @@ impl Machine {
         let kernel = [
             &format!("root=PARTUUID={ROOT_PARTITION}"),
             "rootwait rw console=ttyS0 net.ifnames=0 quiet panic=-1",
+            // What the service manager does is in the journal, and so on the console; that it still waits for something is no progress.
+            "systemd.show_status=no",
             // Both save seconds and concern nothing that is tested here.
             "cryptomgr.notests=1 mitigations=off",
             // A disk of the fabric is one disk, as on an instance, and not one path of several.

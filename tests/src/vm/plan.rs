@@ -15,6 +15,8 @@ pub struct Plan {
     pub bootstrap: String,
     /// The program of the task.
     pub command: String,
+    /// What it may use of the machine, as a map in one line.
+    pub limits: String,
     /// More sections.
     pub more: String,
     at: String,
@@ -43,6 +45,7 @@ bootstrap:
 "
             ),
             command: "./work.sh".to_owned(),
+            limits: "{}".to_owned(),
             more: String::new(),
             at,
         }
@@ -50,7 +53,7 @@ bootstrap:
 
     /// The settings.
     pub fn text(&self) -> String {
-        let Self { disks, nas, storage, bootstrap, command, more, at } = self;
+        let Self { disks, nas, storage, bootstrap, command, limits, more, at } = self;
         format!(
             "\
 {disks}mounts:
@@ -64,6 +67,7 @@ bootstrap:
     tasks:
       only:
         command: {command}
+        limits: {limits}
         package: {at}work.sh
         inputs: [{{source: '{at}input/', target: /home/input/}}]
         outputs: [{{source: /home/output/, target: '{at}results/'}}]

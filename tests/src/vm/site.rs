@@ -155,6 +155,8 @@ impl Site {
         for (name, value) in [
             ("device-number", "0"),
             ("mac", MAC),
+            // Without it cloud-init takes the machine for one of EC2-Classic and asks for an address twice.
+            ("vpc-id", "vpc-0double"),
             ("local-ipv4s", "169.254.0.15"),
             ("subnet-ipv4-cidr-block", "169.254.0.0/16"),
         ] {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Tells on the second serial line how the machine is, once cloud-init and the agent have come to an end, and switches it off.
-exec >/dev/ttyS1 2>&1
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
 # A line that is no terminal passes everything on as it is.
 stty raw -echo
 

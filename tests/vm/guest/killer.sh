@@ -1,6 +1,6 @@
 #!/bin/bash
-# Kills the agent once in each phase of a boot, as soon as the node's own story says that the phase has begun. Not in the first one, of
-# which there is little: after eight starts within ten minutes the service manager has had enough.
+# Kills the agent once in each phase of a boot, as soon as the node's own story says that the phase has begun. Not in the first one, which
+# is over before anybody has read that. After eight starts within ten minutes the service manager has had enough.
 set -u
 readonly EVENTS=/var/lib/batch-agent/events.jsonl
 seen=0

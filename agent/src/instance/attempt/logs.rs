@@ -13,6 +13,7 @@ use crate::instance::outputs::{Arrived, Delivery, Source};
 use crate::instance::workspace::Workspace;
 use crate::job::Task;
 use crate::job::names::Attempt;
+use crate::logs::{Entry, LogBook, LogPlace};
 use crate::outcome::Failure;
 
 /// The logs of an attempt on their way to storage.
@@ -60,6 +61,14 @@ impl Logs {
         };
         let (stdout, _) = begin(&task.stdout, attempt.stdout(), "stdout")?;
         let (stderr, stderr_file) = begin(&task.stderr, attempt.stderr(), "stderr")?;
+        let place = |follower: &Follower, file: &str| LogPlace {
+            target: follower.target().clone(),
+            file: workspace.logs().join(file),
+            progress: progress.join(file),
+        };
+        let settings = context.stores.settings();
+        let entry = Entry::new(attempt, place(&stdout, "stdout"), place(&stderr, "stderr"), settings);
+        LogBook::of_node(&context.node).enter(&entry)?;
         let unsent = context.node.unsent_logs();
         Ok(Self { stdout, stderr, stderr_file, files: Vec::new(), failures: Vec::new(), unsent })
     }

@@ -148,7 +148,7 @@ fn failure_of(exit: &ExitRecord, disk_was_full: bool, stderr: Option<&Location>)
                 "the scratch disk ran full while the program ran ({words}){seen}; give the node a larger data disk"
             ),
         ),
-        None => (Cause::User, format!("the program failed: {words}{}{seen}", not_for_memory(exit))),
+        None => (Cause::User, format!("the program failed: {words}{}{}{seen}", not_for_memory(exit), refused(exit))),
     };
     Some(Failure::new(cause, status, message))
 }
@@ -174,6 +174,14 @@ fn killed_for_memory(exit: &ExitRecord) -> String {
 fn remedy(exit: &ExitRecord) -> String {
     let peak = exit.usage.memory_peak_bytes.map(|bytes| format!("it had {} MiB at most; ", bytes >> 20));
     format!("{}raise its limit of memory, or give it a larger machine", peak.unwrap_or_default())
+}
+
+/// What may well be why a program failed: it was not let start another process.
+fn refused(exit: &ExitRecord) -> String {
+    match exit.usage.pids_refused {
+        None | Some(0) => String::new(),
+        Some(times) => format!(", after it was refused another process {times} times by its limit of processes (pids)"),
+    }
 }
 
 /// What looks like the kernel's doing and is known not to be.

@@ -35,20 +35,22 @@ pub(super) struct Upkeep {
     mark: Option<GrowingMark>,
     /// How much of it was written down.
     written: u64,
-    /// Up to where the file that grows is a hole.
+    /// Up to where we have made the file that grows a hole.
     punched: u64,
+    /// Whether an agent before this one may have made one.
+    is_heir: bool,
     /// Work that goes on: up to where it has punched, or none if it could not be written down.
     work: Option<JoinHandle<Option<u64>>>,
 }
 
 impl Upkeep {
     pub(super) fn new(path: Option<PathBuf>, target: String) -> Self {
-        Self { path, target, mark: None, written: 0, punched: 0, work: None }
+        Self { path, target, mark: None, written: 0, punched: 0, is_heir: false, work: None }
     }
 
     /// Whether the beginning of the file is gone.
     pub(super) fn has_punched(&self) -> bool {
-        self.punched > 0 || self.work.is_some()
+        self.punched > 0 || self.is_heir || self.work.is_some()
     }
 
     /// A new object has been begun. This is written down before anything is sent, so that another agent does not begin it again.
@@ -60,6 +62,7 @@ impl Upkeep {
     /// An agent before this one has come so far.
     pub(super) fn go_on(&mut self, mark: GrowingMark) {
         self.written = mark.arrived();
+        self.is_heir = !mark.is_empty();
         self.mark = Some(mark);
     }
 
@@ -74,10 +77,14 @@ impl Upkeep {
             return;
         }
         self.settle().await;
-        // Where the log is not simply one file, what has ended may be gone tomorrow.
-        let is_simple = reader.sequence.is_simple();
-        let step = if Space::of(&reader.directory()).is_some_and(Space::is_short) { SMALL_STEP } else { STEP };
-        if arrived >= self.written + step || (!is_simple && arrived > self.written) {
+        // What becomes of a file of the task's own is not for us to say: what has arrived of it must be known whatever happens.
+        let must_be_known = matches!(reader.origin(), Origin::Theirs { .. });
+        let step = match Space::of(&reader.directory()) {
+            _ if must_be_known => 1,
+            Some(space) if space.is_short() => SMALL_STEP,
+            _ => STEP,
+        };
+        if arrived >= self.written + step {
             self.start(reader);
         }
     }
@@ -137,10 +144,9 @@ impl Upkeep {
 
     /// Begins to write down what is known, and to punch.
     fn start(&mut self, reader: &Reader) {
-        let (Some(path), Some(mark)) = (self.path.clone(), self.mark.clone()) else { return };
-        let settled = mark.len();
-        self.written = mark.arrived();
-        let sent = Sent::new(self.target.clone(), mark, reader.sequence.clone());
+        let Some(path) = self.path.clone() else { return };
+        self.written = self.mark.as_ref().map_or(0, GrowingMark::arrived);
+        let sent = Sent::new(self.target.clone(), self.mark.clone(), reader.sequence.clone());
         let is_own = matches!(reader.origin(), Origin::Own(_));
         let file = reader.growing().filter(|_| is_own).cloned();
         let punched = self.punched;
@@ -150,7 +156,7 @@ impl Upkeep {
                 return None;
             }
             let Some(file) = file else { return Some(0) };
-            Some(punch(&file, &sent.sequence.unneeded(settled), punched))
+            Some(punch(&file, &sent.sequence.unneeded(sent.settled()), punched))
         }));
     }
 }

@@ -17,17 +17,22 @@ pub struct Sent {
     version: u32,
     /// Where it goes.
     pub target: String,
-    /// What has arrived for good.
-    pub mark: GrowingMark,
+    /// What has arrived; none while there is no object yet.
+    pub mark: Option<GrowingMark>,
     /// What it is made of from there on, at least.
     pub sequence: Sequence,
 }
 
 impl Sent {
     /// Everything before `mark` has arrived.
-    pub fn new(target: String, mark: GrowingMark, mut sequence: Sequence) -> Self {
-        sequence.forget(mark.len());
+    pub fn new(target: String, mark: Option<GrowingMark>, mut sequence: Sequence) -> Self {
+        sequence.forget(mark.as_ref().map_or(0, GrowingMark::len));
         Self { version: VERSION, target, mark, sequence }
+    }
+
+    /// How much of the log has arrived for good, so that it may be on this node no more.
+    pub fn settled(&self) -> u64 {
+        self.mark.as_ref().map_or(0, GrowingMark::len)
     }
 
     /// Writes it down.

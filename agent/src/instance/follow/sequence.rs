@@ -127,11 +127,6 @@ impl Sequence {
         self.start == 0 && matches!(&self.stretches[..], [Stretch::File { from: 0, .. }])
     }
 
-    /// Whether it is, from here on, one file.
-    pub fn is_simple(&self) -> bool {
-        self.stretches.len() == 1
-    }
-
     /// The stretch at a position with where it begins; none for what is forgotten.
     fn find(&self, position: u64) -> Option<(usize, u64)> {
         let mut begin = self.start;

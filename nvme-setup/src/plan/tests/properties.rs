@@ -1,16 +1,18 @@
 //! What holds for every machine, every request and every moment at which a run is interrupted.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::model::{GIB, Model, Truth, disk, foreign, request};
 use crate::device::{Device, DeviceNumber, Kind, Role};
 use crate::identity::{Made, Node};
 use crate::request::{Fs, Request, Volume, What};
 use crate::signature::{Content, Signature};
-use crate::step::Step;
+use crate::step::{Plan, Step};
 
 /// The mount points that requests use; keys of what is found on disks.
 const MOUNTS: [&str; 3] = ["/data", "/b", "/data/c"];
@@ -205,62 +207,198 @@ fn may_write(model: &Model, step: &Step, name: &str, earlier: &[&Step]) -> Resul
     if fine { Ok(()) } else { Err(format!("it carries {:?}", model.truth(name))) }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+/// The root file system on a stack above a disk: partition, volume group, encryption, array, in any order.
+fn root() -> impl Strategy<Value = Option<(usize, Vec<Kind>)>> {
+    let kind = prop::sample::select(&[Kind::Partition, Kind::Mapping, Kind::Mapping, Kind::Array][..]);
+    prop::option::of((0..7_usize, prop::collection::vec(kind, 0..4)))
+}
 
-    #[test]
-    fn no_plan_touches_what_is_not_provably_empty_or_ours(
-        devices in devices(),
-        uses in uses(),
-        volumes in prop::collection::vec(volume(), 1..4),
-    ) {
-        let model = model(devices, &uses);
-        let request = request(volumes);
-        let plan = model.plan(&request);
-        let steps: Vec<&Step> = plan.steps.iter().map(|planned| &planned.step).collect();
-        let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
-        for (index, planned) in plan.steps.iter().enumerate() {
-            for target in planned.step.written() {
-                // A loop device is somebody's file, unless a person has named it.
-                let is_loop = model.inventory().get(&target.name).is_some_and(|device| device.kind == Kind::Loop);
-                let named = request.volumes.iter().any(|volume| match &volume.what {
-                    What::Device(path) => *path == target.path,
-                    What::Devices(paths) => paths.contains(&target.path),
-                    _ => false,
-                });
-                prop_assert!(!is_loop || named, "{} {model:?}", planned.step);
-                let allowed = may_write(&model, &planned.step, &target.name, &steps[..index]);
-                prop_assert_eq!(&allowed, &Ok(()), "{} {:?}", planned.step, model);
-                let owner = owners.entry(target.name.clone()).or_insert_with(|| planned.volume.clone());
-                prop_assert_eq!(&*owner, &planned.volume);
-            }
-            if let Step::Mount { device, at, uuid, .. } = &planned.step {
-                let existing = request.volumes.iter().any(|volume| volume.existing && volume.mount == *at);
-                let made = steps[..index].iter().any(|step| matches!(step, Step::Unmark { device: other, .. } if other == device));
-                let ours = match model.truth(&device.name) {
-                    Some(Truth::Fs { uuid: found, .. }) => Some(found.to_string()) == *uuid
-                        && model.node.owner(*found) == Some(crate::identity::Owner::ThisNode),
-                    _ => false,
-                };
-                prop_assert!(existing || made || ours, "{} {:?}", planned.step, model);
-                prop_assert!(!(existing && made));
-                prop_assert!(!model.mounted.contains_key(at));
-            }
+/// Puts the root file system above a disk, which may look empty all the same: what is read is not what protects it.
+fn put_root(devices: &mut Vec<(Device, Option<Truth>)>, root: Option<(usize, Vec<Kind>)>) -> Option<String> {
+    let (base, stack) = root.filter(|(base, _)| *base < devices.len())?;
+    let mut below = base;
+    for (level, kind) in stack.into_iter().enumerate() {
+        let minor = u32::try_from(level).expect("low stacks");
+        let mut device = Device::new(format!("r{level}"), DeviceNumber { major: 253, minor }, kind);
+        device.size = 90 * GIB;
+        let lower = &mut devices[below].0;
+        // One direction is enough: the other is found from it.
+        if level % 2 == 0 {
+            device.parents.insert(lower.name.clone());
+        } else if kind == Kind::Partition {
+            lower.partitions.insert(device.name.clone());
+        } else {
+            lower.holders.insert(device.name.clone());
         }
-        // Every volume is settled, planned for, or refused.
-        for volume in &request.volumes {
-            let about = |at: &PathBuf| at.starts_with(&volume.mount);
-            prop_assert!(
-                plan.refusals.iter().any(|refusal| about(&refusal.volume))
-                    || plan.steps.iter().any(|planned| about(&planned.volume))
-                    || plan.settled.iter().any(|settled| about(&settled.volume))
-                    // A request that cannot be is refused as a whole.
-                    || request.check().is_err(),
-                "{} {plan:?}", volume.mount.display()
-            );
+        devices.push((device, Some(Truth::Empty)));
+        below = devices.len() - 1;
+    }
+    Some(devices[below].0.name.clone())
+}
+
+/// A machine, and what is asked of it.
+type Machine = (Vec<(Device, Option<Truth>)>, Use, Option<(usize, Vec<Kind>)>, Vec<Volume>);
+
+/// Anything with anything: nearly all of it is refused.
+fn wild() -> impl Strategy<Value = Machine> {
+    (devices(), uses(), root(), prop::collection::vec(volume(), 1..4))
+}
+
+/// A node as there are many: its instance store new, in use, or as an interrupted run has left it, a data disk perhaps, and beside them
+/// what others have left.
+fn usual() -> impl Strategy<Value = Machine> {
+    let others = prop::collection::vec(content(), 0..3);
+    let store = (1..4_u32, 0..6_u8, prop::bool::weighted(0.3), 1..4_u32, any::<[bool; 3]>());
+    (store, any::<bool>(), others, prop::option::weighted(0.3, root())).prop_map(|(store, data, others, root)| {
+        let (count, state, each, members, [blocks, signature, used]) = store;
+        let node = Node::new("i-this");
+        let truth = |index: u32| {
+            let key = if each { format!("/data/{index}") } else { "/data".to_owned() };
+            let uuid = node.uuid(&key, Made::FileSystem);
+            match state {
+                0 if each || count == 1 => Truth::Fs { uuid, kind: "xfs" },
+                1 | 2 if each || count == 1 => {
+                    Truth::Marked { uuid, blocks, signature: blocks && signature, stranger: false, claimed: false }
+                }
+                1 | 2 if index < members => {
+                    Truth::Member { array: node.uuid("/data", Made::Array), disks: count, used }
+                }
+                _ => Truth::Empty,
+            }
+        };
+        let mut devices: Vec<(Device, Option<Truth>)> = (0..count)
+            .map(|index| (disk(&format!("d{index}"), index, Role::InstanceStore), Some(truth(index))))
+            .collect();
+        let mut volumes = vec![Volume { each, ..Volume::new(What::InstanceStore, "/data") }];
+        let mut add = |role, truth| {
+            let index = u32::try_from(devices.len()).expect("few disks");
+            devices.push((disk(&format!("d{index}"), index, role), truth));
+        };
+        if data {
+            add(Role::CloudDisk, Some(Truth::Empty));
+            volumes.push(Volume::new(What::OnlyEmpty, "/b"));
+        }
+        others.into_iter().for_each(|truth| add(Role::DataDisk, truth));
+        let uses = Use { mounts: Vec::new(), swaps: Vec::new(), links: Vec::new() };
+        (devices, uses, root.flatten(), volumes)
+    })
+}
+
+/// What plans came to. A property of plans that do nothing would prove nothing.
+#[derive(Debug, Default)]
+struct Came {
+    plans: u32,
+    carried_out: u32,
+    formatted: u32,
+    arrays: u32,
+    taken_up: u32,
+    mounted_as_found: u32,
+    refused: u32,
+    with_root_below: u32,
+}
+
+impl Came {
+    fn count(&mut self, model: &Model, plan: &Plan, root: bool) {
+        let has = |wanted: fn(&Step) -> bool| u32::from(plan.steps.iter().any(|planned| wanted(&planned.step)));
+        let formats = has(|step| matches!(step, Step::Format { .. }));
+        let found = plan.steps.iter().any(|planned| match &planned.step {
+            Step::Mount { device, .. } => matches!(model.truth(&device.name), Some(Truth::Fs { .. })),
+            _ => false,
+        });
+        self.plans += 1;
+        self.refused += u32::from(!plan.refusals.is_empty());
+        self.carried_out += u32::from(plan.refusals.is_empty() && !plan.steps.is_empty());
+        self.formatted += formats;
+        self.arrays += has(|step| matches!(step, Step::CreateArray { .. }));
+        self.taken_up += has(|step| matches!(step, Step::Clear { .. } | Step::ClearMember { .. }));
+        self.mounted_as_found += u32::from(found);
+        self.with_root_below += u32::from(root && formats > 0);
+    }
+}
+
+/// What is asked of each plan.
+fn hold(model: &Model, request: &Request, plan: &Plan) -> Result<(), TestCaseError> {
+    let steps: Vec<&Step> = plan.steps.iter().map(|planned| &planned.step).collect();
+    let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for (index, planned) in plan.steps.iter().enumerate() {
+        for target in planned.step.written() {
+            // A loop device is somebody's file, unless a person has named it.
+            let is_loop = model.inventory().get(&target.name).is_some_and(|device| device.kind == Kind::Loop);
+            let named = request.volumes.iter().any(|volume| match &volume.what {
+                What::Device(path) => *path == target.path,
+                What::Devices(paths) => paths.contains(&target.path),
+                _ => false,
+            });
+            prop_assert!(!is_loop || named, "{} {model:?}", planned.step);
+            let role = model.inventory().get(&target.name).map(|device| device.role);
+            prop_assert_ne!(role, Some(Role::Root), "{} {:?}", planned.step, model);
+            let allowed = may_write(model, &planned.step, &target.name, &steps[..index]);
+            prop_assert_eq!(&allowed, &Ok(()), "{} {:?}", planned.step, model);
+            let owner = owners.entry(target.name.clone()).or_insert_with(|| planned.volume.clone());
+            prop_assert_eq!(&*owner, &planned.volume);
+        }
+        if let Step::Mount { device, at, uuid, .. } = &planned.step {
+            let existing = request.volumes.iter().any(|volume| volume.existing && volume.mount == *at);
+            let made =
+                steps[..index].iter().any(|step| matches!(step, Step::Unmark { device: other, .. } if other == device));
+            let ours = match model.truth(&device.name) {
+                Some(Truth::Fs { uuid: found, .. }) => {
+                    Some(found.to_string()) == *uuid
+                        && model.node.owner(*found) == Some(crate::identity::Owner::ThisNode)
+                }
+                _ => false,
+            };
+            prop_assert!(existing || made || ours, "{} {:?}", planned.step, model);
+            prop_assert!(!(existing && made));
+            prop_assert!(!model.mounted.contains_key(at));
         }
     }
+    // Every volume is settled, planned for, or refused.
+    for volume in &request.volumes {
+        let about = |at: &PathBuf| at.starts_with(&volume.mount);
+        prop_assert!(
+            plan.refusals.iter().any(|refusal| about(&refusal.volume))
+                || plan.steps.iter().any(|planned| about(&planned.volume))
+                || plan.settled.iter().any(|settled| about(&settled.volume))
+                // A request that cannot be is refused as a whole.
+                || request.check().is_err(),
+            "{} {plan:?}",
+            volume.mount.display()
+        );
+    }
+    Ok(())
+}
 
+#[test]
+fn no_plan_touches_what_is_not_provably_empty_or_ours() {
+    let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
+    let came = RefCell::new(Came::default());
+    let machines = prop_oneof![wild(), usual()];
+    let outcome = TestRunner::new(config).run(&machines, |(devices, uses, root, volumes)| {
+        let mut model = model(devices, &uses);
+        let root = put_root(&mut model.devices, root);
+        let has_root = root.is_some();
+        model.mounted.extend(root.map(|name| (PathBuf::from("/"), name)));
+        let request = request(volumes);
+        let plan = model.plan(&request);
+        came.borrow_mut().count(&model, &plan, has_root);
+        hold(&model, &request, &plan)
+    });
+    let came = came.into_inner();
+    println!("{came:?}");
+    assert!(outcome.is_ok(), "{outcome:?}");
+    // A third of what it usually comes to.
+    for (what, count, least) in [
+        ("carried out", came.carried_out, 1500),
+        ("formatted", came.formatted, 1200),
+        ("arrays", came.arrays, 500),
+        ("taken up", came.taken_up, 200),
+        ("mounted as found", came.mounted_as_found, 150),
+        ("refused", came.refused, 1800),
+        ("formatted beside a root", came.with_root_below, 100),
+    ] {
+        assert!(count >= least, "only {count} of {} plans were {what}", came.plans);
+    }
 }
 
 proptest! {
