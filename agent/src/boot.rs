@@ -23,11 +23,13 @@ use oss::Stores;
 
 use crate::console::Console;
 use crate::identity::{self, Sources};
-use crate::instance::StopSignal;
+use crate::instance::{Reason, StopSignal, Stopper};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
 use crate::settings::{AtEnd, Identity, NodeSettings};
+use crate::spot;
+use events::Event;
 use phase::{Broken, Came, Phase};
 use service::Milestone;
 use story::Teller;
@@ -56,8 +58,10 @@ pub struct Boot {
     pub fuse_oss: std::path::PathBuf,
     /// What the user sees.
     pub console: Console,
-    /// Asks for the end of the task.
+    /// Is asked for the end of the task.
     pub stop: StopSignal,
+    /// Asks for it when the cloud takes the instance back.
+    pub stopper: Arc<Stopper>,
     /// When this agent began.
     pub began: Instant,
 }
@@ -120,6 +124,7 @@ impl Boot {
         let teller = &*self.teller;
         let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
         let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
+        self.watch_for_reclaim(&settings, &identity);
         teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, self)).await?;
         let known = self.know(settings, identity);
         mounts::expect(&known.settings, teller);
@@ -144,6 +149,21 @@ impl Boot {
             teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await;
         let (outcome, at_end) = (outcome.map(Box::new), known.settings.at_end);
         Ok(End::Through { outcome, at_end, unreported: reported.err() })
+    }
+
+    /// Looks out, for as long as the agent lives, for the cloud taking the instance back. Then the task is to end, whatever phase the
+    /// node is in.
+    fn watch_for_reclaim(&self, settings: &NodeSettings, identity: &Identity) {
+        let Some(watch) = spot::Watch::of(identity, &Sources::with_storage(&settings.storage)) else { return };
+        let (teller, stopper) = (Arc::clone(&self.teller), Arc::clone(&self.stopper));
+        tokio::spawn(async move {
+            let notice = watch.notice().await;
+            let words = notice.text();
+            tracing::warn!("{words}; the task ends now, and what it has is sent");
+            teller.event(Event { event: "SpotReclaim", subject: "node", elapsed_ms: None, message: Some(&words) });
+            teller.note(|story| story.reclaim = Some(notice));
+            stopper.ask_for(Reason::SpotReclaim(words));
+        });
     }
 
     async fn identify(&self, settings: &NodeSettings) -> Result<Came<Identity>, Failure> {
@@ -231,6 +251,7 @@ mod tests {
             stdout: None,
             stderr: None,
             outputs: Uploaded::default(),
+            reserved: None,
             exit_status: 0,
         };
         let (at_once, later) = (Some(Duration::ZERO), Some(Duration::from_secs(60)));

@@ -3,6 +3,7 @@
 mod boot;
 mod cancel;
 mod check;
+mod enter;
 mod logs;
 mod mount;
 mod node;
@@ -55,6 +56,10 @@ enum Command {
     Status(status::StatusArguments),
     /// Wait until the node is so far, for units and scripts that need it.
     Wait(status::WaitArguments),
+    /// Look into a task that runs, or that has failed and is reserved: a shell, or a command, with its mounts and variables.
+    Enter(enter::EnterArguments),
+    /// Take away now what a failed task has left that is reserved.
+    Release(enter::ReleaseArguments),
     /// Print what a task has written, on its node or from where its log is.
     Logs(logs::LogsArguments),
     /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
@@ -94,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Boot(boot) => boot::boot(&boot, Console::start(arguments.log_format, arguments.verbose)),
         Command::Status(status) => status::status(&status),
         Command::Wait(wait) => status::wait(&wait),
+        Command::Enter(enter) => enter::enter(&enter),
+        Command::Release(release) => enter::release(&release),
         Command::Logs(logs) => logs::logs(&logs),
         Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {

@@ -63,7 +63,7 @@ impl Sources {
     }
 
     /// The service of a cloud; an address in the settings counts for whichever cloud it is.
-    fn service(&self, cloud: Cloud, given: Option<&str>) -> Option<Metadata> {
+    pub(crate) fn service(&self, cloud: Cloud, given: Option<&str>) -> Option<Metadata> {
         let (scheme, own) = match cloud {
             Cloud::Alibaba => (Scheme::Oss, &self.alibaba),
             Cloud::Aws => (Scheme::S3, &self.aws),

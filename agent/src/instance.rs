@@ -9,6 +9,7 @@ mod network_mounts;
 mod outputs;
 mod package;
 pub mod record;
+pub mod reserve;
 pub mod retry;
 mod stop;
 pub mod view;
@@ -26,7 +27,7 @@ pub use follow::{Followed, Follower, Origin, Place as LogSource, Sent, open_log}
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
-pub use stop::{StopRequest, StopSignal, Stopper, Urgency};
+pub use stop::{Reason, StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
 use crate::console::Console;
@@ -65,6 +66,8 @@ pub struct Context {
     pub on_start: OnStart,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
+    /// How long what a failed instance has made stays, if its job asks for that.
+    pub reserve: Duration,
     /// How many faults of the platform's are answered by another attempt; see [`retry`].
     pub faults: u32,
     /// What the task is told about where it runs.
@@ -121,7 +124,8 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Opt
         |tries: Tries| Attempt { job: context.job.as_str(), task: &task.name, instance, number: tries.attempt() };
     let begun = |tries: Tries| {
         let id = attempt(tries).to_string();
-        records.iter().find(|record| record.id == id && record.of_the_node && !record.agent.is_alive()).cloned()
+        let is_left = |record: &&Record| record.of_the_node && !record.agent.is_alive();
+        records.iter().filter(is_left).find(|record| record.id == id).cloned()
     };
     let tries = record::read_tries(&context.node, &attempt(Tries::default()).to_string());
     if let Some(record) = begun(tries) {

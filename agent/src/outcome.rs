@@ -129,6 +129,15 @@ pub struct Uploaded {
     pub failed: Vec<String>,
 }
 
+/// That what a failed instance has made stays for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    /// Until when.
+    pub until: Timestamp,
+    /// The command to look into it with.
+    pub enter: String,
+}
+
 /// How one attempt of an instance ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstanceOutcome {
@@ -165,6 +174,9 @@ pub struct InstanceOutcome {
     pub stderr: Option<String>,
     /// Its outputs.
     pub outputs: Uploaded,
+    /// Whether what it has made stays for a person to look into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Reserved>,
     /// Our own exit status for it.
     pub exit_status: u8,
 }

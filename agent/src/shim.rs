@@ -10,6 +10,7 @@
 mod control;
 mod descendants;
 mod namespace;
+mod pin;
 mod program;
 mod record;
 mod spec;
@@ -66,7 +67,15 @@ fn run(spec: &Path) -> Result<(), String> {
         // An engine sees the host's mounts, and none of ours.
         namespace::build(&spec)?;
     } else if spec.place == Place::Own {
+        let host = pin::host();
         namespace::enter(&spec)?;
+        if let Some(at) = &spec.pin {
+            // The agent looks whether it is there when it is needed, and says so when it is not.
+            let pinned = host.and_then(|host| pin::pin(at, &host).map_err(Into::into));
+            if let Err(error) = pinned {
+                tracing::debug!(%error, "the namespace cannot be held");
+            }
+        }
     }
 
     let made = spec.group.as_ref().map(TaskGroup::make).transpose().map_err(|error| error.to_string())?;

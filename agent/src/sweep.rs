@@ -12,10 +12,15 @@ use crate::node::Node;
 pub async fn sweep(node: &Node, mounter: &Mounter, mount_points: &MountPoints) -> Result<(), FileError> {
     for record in Record::all(node)? {
         // The node's daemon sees to its own, also after it was started anew.
-        if record.agent.is_alive() || record.of_the_node {
+        let is_wanted = match &record.reserved {
+            Some(reservation) => !reservation.is_over(),
+            None => record.agent.is_alive() || record.of_the_node,
+        };
+        if is_wanted {
             continue;
         }
         match clean_up(&record, node, mounter, mount_points).await {
+            Ok(()) if record.reserved.is_some() => tracing::info!(attempt = record.id, "its reservation is over"),
             Ok(()) => {
                 // Nobody is left who could be asked to stop.
                 durable::remove(&record.stop_request)?;

@@ -156,6 +156,7 @@ fn a_call_of_cromwell() {
     ]);
     let image = "registry.cn-shanghai.aliyuncs.com/batchcompute/myubuntu:0.2";
     task.container = Some(container(image, ImageSource::Registry));
+    task.reserve_on_fail = true;
     task.inputs = vec![
         input("oss://my-bucket/inputs/", "/home/inputs", false, None),
         input("oss://my-bucket/data/sample.bam", "/cromwell_inputs/b1946ac9/sample.bam", false, None),

@@ -70,9 +70,11 @@ impl Node {
         let root = PathBuf::from(format!("/batch-agent-test-{}-{number}", std::process::id()));
         // No test asks a metadata service unless it brings one: nothing listens on port 1.
         let nowhere = "http://127.0.0.1:1".to_owned();
-        let environment = ["ALIBABA_CLOUD_IMDS_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT"]
-            .map(|name| (name.to_owned(), nowhere.clone()))
-            .to_vec();
+        let nowhere = ["ALIBABA_CLOUD_IMDS_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT"]
+            .map(|name| (name.to_owned(), nowhere.clone()));
+        // A failure is a failure, without three more attempts and their pauses, unless a test is about those.
+        let once = ("BATCH_AGENT_FAULT_RETRIES".to_owned(), "0".to_owned());
+        let environment = nowhere.into_iter().chain([once]).collect();
         Self { directory, environment, options: Vec::new(), scratch, root, prelude: None }
     }
 

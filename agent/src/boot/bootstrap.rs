@@ -95,6 +95,7 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         place: Place::Machine,
         container: None,
         steps: Vec::new(),
+        pin: None,
         hold: known.node.runtime.join("hold"),
         exit_record: files.exit.clone(),
         timeout_ms: Some(u64::try_from(bootstrap.deadline.as_millis()).unwrap_or(u64::MAX)),

@@ -19,6 +19,7 @@ use crate::durable::{self, FileError};
 use crate::outcome::{Cause, Failure};
 use crate::settings::Identity;
 use crate::shim::ProcessId;
+use crate::spot::Notice;
 
 /// The version of [`Story`].
 const VERSION: u32 = 1;
@@ -123,6 +124,9 @@ pub struct Story {
     /// Whether the task was asked to end because the machine goes down.
     #[serde(default)]
     pub going_down: bool,
+    /// That the cloud takes the instance back, if it has said so.
+    #[serde(default)]
+    pub reclaim: Option<Notice>,
     /// Why the node is of no use, if it is not.
     pub trouble: Option<Trouble>,
 }
@@ -166,6 +170,7 @@ impl Story {
             program_started_ms: None,
             outcome: None,
             going_down: false,
+            reclaim: None,
             trouble: None,
         }
     }
@@ -199,7 +204,9 @@ impl Story {
     /// One of another boot: only the task's run goes on, or counts as over. One that was ended with the machine is not over.
     fn of_another_boot(agent: ProcessId, kept: Kept) -> Self {
         let is_stopped = kept.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
-        let outcome = kept.outcome.filter(|_| !(kept.going_down && is_stopped));
+        // An instance that was stopped and not released comes back.
+        let is_reclaimed = kept.outcome.as_ref().is_some_and(|outcome| outcome["cause"] == Cause::SpotReclaim.as_str());
+        let outcome = kept.outcome.filter(|_| !(kept.going_down && is_stopped) && !is_reclaimed);
         Self { job_id: kept.job_id, outcome, ..Self::new(agent) }
     }
 

@@ -18,6 +18,7 @@ use crate::job::{self, Format, JobDescription};
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::run::ABILITIES;
 use crate::settings::{NodeTask, TaskSource};
+use crate::sweep::sweep;
 
 /// How long a program may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
@@ -32,6 +33,7 @@ const LEAST_SPACE: u64 = 256 << 20;
 /// happens to the machine.
 pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutcome>>, Failure> {
     let Some(wanted) = &known.settings.task else { return Ok(Came::ToNothing(None)) };
+    end_reservations(known, boot).await?;
     let story = boot.teller.story();
     if let Some(outcome) = has_ended(&story, wanted) {
         let message = format!("it ended before: {}", outcome.summary());
@@ -62,6 +64,14 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
     let summary = outcome.summary();
     boot.teller.change(|story| story.outcome = serde_json::to_value(&outcome).ok())?;
     Ok(Came::To(Some(outcome), Some(summary)))
+}
+
+/// Takes away what is reserved no longer, and whatever an agent other than this node's has left.
+async fn end_reservations(known: &Known, boot: &Boot) -> Result<(), Failure> {
+    known.node.prepare()?;
+    let mounter = Mounter::new(mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss));
+    sweep(&known.node, &mounter, &MountPoints::new(Path::new(crate::node::Node::STATE))).await?;
+    Ok(())
 }
 
 /// How it ended, if it has: in this boot or in one before. Another job, or another instance, is another task.
@@ -220,6 +230,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         on_start,
         grace: GRACE,
         faults: instance::retry::FAULTS,
+        reserve: known.settings.task.as_ref().map_or(instance::reserve::LIMIT, |task| task.reserve),
         place: Place {
             region: identity.region.clone(),
             cluster: identity.cluster.clone(),

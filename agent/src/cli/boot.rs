@@ -14,7 +14,8 @@ use crate::boot::{Boot, End, service};
 use crate::console::Console;
 use crate::durable;
 use crate::exit;
-use crate::instance::Stopper;
+use crate::instance::{Stopper, reserve};
+use crate::node::Node;
 use crate::outcome::{Cause, Failure};
 use crate::programs::Programs;
 use crate::settings::{self, NodeSettings, SettingsSource};
@@ -81,6 +82,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         .build()
         .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
     let (stopper, stop) = Stopper::new();
+    let stopper = Arc::new(stopper);
     let programs = Programs::default();
     let boot = Boot {
         teller: Arc::clone(&teller),
@@ -90,6 +92,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         fuse_oss: arguments.node.fuse_oss(),
         console,
         stop,
+        stopper: Arc::clone(&stopper),
         began,
     };
     let settings = arguments.settings.clone();
@@ -124,7 +127,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         };
         // It may be going down to come up again.
         if !boot.teller.story().going_down {
-            last(&end, &mut told, &programs).await;
+            last(&end, &mut told, &programs, &boot.node).await;
         }
         Ok::<_, Failure>(Some(end))
     })?;
@@ -134,8 +137,20 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
 }
 
 /// What is left to do when the node's work is done: powering off, or being there.
-async fn last(end: &End, told: &mut Told, programs: &Programs) {
+async fn last(end: &End, told: &mut Told, programs: &Programs, node: &Node) {
     if let Some(pause) = end.powers_off_in() {
+        if let End::Through { outcome: Some(outcome), .. } = end
+            && let Some(reserved) = &outcome.reserved
+        {
+            tracing::warn!(
+                "the machine is powered off when the task is no longer reserved; until then: {}",
+                reserved.enter
+            );
+            tokio::select! {
+                () = reserve::over(node, reserved.until) => {}
+                () = told.to_end() => return tracing::info!("told to end: the machine is not powered off"),
+            }
+        }
         if !pause.is_zero() {
             tracing::error!(
                 "not everything could be sent (see: batch-agent status), and what is left is on this machine, which is powered off in {} s; \

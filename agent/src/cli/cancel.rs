@@ -73,7 +73,7 @@ pub(super) fn cancel(arguments: &CancelArguments) -> Result<ExitCode, Failure> {
 
 /// Whether there is somebody to ask.
 fn is_running(record: &Record) -> bool {
-    record.agent.is_alive() || !shims(record).is_empty()
+    record.reserved.is_none() && (record.agent.is_alive() || !shims(record).is_empty())
 }
 
 /// The shims of an attempt that are alive.

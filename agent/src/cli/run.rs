@@ -18,7 +18,9 @@ use crate::console::Console;
 use crate::container::{Containers, Logins};
 use crate::durable;
 use crate::exit;
-use crate::instance::{Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, retry};
+use crate::instance::{
+    Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, reserve, retry,
+};
 use crate::job::{self, JobDescription, names::JobId};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
@@ -55,9 +57,14 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
 
+    /// How long the mounts and directories of a failed instance stay, if its job asks for that (ReserveOnFail), in seconds. See
+    /// `batch-agent enter` and `batch-agent release`.
+    #[arg(long, value_name = "SECONDS", default_value_t = reserve::LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    reserve_for: u64,
+
     /// How often an instance is tried again after a fault that is not the job's (a mount, storage, the machine), with growing pauses.
     /// These do not count as retries of the job's own. A program that has run is run again only if its job allows retries.
-    #[arg(long, value_name = "N", default_value_t = retry::FAULTS, value_parser = clap::value_parser!(u32).range(..=100))]
+    #[arg(long, value_name = "N", default_value_t = retry::FAULTS, env = "BATCH_AGENT_FAULT_RETRIES", value_parser = clap::value_parser!(u32).range(..=100))]
     fault_retries: u32,
 
     /// Write the outcome here as well as to standard output.
@@ -207,6 +214,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         on_start: OnStart::default(),
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
+        reserve: Duration::from_secs(arguments.reserve_for),
         node,
     })
 }

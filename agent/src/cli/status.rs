@@ -123,6 +123,9 @@ fn shown(story: &Story) -> String {
     if this_boot().is_some_and(|boot| boot != story.boot_id) {
         line("this was before the machine was started the last time; no agent has begun since".to_owned());
     }
+    if let Some(notice) = &story.reclaim {
+        line(notice.text());
+    }
     if story.agents_before > 0 {
         line(format!("{} agents came before this one since the machine was started", story.agents_before));
     }

@@ -19,7 +19,7 @@ use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
 use super::view::{Host, ThisHost};
 use super::workspace::{Workspace, clean_up};
-use super::{Context, container, package};
+use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
 use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
@@ -48,30 +48,54 @@ pub(super) async fn run(
     stop: StopSignal,
 ) -> (InstanceOutcome, Next) {
     let mut course = Course::default();
-    match open(context, attempt, begun).await {
+    let mut opened = open(context, attempt, begun).await;
+    match &mut opened {
         Err(error) => course.failures.push(Failure::platform(error)),
-        Ok(mut workspace) => {
+        Ok(workspace) => {
             let goes_on = |failed| goes_on(context, task, tries, failed, &stop);
-            live(context, task, attempt, goes_on, stop.clone(), &mut workspace, &mut course).await;
-            let cleaned = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await;
-            if let Err(error) = cleaned {
-                tracing::error!(
-                    task = name(attempt),
-                    error,
-                    "not everything could be removed; the next run tries again"
-                );
-            }
+            live(context, task, attempt, goes_on, stop.clone(), workspace, &mut course).await;
         }
     }
     let program_ran = course.program_ran();
-    let outcome = outcome(attempt, course, stop.is_asked());
+    let mut outcome = outcome(attempt, course, stop.reason().as_ref());
     let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
         cause,
         exit_status: outcome.exit_status,
         program_ran,
     });
     let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
+    if let Ok(workspace) = opened {
+        // A node that is being taken back is nobody's to look into.
+        let is_wanted = program_ran && next == Next::Over && !stop.is_asked() && task.reserve_on_fail;
+        if !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome)) {
+            close(context, attempt, &workspace).await;
+        }
+    }
     (outcome, next)
+}
+
+/// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
+fn stays(context: &Context, mut record: Record, outcome: &mut InstanceOutcome) -> bool {
+    let (words, stays) = match reserve::reserve(context, &mut record) {
+        Ok(reserved) => {
+            let words = format!("its mounts and directories stay until {:.0}: {}", reserved.until, reserved.enter);
+            outcome.reserved = Some(reserved);
+            (words, true)
+        }
+        Err(why) => (format!("it could not be reserved: {why}"), false),
+    };
+    outcome.message = Some(match outcome.message.take() {
+        Some(message) => format!("{message}; {words}"),
+        None => words,
+    });
+    stays
+}
+
+/// Takes everything away again.
+async fn close(context: &Context, attempt: Attempt<'_>, workspace: &Workspace) {
+    if let Err(error) = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await {
+        tracing::error!(task = name(attempt), error, "not everything could be removed; the next run tries again");
+    }
 }
 
 /// What comes after an attempt that failed this way.
@@ -88,6 +112,12 @@ async fn open(context: &Context, attempt: Attempt<'_>, begun: Option<Record>) ->
             // Its program had not been started.
             Err(record) => clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?,
         }
+    }
+    let id = attempt.to_string();
+    // It is run anew: what was kept of the last time gives way.
+    let kept = Record::all(&context.node).map_err(text)?;
+    if let Some(record) = kept.into_iter().find(|record| record.id == id && record.reserved.is_some()) {
+        clean_up(&record, &context.node, &context.mounter, &context.mount_points).await?;
     }
     Workspace::create(attempt, &context.node, context.of_the_node).map_err(text)
 }
@@ -116,35 +146,51 @@ async fn live(
     let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
-    match ran {
-        Ok(Ran { exit, sources }) => {
-            if let Some(failure) = &exit.start_failure {
-                logs.explain(&failure.message);
-            } else {
-                course.failures.extend(container::fetch(&workspace.record, &exit).await.err());
-            }
-            course.exit = Some(exit);
-            let started = course.program_ran();
-            // Of a program that is going to be run again the last attempt's outputs count.
-            let is_last = course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, started)) == Next::Over);
-            if started && is_last {
-                let label = format!("{} outputs", name(attempt));
-                let (stores, budget) = (&context.stores, &context.budget);
-                course.delivery = outputs::deliver(&sources.outputs, stores, budget, &context.console, &label).await;
-            }
-        }
-        Err(failure) => {
-            logs.explain(&failure.message);
-            course.failures.push(failure);
-        }
+    if let Ok(Ran { exit, .. }) = &ran
+        && exit.start_failure.is_none()
+    {
+        course.failures.extend(container::fetch(&workspace.record, exit).await.err());
     }
-    for skipped in &course.delivery.skipped {
-        tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
+    let problem = match &ran {
+        Ok(Ran { exit, .. }) => exit.start_failure.as_ref().map(|failure| &failure.message),
+        Err(failure) => Some(&failure.message),
+    };
+    if let Some(problem) = problem {
+        logs.explain(problem);
     }
+    // What there is goes home side by side: a node that is being taken back has no time for one after the other.
     let directory = logs.stdout.target().clone();
-    course.failures.extend(logs.finish().await);
+    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
+    course.failures.extend(sent);
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
+    }
+}
+
+/// Uploads what the program has left.
+async fn bring_home(
+    context: &Context,
+    attempt: Attempt<'_>,
+    goes_on: impl Fn(Failed) -> Next,
+    ran: Result<Ran, Failure>,
+    course: &mut Course,
+) {
+    let Ran { exit, sources } = match ran {
+        Ok(ran) => ran,
+        Err(failure) => return course.failures.push(failure),
+    };
+    course.exit = Some(exit);
+    if !course.program_ran() {
+        return;
+    }
+    let (stores, budget, console) = (&context.stores, &context.budget, &context.console);
+    // Of a program that is going to be run again the last attempt's outputs count.
+    if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
+        let label = format!("{} outputs", name(attempt));
+        course.delivery = outputs::deliver(&sources.outputs, stores, budget, console, &label).await;
+        for skipped in &course.delivery.skipped {
+            tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
+        }
     }
 }
 

@@ -32,6 +32,11 @@ impl Mounter {
         Self { settings }
     }
 
+    /// Where the server is, and its cache.
+    pub(super) fn places(&self) -> (&Path, &Path) {
+        (&self.settings.runtime_dir, &self.settings.cache_dir)
+    }
+
     /// Mounts the inputs of `task` at `target`, a directory that exists.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
+use super::reserve::Reservation;
 use super::retry::Tries;
 use crate::container::ContainerRecord;
 use crate::durable::{self, FileError};
@@ -36,6 +37,9 @@ pub struct Record {
     pub container: Option<ContainerRecord>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
+    /// That it is over, and what it has made stays for a while.
+    #[serde(default)]
+    pub reserved: Option<Reservation>,
     /// Its directory on the scratch disk.
     pub scratch: PathBuf,
     /// Its runtime directory, with its mounts.
@@ -93,6 +97,7 @@ impl Record {
             sources: None,
             container: None,
             shim: None,
+            reserved: None,
             scratch: node.tasks_scratch().join(&name),
             runtime: node.tasks_runtime().join(&name),
         })

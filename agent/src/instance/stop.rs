@@ -22,25 +22,48 @@ pub enum Urgency {
     AtOnce,
 }
 
+/// Why the task is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody wants it to.
+    Cancelled,
+    /// The cloud takes the instance back, as these words say.
+    SpotReclaim(String),
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    urgency: Urgency,
+    /// Of whoever asked first.
+    reason: Option<Reason>,
+}
+
 /// The asking end.
 #[derive(Debug)]
-pub struct Stopper(watch::Sender<Urgency>);
+pub struct Stopper(watch::Sender<Asked>);
 
 /// The listening end.
 #[derive(Debug, Clone)]
-pub struct StopSignal(watch::Receiver<Urgency>);
+pub struct StopSignal(watch::Receiver<Asked>);
 
 impl Stopper {
     /// A pair of ends.
     pub fn new() -> (Self, StopSignal) {
-        let (sender, receiver) = watch::channel(Urgency::None);
+        let (sender, receiver) = watch::channel(Asked { urgency: Urgency::None, reason: None });
         (Self(sender), StopSignal(receiver))
     }
 
-    /// Asks for an end, more urgently than before: the second time it is at once.
+    /// Asks for an end because somebody wants it, more urgently than before: the second time it is at once.
     pub fn ask(&self) {
-        self.0.send_modify(|urgency| {
-            *urgency = if *urgency == Urgency::None { Urgency::Gracefully } else { Urgency::AtOnce };
+        self.ask_for(Reason::Cancelled);
+    }
+
+    /// The same for a reason. Who asked first is why the task ends.
+    pub fn ask_for(&self, reason: Reason) {
+        self.0.send_modify(|asked| {
+            let is_first = asked.urgency == Urgency::None;
+            asked.urgency = if is_first { Urgency::Gracefully } else { Urgency::AtOnce };
+            asked.reason.get_or_insert(reason);
         });
     }
 }
@@ -48,13 +71,18 @@ impl Stopper {
 impl StopSignal {
     /// Whether anybody has asked.
     pub fn is_asked(&self) -> bool {
-        *self.0.borrow() > Urgency::None
+        self.0.borrow().urgency > Urgency::None
+    }
+
+    /// Why, if anybody has.
+    pub fn reason(&self) -> Option<Reason> {
+        self.0.borrow().reason.clone()
     }
 
     /// Waits until it is asked for more urgently than `than`; for ever when nobody can ask any more.
     pub async fn beyond(&mut self, than: Urgency) -> Urgency {
         loop {
-            let now = *self.0.borrow_and_update();
+            let now = self.0.borrow_and_update().urgency;
             if now > than {
                 return now;
             }
@@ -106,25 +134,28 @@ impl Drop for Listening {
 impl StopSignal {
     /// This signal, and beside it the request that somebody may leave in `file`.
     pub(super) fn with_requests_in(mut self, file: PathBuf) -> (Self, Listening) {
-        let (sender, both) = watch::channel(*self.0.borrow());
+        let (sender, both) = watch::channel(self.0.borrow().clone());
         let listening = tokio::spawn(async move {
-            let raise = |to: Urgency| {
-                sender.send_if_modified(|urgency| {
-                    let is_more = to > *urgency;
-                    *urgency = to.max(*urgency);
+            let raise = |to: Urgency, reason: Option<Reason>| {
+                sender.send_if_modified(|asked| {
+                    let is_more = to > asked.urgency;
+                    if is_more {
+                        *asked = Asked { urgency: to, reason: asked.reason.take().or(reason) };
+                    }
                     is_more
                 })
             };
-            let mut heard = *sender.borrow();
+            let mut heard = sender.borrow().urgency;
             let mut look = tokio::time::interval(LOOK);
             loop {
                 tokio::select! {
                     urgency = self.beyond(heard) => {
                         heard = urgency;
-                        raise(urgency);
+                        raise(urgency, self.reason());
                     }
                     _ = look.tick() => if let Some(request) = StopRequest::look(&file) {
-                        raise(if request.at_once { Urgency::AtOnce } else { Urgency::Gracefully });
+                        let urgency = if request.at_once { Urgency::AtOnce } else { Urgency::Gracefully };
+                        raise(urgency, Some(Reason::Cancelled));
                     }
                 }
             }
@@ -147,12 +178,13 @@ mod tests {
     #[tokio::test]
     async fn asking_twice_is_urgent() {
         let (stopper, mut signal) = Stopper::new();
-        assert!(!signal.is_asked());
+        assert!(!signal.is_asked() && signal.reason().is_none());
         stopper.ask();
         assert_eq!(signal.beyond(Urgency::None).await, Urgency::Gracefully);
-        stopper.ask();
+        stopper.ask_for(Reason::SpotReclaim("at noon".to_owned()));
         assert_eq!(signal.beyond(Urgency::Gracefully).await, Urgency::AtOnce);
         assert!(signal.is_asked());
+        assert_eq!(signal.reason(), Some(Reason::Cancelled), "the first one counts");
     }
 
     #[tokio::test]

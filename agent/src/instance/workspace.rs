@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::inputs::Mounter;
 use super::mount_point::MountPoints;
 use super::record::Record;
+use super::reserve::Anchor;
 use crate::cgroup::TaskGroup;
 use crate::durable::{self, FileError};
 use crate::job::names::Attempt;
@@ -65,6 +66,8 @@ impl Workspace {
         }
         record.shim = found.or(record.shim);
         record.adopt()?;
+        // Nobody has been told that it is over: that was to come.
+        record.reserved = None;
         record.save(node)?;
         Ok(Ok(Self { record }))
     }
@@ -123,6 +126,9 @@ pub async fn clean_up(
         network::unmount_below(&below).await.map_err(|error| error.to_string())?;
     }
     mounter.unmount(&record.image()).await.map_err(|failure| failure.message)?;
+    let anchor = Anchor::of(record);
+    let let_go = tokio::task::spawn_blocking(move || anchor.let_go()).await.map_err(|error| error.to_string())?;
+    let_go.map_err(|error| error.to_string())?;
     mounter.unmount(&record.inputs()).await.map_err(|failure| failure.message)?;
     network::end_left_behind(&record.network()).await;
     network::unmount_below(&record.network()).await.map_err(|error| error.to_string())?;

@@ -252,6 +252,8 @@ pub struct NodeTask {
     pub source: TaskSource,
     /// The description of the App that it is made from, if it is.
     pub app: Option<TaskSource>,
+    /// How long what it leaves when it fails stays, if the job asks for that.
+    pub reserve: Duration,
     /// The run's id, which log objects are named after; made up and kept when absent.
     pub job_id: Option<String>,
     /// Which task of the job; its only one when absent.

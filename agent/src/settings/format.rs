@@ -276,6 +276,9 @@ pub(super) struct TaskDocument {
     pub app_file: Option<String>,
     /// Instead: an object that holds it.
     pub app_object: Option<String>,
+    /// How long the mounts and directories of a failed task stay, if its job asks for that (ReserveOnFail): `8h`, or seconds. 8 hours
+    /// when absent.
+    pub reserve: Option<TimeoutDocument>,
     /// The id of the run: letters, digits, '.', '_' and '-', at most 64. Log objects are named after it. Made up when absent.
     pub job_id: Option<String>,
     /// Which task of the job; may be left out when it has only one.

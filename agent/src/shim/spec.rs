@@ -33,6 +33,9 @@ pub struct Spec {
     pub container: Option<ContainerSpec>,
     /// How its view is built, if it has one of its own.
     pub steps: Vec<Step>,
+    /// A file on the host that the namespace is mounted on, so that it stays when the task is over.
+    #[serde(default)]
+    pub pin: Option<PathBuf>,
     /// A directory for mounts that are needed only while the view is built.
     pub hold: PathBuf,
     /// Receives the [`ExitRecord`](super::ExitRecord).

@@ -11,6 +11,7 @@ use crate::container::Image;
 use crate::exit;
 use crate::instance::outputs::Source;
 use crate::instance::record::Sources;
+use crate::instance::reserve::Anchor;
 use crate::instance::view::{self, Fetched, Host, InputView, Kind, NetworkView};
 use crate::instance::workspace::Workspace;
 use crate::instance::{Context, container};
@@ -123,6 +124,8 @@ pub(super) fn plan(
         place: crate::shim::Place::Own,
         container,
         steps: view.steps,
+        // A container's view is the engine's, and goes with it.
+        pin: (task.reserve_on_fail && image.is_none()).then(|| anchor(workspace)).flatten(),
         hold: workspace.hold(),
         exit_record: workspace.record.exit_record(&context.node),
         timeout_ms: task.timeout.map(millis),
@@ -136,4 +139,10 @@ pub(super) fn plan(
         account: account.cloned(),
     };
     Ok(Planned { spec, sources, mount_points: view.mount_points, fetched: view.fetched })
+}
+
+/// Where the namespace is to be held. A task runs without that, too.
+fn anchor(workspace: &Workspace) -> Option<PathBuf> {
+    let prepared = Anchor::of(&workspace.record).prepare();
+    prepared.inspect_err(|error| tracing::warn!(%error, "should the task fail, it cannot be reserved")).ok()
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use oss::Location;
 
 use crate::exit;
+use crate::instance::Reason;
 use crate::instance::outputs::Delivery;
 use crate::job::names::Attempt;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State, Uploaded, exit_status};
@@ -42,7 +43,7 @@ pub(super) fn ending(exit: &ExitRecord) -> String {
 
 /// Puts together what an attempt came to. The first thing that went wrong is the cause; the program's own status is kept
 /// whatever else failed.
-pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> InstanceOutcome {
+pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reason>) -> InstanceOutcome {
     let Course { exit, was_lost: _, failures, delivery, disk_was_full, stdout, stderr } = course;
     let uploaded: Uploaded = delivery.summary();
     let own = exit.as_ref().and_then(|exit| failure_of(exit, disk_was_full, stderr.as_ref()));
@@ -58,6 +59,12 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> 
             failure.cause = Cause::DiskFull;
         }
     }
+    if let Some(Reason::SpotReclaim(words)) = asked {
+        for failure in all.iter_mut().filter(|failure| failure.cause == Cause::Cancelled) {
+            failure.cause = Cause::SpotReclaim;
+            failure.message = format!("{words}: {}", failure.message);
+        }
+    }
     let first = all.first();
     let exit_status = match (own_status, first) {
         (Some(status), _) if status != 0 => status,
@@ -66,7 +73,7 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> 
         (None, None) => exit::INTERNAL,
     };
     // Also when the one who asked for it has been replaced since: the program's end says so.
-    let was_asked = cancelled || exit.as_ref().is_some_and(|exit| exit.stopped == Some(Stopped::Request));
+    let was_asked = asked.is_some() || exit.as_ref().is_some_and(|exit| exit.stopped == Some(Stopped::Request));
     let is_cancelled = was_asked && first.is_some_and(|failure| failure.cause == Cause::Cancelled);
     let state = match first {
         None => State::Finished,
@@ -98,6 +105,7 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, cancelled: bool) -> 
         stdout: stdout.map(|location| location.to_string()),
         stderr: stderr.map(|location| location.to_string()),
         outputs: uploaded,
+        reserved: None,
         exit_status,
     }
 }
@@ -208,7 +216,7 @@ mod tests {
 
     fn came(disk_was_full: bool, exit: ExitRecord) -> InstanceOutcome {
         let attempt = Attempt { job: "j", task: "t", instance: 0, number: 1 };
-        outcome(attempt, Course { exit: Some(exit), disk_was_full, ..Course::default() }, false)
+        outcome(attempt, Course { exit: Some(exit), disk_was_full, ..Course::default() }, None)
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The task of a node: one instance of one task of a job that is in the settings, in a file or in object storage.
 
+use std::time::Duration;
+
 use serde_json::Value as Json;
+
+use crate::instance::reserve::LIMIT;
 
 use crate::job::finding::{At, Finding, Findings, Place, nearest, quoted};
 use crate::job::names::JobId;
@@ -8,6 +12,9 @@ use crate::job::validate::{self as job, local_path};
 use crate::job::{self as jobs, APP_DESCRIPTION, Format, JobDescription};
 use crate::settings::description::{NodeTask, TaskSource};
 use crate::settings::format::TaskDocument;
+
+/// The longest that what a failed task leaves may stay, in seconds: a year.
+const MAX_RESERVE: u64 = 365 * 86_400;
 
 /// Checks the task. A job that is in the settings themselves is checked with them.
 pub(super) fn check(document: TaskDocument, place: &Place, findings: &mut Findings) -> Option<NodeTask> {
@@ -47,7 +54,16 @@ pub(super) fn check(document: TaskDocument, place: &Place, findings: &mut Findin
             None
         }
     };
-    Some(NodeTask { source: source?, app, job_id, task: document.task, instance })
+    let reserve = match document.reserve.map(|reserve| (reserve.0, u64::try_from(reserve.0))) {
+        None => LIMIT,
+        Some((_, Ok(seconds @ 1..=MAX_RESERVE))) => Duration::from_secs(seconds),
+        Some((seconds, _)) => {
+            let cause = format!("expected 1 to {MAX_RESERVE} seconds, got {seconds}");
+            findings.error_with(&place.key("reserve"), cause, "write a length of time such as 8h");
+            LIMIT
+        }
+    };
+    Some(NodeTask { source: source?, app, reserve, job_id, task: document.task, instance })
 }
 
 fn file(path: &str, place: &Place, findings: &mut Findings) -> Option<TaskSource> {
