@@ -209,11 +209,6 @@ fn endings(site: &Site) {
     assert_failed(&late, 137, "timeout", &["time limit"]);
     assert!(began.elapsed() < Duration::from_secs(500), "it had to wait for the grace");
 
-    let hungry =
-        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
-    let hungry = site.run(&own(hungry));
-    assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
-
     let child = site.start(
         "stopped",
         &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})),
@@ -223,6 +218,15 @@ fn endings(site: &Site) {
     assert_eq!(stopped.instance("task", 0)["state"], "Stopped", "{stopped:#?}");
     assert_eq!(stopped.instance("task", 0)["exit_code"], 7, "{stopped:#?}");
     assert_eq!(site.log("stdout", &stopped), "up\nbye\n");
+    site.assert_clean();
+}
+
+/// The kernel kills it for the memory it takes. Podman's monitor does not see that on every machine with cgroups of version 1.
+fn out_of_memory(site: &Site) {
+    let hungry =
+        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
+    let hungry = site.run(&own(hungry));
+    assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
     site.assert_clean();
 }
 
@@ -311,6 +315,7 @@ fn podman_runs_a_task_as_docker_does() {
 fn docker_every_ending_has_its_cause() {
     let site = Site::new(Engine::docker());
     endings(&site);
+    out_of_memory(&site);
     killed(&site);
 }
 
