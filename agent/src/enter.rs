@@ -133,8 +133,8 @@ pub fn enter(record: &Record, command: &[String]) -> Result<ExitStatus, EnterErr
     unsafe { process.pre_exec(prepare) };
     close_inherited();
     // Ctrl-C is for the command.
-    // SAFETY: ignoring a signal installs no handler.
     for ignored in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: ignoring a signal installs no handler.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
     let mut child = process.spawn().map_err(failed)?;

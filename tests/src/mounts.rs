@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::programs;
+
+/// A user that owns nothing here.
+const NOBODY: u32 = 65534;
 
 /// A directory of its own with everything a mount needs; whatever is still mounted or running in it ends when it is dropped.
 #[derive(Debug)]
@@ -257,4 +261,14 @@ impl Ran {
             assert!(self.stderr.contains(hint), "{hint:?} is missing in {:?}", self.stderr);
         }
     }
+}
+
+/// A shell script about a directory, run without any rights.
+///
+/// # Panics
+/// When no shell can be started so.
+pub fn as_nobody(script: &str, directory: &Path) -> Ran {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]).arg("sh").arg(directory).env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
+    Ran::from(command.uid(NOBODY).gid(NOBODY).output().expect("root may run a shell as anybody"))
 }

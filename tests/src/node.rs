@@ -205,6 +205,7 @@ impl Drop for BootNode {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+        crate::agent::remove_control_groups(&self.path("run"));
         for mount in self.mounts().iter().rev() {
             let _ = umount2(mount, MntFlags::MNT_DETACH);
         }

@@ -50,7 +50,8 @@ impl Search {
         format!(
             "m={first}; m=${{m}}{second}\n\
              echo $m > planted; chmod 644 planted\n\
-             SECRET=$m sleep 1000 $m 2>/dev/null & planted=$!\n\
+             SECRET=$m tail -f /dev/null $m >/dev/null 2>&1 & planted=$!\n\
+             for i in $(seq 100); do echo $m | grep -aqsF -f - /proc/$planted/cmdline && break; sleep 0.1; done\n\
              search() {{\n\
              who=$1; shift\n\
              echo $m | \"$@\" grep -alsF -f - /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/[0-9]*/mountinfo | sed \"s/^/$who /\"\n\
@@ -227,6 +228,8 @@ fn credentials_that_a_job_brings() {
     let double = Double::start(config);
     double.put(BUCKET, "in/a.txt", "alpha");
     let node = node.environment("OSS_ENDPOINT", &double.endpoint());
+    // Who puts secrets into a job keeps it from others.
+    fs::set_permissions(node.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let own = json!({"Mounts": {"OSS": {"AccessKeyId": "marked-key", "AccessKeySecret": search.secret()}}});
     let run = node.run(&searching(&node, &search, "oss", &own));
     let found = found(&log(&run, &double, &search, &node), node.path());

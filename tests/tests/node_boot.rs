@@ -127,6 +127,33 @@ fn an_agent_that_is_killed_is_followed_by_one_that_goes_on() {
 }
 
 #[test]
+fn what_a_start_up_script_printed_arrives_when_it_ended_without_an_agent() {
+    let node = BootNode::new();
+    let (began, go) = (node.path("began"), node.path("go"));
+    let text = format!(
+        "#!/bin/bash\necho x >> {}\nuntil [ -e {} ]; do sleep 0.1; done\necho over\n",
+        began.display(),
+        go.display()
+    );
+    let bootstrap = node.program("bootstrap", &text);
+    node.settings(&json!({
+        "bootstrap": {"command": bootstrap, "timeout": "60s", "log": node.location("out/")},
+        "task": {"job": job(&node, "true", &json!({})), "job_id": "job-1"},
+    }));
+    let mut agent = node.boot();
+    eventually("the start-up script runs", LIMIT, || began.exists());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    fs::write(go, "").unwrap();
+    let record = node.path("state/bootstrap/exit.json");
+    eventually("the start-up script has ended", LIMIT, || record.exists());
+    assert_eq!(node.boot_to_end(), 0);
+    assert_eq!(fs::read_to_string(began).unwrap(), "x\n", "the start-up script ran once");
+    assert_eq!(node.stored("out/bootstrap.i-test"), "over\n");
+    assert_eq!(node.status()["bootstrap"]["is_sent"], true);
+}
+
+#[test]
 fn nothing_comes_after_a_required_mount_that_failed() {
     let node = BootNode::new();
     let (good, bad) = (node.path("good"), node.path("bad"));

@@ -147,7 +147,8 @@ fn soak_vm_newer_kernel_reads_by_itself() {
     let boot = site.machine.power_on().boot();
     finished(&site, &boot);
     let opened = boot.said("fuse-oss").lines().find(|line| line.contains("read by the kernel alone"));
-    let opened = opened.unwrap_or_else(|| panic!("{}", boot.said("fuse-oss"))).trim();
+    let opened = opened.unwrap_or_else(|| panic!("{}", boot.said("fuse-oss"))).split_whitespace().collect::<Vec<_>>();
+    let opened = opened.join(" ");
     assert!(!opened.contains(" 0 read by the kernel alone"), "{opened}");
     case.came_to("finished", &format!("Linux {}: {opened}", boot.said("kernel").trim()));
 }
@@ -212,7 +213,9 @@ fn soak_vm_out_of_memory() {
     site.nothing_was_harmed();
     let outcome = &boot.story["outcome"];
     assert_eq!((&outcome["state"], &outcome["cause"]), (&"Failed".into(), &"out-of-memory".into()), "{outcome:#}");
-    assert_eq!((&outcome["signal"], &outcome["usage"]["oom_kills"]), (&9.into(), &1.into()), "{outcome:#}");
+    // Where the kernel kills a whole group it may count the one that it began with twice.
+    let kills = outcome["usage"]["oom_kills"].as_u64().unwrap_or_default();
+    assert!(outcome["signal"] == 9 && (1..=2).contains(&kills), "{outcome:#}");
     let peak = outcome["usage"]["memory_peak_bytes"].as_u64().unwrap_or_default();
     assert!((64 << 20..=96 << 20).contains(&peak), "{outcome:#}");
     // A failed task is no failed node.

@@ -40,11 +40,14 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<()>, Failure> {
         Files { spec: directory.join("spec.json"), log: directory.join("log"), exit: directory.join("exit.json") };
     let story = boot.teller.story();
     let begun = story.bootstrap.clone();
-    // It ran in this boot already, and was told to be done.
-    if begun.is_some()
+    // It ran in this boot already and has ended. Whoever waited for it may have had no time to send what it printed.
+    if let Some(run) = &begun
         && story.steps.iter().any(|step| step.phase == super::phase::Phase::Bootstrap && step.begun > 1)
         && let Some(record) = durable::read_json::<ExitRecord>(&files.exit)?
     {
+        if !run.is_sent {
+            send(follow(bootstrap, known, &files)?, boot, &files).await;
+        }
         return judge(&record, bootstrap, &files);
     }
     let mut shim = match begun {
@@ -53,11 +56,7 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<()>, Failure> {
     };
     let follower = follow(bootstrap, known, &files)?;
     let ended = shim.ended().await.map_err(Failure::platform);
-    if let Some(follower) = follower
-        && let Err(error) = follower.finish().await
-    {
-        tracing::warn!(%error, "the start-up script's output could not be sent; it is in {}", files.log.display());
-    }
+    send(follower, boot, &files).await;
     judge(&ended?, bootstrap, &files)
 }
 
@@ -110,7 +109,8 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
     let shim = Shim::start(&files.spec, &spec)
         .await
         .map_err(|error| Failure::platform(format!("the start-up script cannot be started: {error}")))?;
-    boot.teller.change(|story| story.bootstrap = Some(BootstrapRun { shim: Some(shim.id().clone()) }))?;
+    let run = BootstrapRun { shim: Some(shim.id().clone()), ..BootstrapRun::default() };
+    boot.teller.change(|story| story.bootstrap = Some(run))?;
     Ok(shim)
 }
 
@@ -122,6 +122,21 @@ fn follow(bootstrap: &Bootstrap, known: &Known, files: &Files) -> Result<Option<
         known.stores.open(&target).map_err(|error| Failure::writing(&format!("log {}", target.escaped()), &error))?;
     // It stays whole: people look for it on the node.
     Ok(Some(Follower::start(Followed { origin: Origin::Own(files.log.clone()), store, target, sent: None })))
+}
+
+/// Sends the rest of what it has printed. The node does not depend on it.
+async fn send(follower: Option<Follower>, boot: &Boot, files: &Files) {
+    if let Some(follower) = follower
+        && let Err(error) = follower.finish().await
+    {
+        tracing::warn!(%error, "the start-up script's output could not be sent; it is in {}", files.log.display());
+    }
+    // Once is enough, however it went: agents that come later begin with the same file.
+    boot.teller.note(|story| {
+        if let Some(run) = &mut story.bootstrap {
+            run.is_sent = true;
+        }
+    });
 }
 
 fn judge(record: &ExitRecord, bootstrap: &Bootstrap, files: &Files) -> Result<Came<()>, Failure> {

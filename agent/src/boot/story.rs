@@ -79,6 +79,9 @@ pub struct Mounted {
 pub struct BootstrapRun {
     /// The process it runs under.
     pub shim: Option<ProcessId>,
+    /// Whether it has ended and what it printed is where it goes, as far as that could be done.
+    #[serde(default)]
+    pub is_sent: bool,
 }
 
 /// Why the node is of no use.
@@ -206,7 +209,7 @@ impl Story {
         let is_stopped = kept.outcome.as_ref().is_some_and(|outcome| outcome["state"] == "Stopped");
         // An instance that was stopped and not released comes back.
         let is_reclaimed = kept.outcome.as_ref().is_some_and(|outcome| outcome["cause"] == Cause::SpotReclaim.as_str());
-        let outcome = kept.outcome.filter(|_| !(kept.going_down && is_stopped) && !is_reclaimed);
+        let outcome = kept.outcome.filter(|_| !(is_reclaimed || kept.going_down && is_stopped));
         Self { job_id: kept.job_id, outcome, ..Self::new(agent) }
     }
 

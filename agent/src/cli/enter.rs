@@ -77,7 +77,10 @@ pub(super) fn enter(arguments: &EnterArguments) -> Result<ExitCode, Failure> {
 pub(super) fn release(arguments: &ReleaseArguments) -> Result<ExitCode, Failure> {
     need_root("release")?;
     let find = || enter::find(arguments.state.state_dir.clone(), arguments.task.as_deref());
-    while arguments.when_due {
+    loop {
+        if !arguments.when_due {
+            break;
+        }
         let reserved = match find() {
             Ok(record) => record.reserved,
             Err(EnterError::NotFound(..)) => return Ok(ExitCode::SUCCESS),
