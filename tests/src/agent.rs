@@ -304,7 +304,8 @@ fn empty(group: &Path) {
     }
 }
 
-fn finished(output: &Output) -> Finished {
+/// What a `batch-agent run` that has ended came to.
+pub fn finished(output: &Output) -> Finished {
     use std::os::unix::process::ExitStatusExt;
     let status = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
     let outcome = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);

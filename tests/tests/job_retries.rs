@@ -1,6 +1,5 @@
 //! Which failures are followed by another attempt, on whose account, and what is left of each.
 
-
 use std::fs;
 use std::time::Duration;
 

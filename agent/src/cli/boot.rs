@@ -164,7 +164,7 @@ async fn last_words(end: &End, going_down: bool, events: &Events, told: &mut Tol
             }
             true
         }
-        () = told.to_end() => false,
+        () = told.end_asked() => false,
     }
 }
 
