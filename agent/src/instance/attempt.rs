@@ -280,7 +280,8 @@ async fn start(
             let node_mounts = context.containers.mounts_that_are_there();
             answering(&node_mounts.iter().map(|mount| &**mount).collect::<Vec<_>>()).await?;
             tokio::task::block_in_place(|| {
-                let plan = |host: &dyn Host| plan(context, task, attempt, workspace, views, account, host, Some(image));
+                let plan =
+                    |host: &dyn Host| plan(context, task, attempt, workspace, views, account, (host, Some(image)));
                 let planned = with_files_of(&record, image, &node_mounts, plan)?;
                 workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
                 let made = planned.mount_points;
@@ -297,7 +298,7 @@ async fn start(
             tokio::task::block_in_place(|| {
                 let plan = |made| {
                     let host = ThisHost { made };
-                    let planned = plan(context, task, attempt, workspace, views, account, &host, None)?;
+                    let planned = plan(context, task, attempt, workspace, views, account, (&host, None))?;
                     Ok::<_, Failure>(((planned.spec, planned.sources), planned.mount_points))
                 };
                 context.mount_points.acquire(&workspace.record.id, plan)

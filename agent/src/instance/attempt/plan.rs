@@ -43,8 +43,7 @@ pub(super) fn plan(
     workspace: &Workspace,
     (inputs, networks): (&[InputView], &[NetworkView]),
     account: Option<&Account>,
-    host: &dyn Host,
-    image: Option<&Image>,
+    (host, image): (&dyn Host, Option<&Image>),
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
     let logs: Vec<Output> = task
