@@ -35,7 +35,7 @@ impl Recipients {
     /// Those that the command line and the job name.
     pub(super) fn new(arguments: &RunArguments, job: &JobDescription, part: &Part) -> Result<Self, Failure> {
         let bad = |text: String| Failure::new(Cause::User, exit::USAGE, text);
-        let secret = arguments.webhook_secret.as_ref().map(|path| secret_in(path)).transpose()?;
+        let secret = arguments.webhook_secret.as_ref().map(secret_in).transpose()?;
         let webhook = arguments.webhook.as_ref().map(|url| Webhook::new(url, secret.as_ref())).transpose();
         let mut webhook = webhook.map_err(|error| match error {
             WebhookError::Address => bad(format!("the address given with --webhook {error}")),
