@@ -9,8 +9,8 @@
 
 mod bootstrap;
 mod disks;
-mod events;
 mod mounts;
+mod news;
 pub mod phase;
 pub mod service;
 pub mod story;
@@ -22,14 +22,15 @@ use std::time::{Duration, Instant};
 use oss::Stores;
 
 use crate::console::Console;
+use crate::events::Event;
 use crate::identity::{self, Sources};
 use crate::instance::{Reason, StopSignal, Stopper};
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
 use crate::settings::{AtEnd, Identity, NodeSettings};
 use crate::spot;
-use events::Event;
 use phase::{Broken, Came, Phase};
 use service::Milestone;
 use story::Teller;
@@ -89,6 +90,7 @@ struct Known {
     identity: Identity,
     node: Node,
     stores: Arc<Stores>,
+    metrics: Metrics,
 }
 
 impl Known {
@@ -122,11 +124,14 @@ impl Boot {
 
     async fn phases(&self, settings: impl Future<Output = Result<NodeSettings, Failure>>) -> Result<End, Broken> {
         let teller = &*self.teller;
+        teller.events().to_journal();
         let settings = teller.phase(Phase::Settings, None, async { Ok(Came::To(settings.await?, None)) }).await?;
         let identity = teller.phase(Phase::Identity, Some(IDENTITY_LIMIT), self.identify(&settings)).await?;
         self.watch_for_reclaim(&settings, &identity);
         teller.phase(Phase::Disks, None, disks::prepare(&settings, &identity, self)).await?;
-        let known = self.know(settings, identity);
+        let mut known = self.know(settings, identity);
+        news::begin(&known, self);
+        news::measure(&mut known, self);
         mounts::expect(&known.settings, teller);
         let (network, objects) = tokio::join!(
             teller.phase(
@@ -144,6 +149,7 @@ impl Boot {
         service::reached(Milestone::Mounts, &self.programs).await;
         teller.phase(Phase::Bootstrap, None, bootstrap::run(&known, self)).await?;
         service::reached(Milestone::Ready, &self.programs).await;
+        news::active(&known, self);
         let outcome = teller.phase(Phase::Task, None, task::run(&known, self)).await?;
         let reported =
             teller.phase(Phase::Report, Some(REPORT_LIMIT), task::report(&known, self, outcome.as_ref())).await;
@@ -192,7 +198,13 @@ impl Boot {
         }
         let mut settings = settings;
         identity::complete_storage(&identity, &mut settings.storage);
-        Known { stores: Arc::new(Stores::new(settings.storage.clone())), settings, identity, node }
+        Known {
+            stores: Arc::new(Stores::new(settings.storage.clone())),
+            settings,
+            identity,
+            node,
+            metrics: Metrics::default(),
+        }
     }
 }
 
@@ -235,6 +247,7 @@ mod tests {
     #[test]
     fn a_machine_is_powered_off_at_once_only_when_everything_has_arrived() {
         let good = InstanceOutcome {
+            figures: None,
             task: "t".to_owned(),
             instance: 0,
             retries: 0,

@@ -8,6 +8,7 @@ mod logs;
 mod mount;
 mod node;
 mod programs;
+mod recipients;
 mod run;
 mod schema;
 mod status;

@@ -1,6 +1,7 @@
 //! One instance of a task: its attempts, one after the other, until one succeeds or no more are allowed.
 
 mod attempt;
+mod container;
 mod follow;
 mod inputs;
 mod mount_point;
@@ -29,11 +30,20 @@ pub use network_mounts::NetworkMounter;
 pub use stop::{Reason, StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
+pub(crate) use attempt::Evidence;
+#[cfg(test)]
+pub(crate) use outputs::Arrived;
+
 use crate::console::Console;
+use crate::container::Containers;
+use crate::events::{Events, message};
 use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::outcome::InstanceOutcome;
+use crate::report::{self, Timeline};
+use message::{Stage, Streams};
 use record::{Record, stop_request};
 use retry::{Next, Tries};
 
@@ -52,6 +62,8 @@ pub struct Context {
     pub mounter: Mounter,
     /// Mounts network file systems.
     pub network: NetworkMounter,
+    /// Runs containers.
+    pub containers: Containers,
     /// Makes mount points.
     pub mount_points: MountPoints,
     /// What the user sees.
@@ -60,6 +72,12 @@ pub struct Context {
     pub of_the_node: bool,
     /// Is told when a program has been started.
     pub on_start: OnStart,
+    /// Where events go.
+    pub events: Events,
+    /// Measures what is used.
+    pub metrics: Metrics,
+    /// What came before, for reports.
+    pub timeline: Timeline,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// How long what a failed instance has made stays, if its job asks for that.
@@ -133,6 +151,25 @@ fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Opt
     running.unwrap_or((tries, None))
 }
 
+/// Tells what has become of an instance.
+fn tell(
+    context: &Context,
+    task: &Task,
+    attempt: Attempt<'_>,
+    stage: Stage,
+    started: Option<Timestamp>,
+    outcome: Option<&InstanceOutcome>,
+) {
+    let streams = Streams { stdout: task.stdout.as_ref(), stderr: task.stderr.as_ref() };
+    context.events.tell(message::instance(attempt, streams, stage, started, outcome));
+}
+
+/// Tells that instance `number` of `task` is going to be run.
+pub fn expect(context: &Context, task: &Task, number: u32) {
+    let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
+    tell(context, task, attempt, Stage::Waiting, None, None);
+}
+
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
 pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
     let started = Timestamp::now();
@@ -144,12 +181,14 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
         let _ = std::fs::remove_file(&request);
     }
     let (mut stop, _listening) = stop.with_requests_in(request.clone());
-    let outcome = loop {
+    let (outcome, evidence) = loop {
         let attempt = Attempt { number: tries.attempt(), ..first };
-        let (mut outcome, next) = attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
+        tell(context, task, attempt, Stage::Running, Some(started), None);
+        let (mut outcome, next, evidence) =
+            attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
         (outcome.retries, outcome.attempts) = (tries.retries, tries.attempt());
         outcome.started = started;
-        let Next::Again { tries: next, pause } = next else { break outcome };
+        let Next::Again { tries: next, pause } = next else { break (outcome, evidence) };
         tracing::warn!(
             task = %format_args!("{}.{number}", task.name),
             pause_s = pause.as_secs(),
@@ -169,10 +208,13 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = stop.beyond(Urgency::None) => break outcome,
+            _ = stop.beyond(Urgency::None) => break (outcome, evidence),
         }
     };
     record::forget_tries(&context.node, &first.to_string());
     let _ = std::fs::remove_file(&request);
+    report::publish(context, task, &outcome, &evidence).await;
+    let last = Attempt { number: outcome.attempts, ..first };
+    tell(context, task, last, outcome.state.into(), Some(started), Some(&outcome));
     outcome
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+use crate::metrics::sample::Sample;
 use crate::shim::Usage;
 
 /// Whose doing a failure was.
@@ -168,6 +169,9 @@ pub struct InstanceOutcome {
     pub elapsed_ms: Option<u64>,
     /// What the program used.
     pub usage: Option<Usage>,
+    /// What the node and the program used while it ran: for each quantity its mean and its peak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<Sample>,
     /// The object its standard output is in.
     pub stdout: Option<String>,
     /// The object its standard error is in.

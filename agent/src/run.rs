@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use tokio::task::JoinSet;
 
 use crate::durable::{self, FileError};
+use crate::events::Events;
+use crate::events::message::{self, Stage};
 use crate::exit;
 use crate::instance::{self, Context, StopSignal, Stopper, Urgency};
 use crate::job::check::{Abilities, Report};
@@ -18,8 +20,11 @@ use crate::sweep::sweep;
 /// How many outcomes are kept on the node; the oldest go.
 const OUTCOMES_KEPT: usize = 1000;
 
+/// Up to so many instances are told to be waiting when the job begins; those of a job with more, as each is about to begin.
+const FORETOLD: u64 = 1000;
+
 /// What this version can do for a task beyond running it on objects.
-pub const ABILITIES: Abilities = Abilities { network_mounts: true, containers: false };
+pub const ABILITIES: Abilities = Abilities { network_mounts: true, containers: true };
 
 /// What of a job is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,13 +96,76 @@ pub async fn run(
     let started = Timestamp::now();
     tracing::info!(job = %context.job, "running {:?}", job.name);
     let mut tasks: Vec<Vec<InstanceOutcome>> = vec![Vec::new(); job.tasks.len()];
+    let news = News { events: &context.events, job: context.job.as_str(), started };
+    if let Part::Whole { .. } = part {
+        news.begin(&context, &job);
+    }
     let first_failure = match &part {
-        Part::Whole { parallel } => run_all(&context, &job, *parallel, stop.clone(), &mut tasks).await,
+        Part::Whole { parallel } => run_all(&context, &job, *parallel, stop.clone(), &news, &mut tasks).await,
         Part::One { task, instance } => run_one(&context, &job, task, *instance, stop.clone(), &mut tasks).await,
     };
     let outcome = put_together(&context, &job, &part, started, tasks, first_failure, stop.is_asked());
+    if let Part::Whole { .. } = part {
+        news.end(&outcome);
+    }
     save(&context, &outcome)?;
     Ok(outcome)
+}
+
+/// Tells what happens to a whole job and its tasks; instances are told as they run.
+struct News<'a> {
+    events: &'a Events,
+    job: &'a str,
+    started: Timestamp,
+}
+
+impl News<'_> {
+    fn begin(&self, context: &Context, job: &JobDescription) {
+        self.events.tell(message::job(self.job, &job.name, Stage::Waiting, self.started, None));
+        for task in &job.tasks {
+            self.events.tell(message::task(self.job, &task.name, Stage::Waiting, None, None));
+        }
+        if job.tasks.iter().map(|task| u64::from(task.instances)).sum::<u64>() <= FORETOLD {
+            for task in &job.tasks {
+                (0..task.instances).for_each(|number| instance::expect(context, task, number));
+            }
+        }
+        self.events.tell(message::job(self.job, &job.name, Stage::Running, self.started, None));
+    }
+
+    /// An instance begins; the first one of a task is the beginning of that.
+    fn begins(&self, context: &Context, task: &Task, instance: u32) {
+        self.events.tell(message::task(self.job, &task.name, Stage::Running, Some(Timestamp::now()), None));
+        // Told before, mostly: the same event is told once.
+        instance::expect(context, task, instance);
+    }
+
+    /// The last instance of a task has ended.
+    fn task_ends(&self, task: &str, instances: &[InstanceOutcome]) {
+        let started = instances.iter().map(|outcome| outcome.started).min();
+        let ended = instances.iter().map(|outcome| outcome.ended).max();
+        let any = |state| instances.iter().any(|outcome| outcome.state == state);
+        let stage = match (any(State::Failed), any(State::Stopped)) {
+            (true, _) => Stage::Failed,
+            (false, true) => Stage::Stopped,
+            (false, false) => Stage::Finished,
+        };
+        self.events.tell(message::task(self.job, task, stage, started, ended));
+    }
+
+    fn end(&self, outcome: &JobOutcome) {
+        for task in &outcome.tasks {
+            match task.state {
+                State::Stopped if task.instances.is_empty() => {
+                    self.events.tell(message::task(self.job, &task.name, Stage::Stopped, None, Some(outcome.ended)));
+                }
+                State::Waiting => {}
+                _ => self.task_ends(&task.name, &task.instances),
+            }
+        }
+        let stage = outcome.state.into();
+        self.events.tell(message::job(self.job, &outcome.name, stage, self.started, Some(outcome)));
+    }
 }
 
 /// Finds what would keep the job from running before anything of it has run.
@@ -144,6 +212,7 @@ async fn run_all(
     job: &Arc<JobDescription>,
     parallel: u32,
     mut stop: StopSignal,
+    news: &News<'_>,
     tasks: &mut [Vec<InstanceOutcome>],
 ) -> FirstFailure {
     let mut schedule = Schedule::new(shapes(&job.tasks), parallel, job.stop_on_failure);
@@ -154,6 +223,7 @@ async fn run_all(
     let mut first_failure = None;
     loop {
         while let Some(index) = schedule.start_next() {
+            news.begins(context, &job.tasks[index.task], index.instance);
             let (context, job, inner) = (Arc::clone(context), Arc::clone(job), inner.clone());
             running.spawn(async move {
                 let task = &job.tasks[index.task];
@@ -179,6 +249,9 @@ async fn run_all(
                         stopper.ask();
                     }
                     tasks[index.task].push(outcome);
+                    if tasks[index.task].len() == job.tasks[index.task].instances as usize {
+                        news.task_ends(&job.tasks[index.task].name, &tasks[index.task]);
+                    }
                 }
                 // Only a panic of ours ends an instance without an outcome. What is known stands; the sweep of the next
                 // run removes what it left.

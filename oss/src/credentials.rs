@@ -20,6 +20,7 @@
 
 mod chain;
 mod context;
+mod keys;
 mod metadata;
 
 use std::fmt;
@@ -34,6 +35,7 @@ use crate::secret::Secret;
 use crate::settings::{CredentialSource, StoreSettings};
 use crate::sign::Signatory;
 
+pub use keys::{AccessKey, AccessKeys, NoAccessKey};
 pub use metadata::{Metadata, MetadataError};
 
 /// How long before their end credentials are replaced.

@@ -24,6 +24,7 @@ mod store;
 mod stores;
 mod sums;
 pub mod transfer;
+pub mod web;
 
 pub use error::{Error, ErrorKind, Result};
 pub use location::{Key, Location, LocationError, Scheme};

@@ -210,6 +210,14 @@ impl Location {
         self.with_key(key)
     }
 
+    /// The object `name` in the directory that holds this one.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        let key = self.key.as_str();
+        let directory = &key[..key.rfind('/').map_or(0, |slash| slash + 1)];
+        self.with_key(format!("{directory}{name}"))
+    }
+
     /// The same bucket with another key.
     #[must_use]
     pub fn with_key(&self, key: impl Into<Key>) -> Self {

@@ -32,7 +32,7 @@ pub fn interpreter() -> &'static Path {
 /// Looks whether an interpreter can be started and has the packages, without the seconds that importing them takes.
 fn check(python: &Path) -> Result<(), String> {
     let probe = "import importlib.util, sys
-names = ['oss2', 'alibabacloud_oss_v2', 'boto3', 'moto', 'flask']
+names = ['oss2', 'alibabacloud_oss_v2', 'boto3', 'moto', 'flask', 'mns', 'standardwebhooks']
 missing = [name for name in names if importlib.util.find_spec(name) is None]
 sys.exit('no ' + ', '.join(missing) if missing else 0)";
     let output = Command::new(python)

@@ -6,7 +6,7 @@ use std::path::Path;
 use nvme_setup::{Event, Request, Roots, Setup, SetupError, Trim};
 
 use super::phase::Came;
-use super::{Boot, events, service};
+use super::{Boot, service};
 use crate::durable;
 use crate::exit;
 use crate::node::Node;
@@ -51,7 +51,7 @@ pub async fn prepare(settings: &NodeSettings, identity: &Identity, boot: &Boot) 
     let work = tokio::task::spawn_blocking(work);
     while let Some(line) = told.recv().await {
         tracing::info!("{line}");
-        boot.teller.event(events::Event {
+        boot.teller.event(crate::events::Event {
             event: "DiskStep",
             subject: "disks",
             elapsed_ms: None,

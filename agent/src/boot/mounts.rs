@@ -12,10 +12,10 @@ use fuse_oss::{
 };
 use tokio::task::JoinSet;
 
-use super::events::Event;
 use super::phase::Came;
 use super::service;
 use super::story::{Mounted, State, Teller};
+use crate::events::Event;
 use crate::exit;
 use crate::network;
 use crate::node::Node;

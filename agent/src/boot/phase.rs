@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::events::Event;
 use super::story::{State, Teller};
+use crate::events::Event;
 use crate::exit;
 use crate::outcome::{Cause, Failure};
 
@@ -217,6 +217,6 @@ mod tests {
         assert_eq!((broken.phase, broken.failure.cause), (Phase::NetworkMounts, Cause::Timeout));
         let trouble = teller.story().trouble.unwrap();
         assert!(trouble.message.contains("network-mounts took longer"), "{trouble:?}");
-        assert!(std::fs::read_to_string(teller.events().path()).unwrap().contains("PhaseFailed"));
+        assert!(std::fs::read_to_string(teller.events().path().unwrap()).unwrap().contains("PhaseFailed"));
     }
 }

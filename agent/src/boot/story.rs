@@ -13,9 +13,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::events::{Event, Events};
 use super::phase::Phase;
 use crate::durable::{self, FileError};
+use crate::events::{Event, Events};
 use crate::outcome::{Cause, Failure};
 use crate::settings::Identity;
 use crate::shim::ProcessId;
@@ -271,7 +271,11 @@ impl Teller {
             Some(before) if before.boot_id == agent.boot_id => before.for_another_agent(agent, kept.clone()),
             _ => Story::of_another_boot(agent, kept.clone()),
         };
-        let events = Events::open(state, &story.boot_id)?;
+        let is_anew = story.agents_before == 0;
+        let events = Events::open(&state.join("events/node"), &story.boot_id, is_anew).unwrap_or_else(|error| {
+            tracing::error!(%error, "nobody is told what happens");
+            Events::default()
+        });
         let teller = Self { state: state.to_owned(), story: Mutex::new(Told { story, kept }), events };
         teller.change(|_| {})?;
         Ok(teller)
@@ -286,7 +290,7 @@ impl Teller {
         self.lock().story.clone()
     }
 
-    /// The file that events are kept in.
+    /// Where events go.
     pub fn events(&self) -> &Events {
         &self.events
     }
@@ -333,7 +337,7 @@ impl Teller {
 
     /// Tells an event.
     pub fn event(&self, event: Event<'_>) {
-        self.events.tell(event, self.lock().story.identity.as_ref());
+        self.events.note(event, self.lock().story.identity.as_ref());
     }
 
     /// The node is of no use.

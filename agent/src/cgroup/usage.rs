@@ -66,6 +66,19 @@ impl TaskGroup {
     }
 }
 
+impl TaskGroup {
+    /// How much memory the task has now, in bytes, without files that can be dropped at once.
+    pub fn memory_now(&self) -> Option<u64> {
+        let branch = self.with(Controller::Memory)?;
+        let (all, droppable) = match branch.version {
+            Version::V2 => ("memory.current", "inactive_file"),
+            Version::V1 => ("memory.usage_in_bytes", "total_inactive_file"),
+        };
+        let group = branch.task();
+        Some(number(&group, all)?.saturating_sub(counter(&group, "memory.stat", droppable).unwrap_or(0)))
+    }
+}
+
 /// The sum of a counter over a group and the groups inside of it.
 fn sum(group: &Path, file: &str, name: &str) -> Option<u64> {
     let counts: Vec<u64> = tree(group).iter().filter_map(|group| counter(group, file, name)).collect();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,12 +13,20 @@ use crate::boot::story::{State, Teller};
 use crate::boot::{Boot, End, service};
 use crate::console::Console;
 use crate::durable;
+use crate::events::Events;
 use crate::exit;
 use crate::instance::{Stopper, reserve};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure};
 use crate::programs::Programs;
 use crate::settings::{self, NodeSettings, SettingsSource};
+
+/// How long those who are told what happens may keep a machine from being powered off.
+const LAST_WORDS: Duration = Duration::from_secs(600);
+
+/// How long they may keep a machine from going down, and an agent from ending that could not prepare the node: it is started again, mostly,
+/// and tells them then.
+const SHORT_WORDS: Duration = Duration::from_secs(20);
 
 /// What `batch-agent boot` can be told.
 #[derive(Debug, Args)]
@@ -96,6 +104,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         began,
     };
     let settings = arguments.settings.clone();
+    let events = teller.events().clone();
     let end = runtime.block_on(async move {
         let mut told = Told::listen()?;
         let booting = Arc::clone(&teller);
@@ -115,7 +124,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         let end = loop {
             tokio::select! {
                 end = &mut life => break end,
-                () = told.to_end() => {}
+                () = told.end_asked() => {}
             }
             if !service::is_shutting_down(&boot.programs).await {
                 tracing::info!("detaching: what runs goes on, and the next agent goes on with it");
@@ -125,8 +134,12 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
             boot.teller.note(|story| story.going_down = true);
             stopper.ask();
         };
+        let going_down = boot.teller.story().going_down;
+        if !last_words(&end, going_down, &events, &mut told).await {
+            return Ok(Some(end));
+        }
         // It may be going down to come up again.
-        if !boot.teller.story().going_down {
+        if !going_down {
             last(&end, &mut told, &programs, &boot.node).await;
         }
         Ok::<_, Failure>(Some(end))
@@ -134,6 +147,25 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
     // Not waited for: a thread that hangs on a dead mount must not keep the agent from ending.
     runtime.shutdown_background();
     Ok(ExitCode::from(end.map_or(0, |end| end.exit_status())))
+}
+
+/// Waits for those who are told what happens and have not heard the end of it. Those who do not answer are waited for as long as nothing
+/// else does. Says no when the agent is told to end meanwhile.
+async fn last_words(end: &End, going_down: bool, events: &Events, told: &mut Told) -> bool {
+    let limit = match end {
+        _ if going_down || matches!(end, End::Broken(_)) => SHORT_WORDS,
+        _ if end.powers_off_in().is_some() => LAST_WORDS,
+        _ => Duration::MAX,
+    };
+    tokio::select! {
+        missing = events.delivered(limit) => {
+            for recipient in missing {
+                tracing::error!("{recipient} has not been told everything; the next agent goes on");
+            }
+            true
+        }
+        () = told.end_asked() => false,
+    }
 }
 
 /// What is left to do when the node's work is done: powering off, or being there.
@@ -148,7 +180,7 @@ async fn last(end: &End, told: &mut Told, programs: &Programs, node: &Node) {
             );
             tokio::select! {
                 () = reserve::over(node, reserved.until) => {}
-                () = told.to_end() => return tracing::info!("told to end: the machine is not powered off"),
+                () = told.end_asked() => return tracing::info!("told to end: the machine is not powered off"),
             }
         }
         if !pause.is_zero() {
@@ -160,11 +192,11 @@ async fn last(end: &End, told: &mut Told, programs: &Programs, node: &Node) {
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => service::power_off(programs).await,
-            () = told.to_end() => tracing::info!("told to end: the machine is not powered off"),
+            () = told.end_asked() => tracing::info!("told to end: the machine is not powered off"),
         }
     } else if matches!(end, End::Through { outcome: None, .. }) {
         // A node for others: there as long as they are.
-        told.to_end().await;
+        told.end_asked().await;
     }
 }
 
@@ -182,7 +214,7 @@ impl Told {
     }
 
     /// Waits until it is told to end, once more each time.
-    async fn to_end(&mut self) {
+    async fn end_asked(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

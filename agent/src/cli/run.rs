@@ -9,20 +9,25 @@ use std::time::Duration;
 use clap::Args;
 use fuse_oss::{ByteSize, ServeSettings};
 use oss::transfer::TransferBudget;
-use oss::{Settings, Stores};
+use oss::{Location, Settings, Stores};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::node::NodeArguments;
 use super::programs::ProgramArguments;
+use super::recipients::Recipients;
 use crate::console::Console;
+use crate::container::{Containers, Logins};
 use crate::durable;
+use crate::events::Events;
 use crate::exit;
 use crate::instance::{
     Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, reserve, retry,
 };
 use crate::job::{self, JobDescription, names::JobId};
+use crate::metrics::{Metrics, Watched};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
+use crate::report::Timeline;
 use crate::run::{Part, RunError};
 
 /// What `batch-agent run` can be told.
@@ -98,8 +103,42 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
     mount_deadline: u64,
 
+    /// The socket of the container engine, Docker or Podman. [default: /run/docker.sock, else /run/podman/podman.sock]
+    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_ENGINE_SOCKET")]
+    engine_socket: Option<PathBuf>,
+
+    /// A file with logins for registries of images, as `docker login` writes it (~/.docker/config.json). It must be readable by root
+    /// only; nothing of it is passed on but the login that a pull needs.
+    #[arg(long, value_name = "FILE")]
+    registry_logins: Option<PathBuf>,
+
+    /// How long pulling a task's image may take, in seconds, retries included.
+    #[arg(long, value_name = "SECONDS", default_value_t = Containers::PULL_DEADLINE.as_secs())]
+    pull_timeout: u64,
+
     #[command(flatten)]
     programs: ProgramArguments,
+
+    /// The directory in object storage that receives what happens, as events.ID.jsonl.
+    #[arg(long, value_name = "LOCATION")]
+    pub(super) report: Option<Location>,
+
+    /// Tell a server what happens: one POST per event, as the Standard Webhooks specification has it.
+    #[arg(long, value_name = "URL", env = "BATCH_AGENT_WEBHOOK", hide_env_values = true)]
+    pub(super) webhook: Option<String>,
+
+    /// The file with the secret that requests to --webhook are signed with: whsec_ and base64, or any text of at least 16 bytes.
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    pub(super) webhook_secret: Option<PathBuf>,
+
+    /// An event that --webhook is told; may be given several times. All when absent.
+    #[arg(long = "webhook-event", value_name = "NAME", requires = "webhook")]
+    pub(super) webhook_events: Vec<String>,
+
+    /// How long to wait at the end for those who are to be told, in seconds. What they have not taken then is told by the next
+    /// run that tells the same ones.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    report_wait: u64,
 
     /// What the task is told as BATCH_COMPUTE_CLUSTER_ID.
     #[arg(long, value_name = "ID")]
@@ -132,13 +171,20 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
         .enable_all()
         .build()
         .map_err(|error| Failure::platform(format!("cannot start: {error}")))?;
-    let context = Arc::new(context(arguments, console)?);
+    let recipients = Recipients::new(arguments, &job, &part)?;
+    let mut context = context(arguments, console)?;
     if arguments.job_id.is_none() {
         tracing::info!("this run's job id is {}", context.job);
     }
     let outcome = runtime.block_on(async {
         let stop = listen()?;
-        crate::run::run(context, Arc::new(job), part, stop).await.map_err(|error| {
+        let news = recipients.start(&context)?;
+        context.events = news.events.clone();
+        context.metrics =
+            Metrics::start(Watched::of(&context.node, context.mounter.settings(), arguments.programs.programs()));
+        let ended = crate::run::run(Arc::new(context), Arc::new(job), part, stop).await;
+        news.finish(Duration::from_secs(arguments.report_wait)).await;
+        ended.map_err(|error| {
             let exit_status = match error {
                 RunError::NoSuchTask { .. } | RunError::NoSuchInstance { .. } => exit::USAGE,
                 RunError::Unsupported { .. } => exit::BAD_DATA,
@@ -188,15 +234,39 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         budget: TransferBudget::default(),
         mounter: Mounter::new(serve),
         network: NetworkMounter::new(arguments.programs.programs(), Duration::from_secs(arguments.mount_deadline)),
+        containers: Containers {
+            socket: arguments.engine_socket.clone(),
+            logins: arguments.registry_logins.as_deref().map(logins).transpose()?.unwrap_or_default(),
+            pull_deadline: Duration::from_secs(arguments.pull_timeout),
+            ..Containers::default()
+        },
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,
         on_start: OnStart::default(),
+        events: Events::default(),
+        metrics: Metrics::default(),
+        timeline: Timeline::default(),
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
         reserve: Duration::from_secs(arguments.reserve_for),
         node,
     })
+}
+
+/// The logins in a file that nobody else can read.
+fn logins(path: &Path) -> Result<Logins, Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let shown = path.display();
+    let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
+    let unreadable = |error: std::io::Error| bad(format!("cannot read the logins in {shown}: {error}"));
+    let mut file = std::fs::File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
+        return Err(bad(format!("{shown} holds logins and can be read by others; run: chmod go-rwx {shown}")));
+    }
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut file, &mut text).map_err(unreadable)?;
+    Logins::parse(&text).map_err(|error| bad(format!("{shown}: {error}")))
 }
 
 fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {

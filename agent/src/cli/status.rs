@@ -13,9 +13,12 @@ use crate::boot::phase::Phase;
 use crate::boot::service::{self, Coming};
 use crate::boot::story::{State, Step, Story};
 use crate::exit;
+use crate::metrics::sample::Level;
+use crate::metrics::{self, Latest};
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome};
 use crate::programs::Programs;
+use crate::report::bytes;
 
 /// What `batch-agent status` can be told.
 #[derive(Debug, Args)]
@@ -93,13 +96,56 @@ pub(super) fn status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
             ),
         ));
     };
+    let latest = metrics::read(&metrics::latest_file(&arguments.state.state_dir)).filter(|_| story.agent.is_alive());
     let text = match (arguments.json, arguments.timing) {
-        (true, _) => serde_json::to_string_pretty(&story).map_err(Failure::platform)?,
+        (true, _) => json(&story, latest.as_ref())?,
         (false, true) => timing(&story),
-        (false, false) => shown(&story),
+        (false, false) => shown(&story) + &latest.as_ref().map(used).unwrap_or_default(),
     };
     print(text.trim_end())?;
     Ok(ExitCode::from(if story.trouble.is_some() { 1 } else { 0 }))
+}
+
+/// The node for programs.
+fn json(story: &Story, latest: Option<&Latest>) -> Result<String, Failure> {
+    let mut all = serde_json::to_value(story).map_err(Failure::platform)?;
+    if let Some(latest) = latest {
+        all["metrics"] = serde_json::to_value(latest).map_err(Failure::platform)?;
+    }
+    serde_json::to_string_pretty(&all).map_err(Failure::platform)
+}
+
+/// What the node has used lately, for people.
+fn used(latest: &Latest) -> String {
+    let (node, rate) = (&latest.node, |level: Level| format!("{}/s", bytes(level.mean)));
+    let mut text = format!("in the last {:.0} s:\n", node.seconds);
+    let mut line = |what: &str, words: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {what:<15} {words}");
+    };
+    line("processors", format!("{:.1} of {} busy", node.cpu.used.mean, node.cpu.cores));
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let size = |size: u64| bytes(size as f64);
+    line("memory", format!("{} of {}", bytes(node.memory.used.mean), size(node.memory.total)));
+    for disk in &node.disks {
+        let what = disk.roles.first().map_or("disk", |role| role.as_str());
+        let words = if disk.is_stuck {
+            "DOES NOT ANSWER".to_owned()
+        } else {
+            let (read, written) = (rate(disk.read), rate(disk.written));
+            format!("{} of {}, {read} read, {written} written", bytes(disk.used.mean), size(disk.size))
+        };
+        line(what, format!("{}: {words}", disk.path.escape_debug()));
+    }
+    line("network", format!("{} in, {} out", rate(node.network.received), rate(node.network.sent)));
+    for gpu in &node.gpus {
+        let (used, total) = (bytes(gpu.memory_used.mean), size(gpu.memory_total));
+        line("gpu", format!("{}: {:.0} % busy, {used} of {total}", gpu.index, gpu.used.mean * 100.0));
+    }
+    for (name, task) in latest.tasks.iter().filter_map(|(name, sample)| Some((name, sample.task?))) {
+        line("task", format!("{name}: {:.1} processors, {}", task.cpu.mean, bytes(task.memory.mean)));
+    }
+    text
 }
 
 /// The node for people.

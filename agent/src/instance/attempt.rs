@@ -7,6 +7,7 @@
 mod logs;
 mod plan;
 mod result;
+mod telemetry;
 
 use std::path::Path;
 
@@ -17,10 +18,11 @@ use super::outputs;
 use super::record::{Record, Sources};
 use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
-use super::view::ThisHost;
+use super::view::{Host, ThisHost};
 use super::workspace::{Workspace, clean_up};
-use super::{Context, package, reserve};
+use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
+use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -32,6 +34,8 @@ use crate::shim::{ExitRecord, ProcessId, Shim};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
+pub(crate) use telemetry::Evidence;
+use telemetry::Telemetry;
 
 /// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
 /// it.
@@ -45,7 +49,7 @@ pub(super) async fn run(
     tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> (InstanceOutcome, Next) {
+) -> (InstanceOutcome, Next, Evidence) {
     let mut course = Course::default();
     let mut opened = open(context, attempt, begun).await;
     match &mut opened {
@@ -56,7 +60,9 @@ pub(super) async fn run(
         }
     }
     let program_ran = course.program_ran();
+    let evidence = std::mem::take(&mut course.evidence);
     let mut outcome = outcome(attempt, course, stop.reason().as_ref());
+    outcome.figures.clone_from(&evidence.recorded.program);
     let failed = outcome.cause.filter(|_| outcome.state == State::Failed).map(|cause| Failed {
         cause,
         exit_status: outcome.exit_status,
@@ -70,7 +76,7 @@ pub(super) async fn run(
             close(context, attempt, &workspace).await;
         }
     }
-    (outcome, next)
+    (outcome, next, evidence)
 }
 
 /// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
@@ -140,11 +146,18 @@ async fn live(
         Err(failure) => return course.failures.push(failure),
     };
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
+    let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace, &mut logs).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry)).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
+    if let Ok(Ran { exit, .. }) = &ran {
+        telemetry.program_ended(exit);
+        if exit.start_failure.is_none() {
+            course.failures.extend(container::fetch(&workspace.record, exit).await.err());
+        }
+    }
     let problem = match &ran {
         Ok(Ran { exit, .. }) => exit.start_failure.as_ref().map(|failure| &failure.message),
         Err(failure) => Some(&failure.message),
@@ -156,6 +169,8 @@ async fn live(
     let directory = logs.stdout.target().clone();
     let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
     course.failures.extend(sent);
+    course.evidence = telemetry.finish(workspace).await;
+    course.evidence.arrived.clone_from(&course.delivery.arrived);
     if course.exit.is_some() {
         course.failures.extend(send_manifest(context, attempt, &directory, &course.delivery).await.err());
     }
@@ -200,12 +215,14 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
-    logs: &mut Logs,
+    (logs, telemetry): (&mut Logs, &Telemetry),
 ) -> Result<Ran, Failure> {
+    let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
         Some(sources) => (find(context, attempt, workspace)?, sources),
         None => start(context, task, attempt, stop.clone(), workspace).await?,
     };
+    telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
     let exit = wait(shim, attempt, stop).await?;
     Ok(Ran { exit, sources })
@@ -228,6 +245,7 @@ async fn start(
     workspace: &mut Workspace,
 ) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
+    container::begin(context, task, workspace).await?;
     let mut network = context.network.start(task, &workspace.record.network())?;
     let objects = async {
         if let Some(package) = &task.package {
@@ -245,9 +263,9 @@ async fn start(
         _ = asked.beyond(Urgency::None) => {
             Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"))
         }
-        ready = async { tokio::try_join!(objects, network.finished()) } => ready,
+        ready = async { tokio::try_join!(objects, network.finished(), container::image(context, task, workspace)) } => ready,
     };
-    let (inputs, networks) = match ready {
+    let (inputs, networks, image) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             // None may come up in a directory that is being removed.
@@ -255,14 +273,38 @@ async fn start(
             return Err(failure);
         }
     };
-    check_targets(task).await?;
     let account = account(task)?;
-    // It waits for a lock that other agents may hold, and writes files.
-    let (spec, sources) = tokio::task::block_in_place(|| {
-        let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
-        let plan = |made| plan(context, task, attempt, workspace, views, account, &ThisHost { made });
-        context.mount_points.acquire(&workspace.record.id, plan)
-    })?;
+    let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
+    let (spec, sources) = match (&image, workspace.record.container.clone()) {
+        (Some(image), Some(record)) => {
+            let node_mounts = context.containers.mounts_that_are_there();
+            answering(&node_mounts.iter().map(|mount| &**mount).collect::<Vec<_>>()).await?;
+            tokio::task::block_in_place(|| {
+                let plan =
+                    |host: &dyn Host| plan(context, task, attempt, workspace, views, account, (host, Some(image)));
+                let planned = with_files_of(&record, image, &node_mounts, plan)?;
+                workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
+                let made = planned.mount_points;
+                context
+                    .mount_points
+                    .acquire(&workspace.record.id, |_| Ok::<_, FileError>(((), made)))
+                    .map_err(Failure::platform)?;
+                Ok::<_, Failure>((planned.spec, planned.sources))
+            })?
+        }
+        _ => {
+            check_targets(task).await?;
+            // It waits for a lock that other agents may hold, and writes files.
+            tokio::task::block_in_place(|| {
+                let plan = |made| {
+                    let host = ThisHost { made };
+                    let planned = plan(context, task, attempt, workspace, views, account, (&host, None))?;
+                    Ok::<_, Failure>(((planned.spec, planned.sources), planned.mount_points))
+                };
+                context.mount_points.acquire(&workspace.record.id, plan)
+            })?
+        }
+    };
     // Whoever comes after us finds a program that may have been started, and what it leaves.
     workspace.record.sources = Some(sources.clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
@@ -292,8 +334,13 @@ async fn check_targets(task: &Task) -> Result<(), Failure> {
         .chain(task.outputs.iter().map(|output| &*output.source))
         .chain(task.logs.iter().map(|log| &*log.source))
         .collect();
-    let Some(stuck) = network::find_stuck(&targets).await else { return Ok(()) };
-    let mapped = targets.into_iter().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
+    answering(&targets).await
+}
+
+/// Makes sure that what this machine has mounted on the way to these paths answers.
+async fn answering(targets: &[&Path]) -> Result<(), Failure> {
+    let Some(stuck) = network::find_stuck(targets).await else { return Ok(()) };
+    let mapped = targets.iter().copied().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
     let (mapped, stuck) = (mapped.display(), stuck.display());
     Err(Failure::new(
         Cause::Mount,

@@ -19,7 +19,7 @@ use oss::{CredentialSource, Secret, StoreSettings};
 use serde_json::{Map, Value};
 
 use self::object::{Kind, Object, expect, type_of};
-use super::draft::{Draft, DraftCommand, DraftContainer, DraftInput, DraftOutput, DraftTask, Edge};
+use super::draft::{Draft, DraftCommand, DraftContainer, DraftInput, DraftNotification, DraftOutput, DraftTask, Edge};
 use super::finding::{At, Findings, Place, nearest, quoted};
 
 /// How long a task may run when its description does not say, in seconds: the service's default.
@@ -52,7 +52,15 @@ pub(super) fn read(document: &Value, app: Option<&Value>, findings: &mut Finding
     };
     let job = Object::open(root, map, keys::JOB, findings);
     if let Some(notification) = job.object("Notification", keys::NOTIFICATION, findings) {
-        notification.object("Topic", keys::TOPIC, findings);
+        draft.notification = notification.object("Topic", keys::TOPIC, findings).map(|topic| DraftNotification {
+            name: topic.text("Name"),
+            endpoint: topic.text("Endpoint"),
+            events: topic
+                .list("Events")
+                .filter_map(|item| Some(At::new(item.place.clone(), item.value.as_str()?.to_owned())))
+                .collect(),
+            place: topic.place,
+        });
     }
     draft.name = job.text("Name");
     draft.stop_on_failure = job.flag("JobFailOnInstanceFail").unwrap_or(true);
@@ -261,9 +269,9 @@ fn read_command(command: &Object<'_>, draft: &mut DraftTask, findings: &mut Find
                 );
             }
             let registry = docker.and_then(|docker| docker.text("RegistryOSSPath"));
-            Some(DraftContainer { image, registry })
+            Some(DraftContainer::new(image, registry))
         }
-        (None, Some(image)) => Some(DraftContainer { image, registry }),
+        (None, Some(image)) => Some(DraftContainer::new(image, registry)),
         // Without an image there is nothing to fetch from the registry.
         (None, None) => None,
     };

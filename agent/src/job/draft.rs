@@ -5,6 +5,7 @@
 
 use oss::StoreSettings;
 
+use super::description::{ContainerNetwork, PullPolicy};
 use super::finding::{At, Place};
 
 /// A job as it was written.
@@ -20,9 +21,21 @@ pub(crate) struct Draft {
     pub edges: Vec<Edge>,
     /// Whether the first failed instance ends the job.
     pub stop_on_failure: bool,
+    /// Who wants to be told what happens to it.
+    pub notification: Option<DraftNotification>,
     /// Whether a directory whose local path lacks the trailing slash deserves a warning: it does in BatchCompute's
     /// format, where slashes on both sides say what is meant; in ours the location alone says it.
     pub slashes_agree: bool,
+}
+
+/// A topic that is told what happens.
+#[derive(Debug)]
+pub(crate) struct DraftNotification {
+    pub place: Place,
+    pub name: Option<At<String>>,
+    pub endpoint: Option<At<String>>,
+    /// The events that are wanted.
+    pub events: Vec<At<String>>,
 }
 
 /// `after` starts when `before` has finished.
@@ -103,7 +116,21 @@ pub(crate) enum DraftCommand {
 #[derive(Debug)]
 pub(crate) struct DraftContainer {
     pub image: At<String>,
-    pub registry: Option<At<String>>,
+    /// An object that holds the image.
+    pub archive: Option<At<String>>,
+    /// A directory that holds a registry's files.
+    pub registry_tree: Option<At<String>>,
+    pub pull: PullPolicy,
+    pub network: ContainerNetwork,
+    pub devices: Vec<At<String>>,
+}
+
+impl DraftContainer {
+    /// What BatchCompute can say of a container.
+    pub(crate) fn new(image: At<String>, registry_tree: Option<At<String>>) -> Self {
+        let (pull, network) = (PullPolicy::default(), ContainerNetwork::default());
+        Self { image, archive: None, registry_tree, pull, network, devices: Vec::new() }
+    }
 }
 
 /// Something remote that appears at a local path.

@@ -137,6 +137,16 @@ impl Attempt<'_> {
         format!("manifest.{}.{}.{}.json", self.job, self.task, self.instance)
     }
 
+    /// `metrics.<job>.<task>.<instance>.jsonl`, what was used, with the attempt as in [`Attempt::stdout`].
+    pub fn metrics(&self) -> String {
+        format!("metrics.{self}.jsonl")
+    }
+
+    /// `report.<job>.<task>.<instance>.html`, everything about it for a person. It is the instance's, as the manifest.
+    pub fn report(&self) -> String {
+        format!("report.{}.{}.{}.html", self.job, self.task, self.instance)
+    }
+
     /// Where a log file of the program's own goes: `<directory><basename>.<job>.<task>.<instance>`, with the attempt as in
     /// [`Attempt::stdout`]; or the very object, when the mapping names one.
     pub fn log(&self, log: &LogFile) -> Location {

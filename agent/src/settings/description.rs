@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use fuse_oss::ByteSize;
 use oss::{Location, Settings};
 
+use crate::container::Logins;
+use crate::events::{Topic, Webhook};
 use crate::job::Output;
 
 /// All that is known of how a node is to be prepared and what it is to do.
@@ -26,6 +29,8 @@ pub struct NodeSettings {
     pub outputs: Vec<Output>,
     /// The object cache.
     pub cache: CacheSettings,
+    /// How tasks run in containers.
+    pub containers: ContainerSettings,
     /// How object storage is reached.
     pub storage: Settings,
     /// The cluster's environment variables: bootstrap and task see them.
@@ -52,6 +57,7 @@ impl fmt::Debug for NodeSettings {
             .field("mounts", &self.mounts)
             .field("outputs", &self.outputs)
             .field("cache", &self.cache)
+            .field("containers", &self.containers)
             .field("storage", &self.storage)
             .field("environment", &self.environment.keys())
             .field("user_data", &self.user_data.keys())
@@ -189,6 +195,17 @@ pub struct CacheSettings {
     pub memory: Option<ByteSize>,
 }
 
+/// How tasks run in containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerSettings {
+    /// Where the engine listens; found when absent.
+    pub socket: Option<PathBuf>,
+    /// How long an image may be pulled; [`Containers::PULL_DEADLINE`](crate::container::Containers::PULL_DEADLINE) when absent.
+    pub pull_deadline: Option<Duration>,
+    /// Who the node is to registries.
+    pub logins: Logins,
+}
+
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -253,6 +270,21 @@ pub struct Report {
     /// The directory in object storage that receives `events.<instance id>.jsonl` and the final outcome; the journal gets events in
     /// any case.
     pub directory: Option<Location>,
+    /// A server that is told what happens.
+    pub webhook: Option<WebhookSettings>,
+    /// A topic that is told what happens.
+    pub topic: Option<Topic>,
+    /// Where metrics can be asked for: a loopback address.
+    pub prometheus: Option<SocketAddr>,
+}
+
+/// A webhook, and where its secret is if it is not in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookSettings {
+    /// The webhook.
+    pub webhook: Webhook,
+    /// The file that holds the secret.
+    pub secret_file: Option<PathBuf>,
 }
 
 /// What happens at the end.

@@ -33,6 +33,8 @@ pub(super) struct SettingsDocument {
     pub outputs: Option<Vec<Option<OutputDocument>>>,
     /// The object cache, and the memory that object mounts may take.
     pub cache: Option<CacheDocument>,
+    /// How tasks run in containers.
+    pub containers: Option<ContainersDocument>,
     /// How object storage is reached. What is left out comes from the environment, the instance's role and its region.
     pub storage: Option<StorageDocument>,
     /// Environment variables that bootstrap and task see.
@@ -169,6 +171,32 @@ pub(super) struct CacheDocument {
     pub memory: Option<String>,
 }
 
+/// How tasks run in containers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ContainersDocument {
+    /// Where the engine, Docker or Podman, listens: an absolute path. /run/docker.sock, else /run/podman/podman.sock, when absent.
+    pub socket: Option<String>,
+    /// How long an image may be pulled, with retries: `30m`, `2h`, or seconds. An hour when absent.
+    pub pull_timeout: Option<TimeoutDocument>,
+    /// Registries that want a login.
+    #[schemars(with = "Option<Vec<RegistryDocument>>")]
+    pub registries: Option<Vec<Option<RegistryDocument>>>,
+}
+
+/// A login for a registry of images.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistryDocument {
+    /// Its host, with its port if it has one: registry.cn-hangzhou.aliyuncs.com, docker.io.
+    pub host: String,
+    /// The user's name.
+    pub username: String,
+    /// The password, or a token in its place. The file must then be readable by root only.
+    #[schemars(with = "String", extend("writeOnly" = true))]
+    pub registry_password: Secret,
+}
+
 /// How object storage is reached.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -265,6 +293,44 @@ pub(super) struct TaskDocument {
 pub(super) struct ReportDocument {
     /// The directory in object storage that receives the node's events and its final outcome.
     pub directory: Option<String>,
+    /// A server that is told what happens, by HTTP.
+    pub webhook: Option<WebhookDocument>,
+    /// A topic of Alibaba Cloud's message service that is told what happens.
+    pub topic: Option<TopicDocument>,
+    /// Where metrics can be asked for in Prometheus' format: an address of this machine itself, such as 127.0.0.1:9464. Nowhere
+    /// when absent.
+    pub prometheus: Option<String>,
+}
+
+/// A receiver of events. Requests are as the Standard Webhooks specification has them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebhookDocument {
+    /// Its address: http:// or https://.
+    pub url: String,
+    /// What requests are signed with: `whsec_` and base64, or any text of at least 16 bytes.
+    #[schemars(with = "Option<String>", extend("writeOnly" = true))]
+    #[serde(default)]
+    pub secret: Option<Secret>,
+    /// A file of the node that holds it.
+    #[serde(default)]
+    pub secret_file: Option<String>,
+    /// The events that it is told, such as PhaseFailed, OnInstanceActive, OnInstanceFinished. All when absent.
+    #[serde(default)]
+    pub events: Option<Vec<String>>,
+}
+
+/// A topic that is told what happens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TopicDocument {
+    /// Its name.
+    pub name: String,
+    /// Where the message service is: http://1234567890.mns.cn-hangzhou.aliyuncs.com/.
+    pub endpoint: String,
+    /// The events that it is told: OnInstanceCreated, OnInstanceActive and those of the task's instance. All of these when absent.
+    #[serde(default)]
+    pub events: Option<Vec<String>>,
 }
 
 /// What happens at the end.

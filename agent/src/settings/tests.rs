@@ -619,3 +619,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_is_told_is_checked_and_no_secret_is_shown() {
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let text = format!(
+        "report:\n  webhook: {{url: 'https://hooks.example.com/token', secret: {secret}, events: [OnInstanceFailed]}}\n  \
+         topic: {{name: t, endpoint: 'http://1.mns.cn-x.aliyuncs.com/'}}\n  prometheus: '[::1]:9464'\n"
+    );
+    let node = good(&text);
+    let webhook = node.report.webhook.as_ref().unwrap();
+    assert!(webhook.webhook.is_signed() && webhook.webhook.events == ["OnInstanceFailed"]);
+    assert_eq!(node.report.prometheus.unwrap().port(), 9464);
+    let shown = format!("{node:?} {}", SettingsReport::new(&node, &[]));
+    assert!(
+        shown.contains("webhook at https://hooks.example.com; topic t at http://1.mns.cn-x.aliyuncs.com"),
+        "{shown}"
+    );
+    assert!(!shown.contains("token") && !shown.contains("MfKQ"), "{shown}");
+    for (text, problem) in [
+        ("report: {prometheus: '0.0.0.0:9464'}", "can be reached by others"),
+        ("report: {prometheus: here}", "is no address"),
+        ("report: {webhook: {url: 'hooks.example.com/token'}}", "report.webhook.url: is no http"),
+        ("report: {webhook: {url: 'http://a/', secret: short}}", "report.webhook.secret: is shorter than 16 bytes"),
+        (
+            "report: {webhook: {url: 'http://a/', secret_file: /etc/batch-agent/x, events: [Never]}}",
+            "names no event that is ever told",
+        ),
+        ("report: {topic: {name: a/b, endpoint: 'http://a'}}", "is no name of a topic"),
+        ("report: {topic: {name: a, endpoint: 'a b'}}", "is no address of the message service"),
+    ] {
+        let said = problems(text).join("\n");
+        assert!(said.contains(problem) && !said.contains("token"), "{text}: {said}");
+    }
+    assert!(warnings("report: {webhook: {url: 'http://a/'}}").join("\n").contains("is not signed"));
+}

@@ -176,9 +176,7 @@ pub(super) async fn send_manifest(
     beside: &Location,
     delivery: &Delivery,
 ) -> Result<(), Failure> {
-    let key = beside.key().as_str();
-    let directory = &key[..key.rfind('/').map_or(0, |slash| slash + 1)];
-    let target = beside.with_key(format!("{directory}{}", attempt.manifest()));
+    let target = beside.sibling(&attempt.manifest());
     let manifest = Manifest {
         version: 1,
         job: attempt.job,
