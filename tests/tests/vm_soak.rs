@@ -2,8 +2,10 @@
 //!
 //! Each case boots its machine once or more and takes two minutes for each, so none is part of the ordinary tests.
 
+use std::time::Duration;
+
 use serde_json::Value;
-use tests::double::AccessKey;
+use tests::double::{AccessKey, Fault, Often, When};
 use tests::vm::boot::Boot;
 use tests::vm::plan::{self, Plan};
 use tests::vm::site::{self, BUCKET, Cloud, Site};
@@ -96,6 +98,8 @@ fn soak_vm_agent_killed_in_every_phase() {
     let case = Case::begin("agent killed in every phase");
     let site = Site::with(Cloud::Aws, &KILLER);
     site.imds.set_user_data(&Plan::of(&site).user_data(SCRIPT));
+    // Else it is over before it can be killed in it.
+    site.store.fault(Fault::Latency(Duration::from_secs(3)), When::any().prefix("report/"), Often::Always);
     let boot = site.machine.power_on().boot();
     let phases = ["identity", "disks", "network-mounts", "object-mounts", "bootstrap", "task", "report"];
     for phase in phases {

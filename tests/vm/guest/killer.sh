@@ -9,7 +9,7 @@ for phase in identity disks network-mounts object-mounts bootstrap task report; 
         sleep 0.05
     done
     pid=$(systemctl show --property MainPID --value batch-agent.service)
-    kill -KILL "$pid"
+    kill -KILL "$pid" || continue
     seen=$(wc -l <"$EVENTS")
     echo "killer: $phase: killed $pid"
 done
