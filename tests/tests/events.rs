@@ -96,7 +96,7 @@ fn told_after(outage: Duration) {
     let running = node.start(&two_tasks("/bin/true", "/bin/true"), &options);
     eventually("it is asked while it is down", LIMIT, || receiver.refused() > 0);
     std::thread::sleep(outage.saturating_sub(began.elapsed()));
-    receiver.lose_replies(2);
+    receiver.lose_replies(1);
     receiver.set_down(false);
     let run = running.wait();
     assert_eq!(run.status, 0, "{}", run.stderr);

@@ -81,7 +81,7 @@ fn a_node_says_what_it_uses_and_its_task() {
     let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert!(last["cpu"]["cores"].as_u64().unwrap() > 0 && last["disks"][0]["size"].as_u64().unwrap() > 0, "{lines}");
     let page = node.stored("out/report.job-1.only.0.html");
-    for part in ["Finished", "Timeline", "object-mounts", "program", "Processors", "OnInstanceActive", "<polyline"] {
+    for part in ["Finished", "Timeline", "<td>settings</td>", "program", "Processors", "OnInstanceActive", "<polyline"] {
         assert!(page.contains(part), "{part}: {page}");
     }
     let outcome = &node.status()["outcome"];
