@@ -64,16 +64,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_given_key_is_handed_out_and_shown_nowhere() {
-        let mut settings = StoreSettings::default();
-        settings.credentials = CredentialSource::Static {
+        let credentials = CredentialSource::Static {
             access_key_id: "id".to_owned(),
             access_key_secret: Secret::new("hidden"),
             security_token: Some(Secret::new("token")),
         };
+        let settings = StoreSettings { credentials, ..StoreSettings::default() };
         let key = AccessKeys::new(Scheme::Oss, &settings).unwrap().get().await.unwrap();
         assert_eq!((key.id.as_str(), key.secret.expose()), ("id", "hidden"));
         assert!(!format!("{key:?}").contains("hidden"));
-        settings.credentials = CredentialSource::Anonymous;
+        let settings = StoreSettings { credentials: CredentialSource::Anonymous, ..StoreSettings::default() };
         AccessKeys::new(Scheme::Oss, &settings).unwrap().get().await.unwrap_err();
     }
 }
