@@ -1,6 +1,7 @@
 //! One instance of a task: its attempts, one after the other, until one succeeds or no more are allowed.
 
 mod attempt;
+mod container;
 mod follow;
 mod inputs;
 mod mount_point;
@@ -34,6 +35,7 @@ pub(crate) use attempt::Evidence;
 pub(crate) use outputs::Arrived;
 
 use crate::console::Console;
+use crate::container::Containers;
 use crate::events::{Events, message};
 use crate::job::Task;
 use crate::job::names::{Attempt, JobId};
@@ -60,6 +62,8 @@ pub struct Context {
     pub mounter: Mounter,
     /// Mounts network file systems.
     pub network: NetworkMounter,
+    /// Runs containers.
+    pub containers: Containers,
     /// Makes mount points.
     pub mount_points: MountPoints,
     /// What the user sees.

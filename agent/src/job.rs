@@ -18,7 +18,8 @@ pub mod check;
 pub mod command_line;
 pub mod description;
 pub use description::{
-    Container, Input, Job as JobDescription, Limits, LogFile, NetworkMount, Output, RetryRules, Task,
+    Container, ContainerNetwork, ImageSource, Input, Job as JobDescription, Limits, LogFile, NetworkMount, Output,
+    PullPolicy, RetryRules, Task,
 };
 pub(crate) mod document;
 pub(crate) mod draft;

@@ -2,15 +2,16 @@
 //!
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
-//! program really runs under, and [`enter`] how a person gets beside it; [`network`] mounts NAS and Lustre; [`outcome`] is what is
-//! reported; [`logs`] reads logs again. A node is described by [`settings`] and found out by [`identity`]; [`boot`] is its life, and
-//! [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
+//! program really runs under, and [`enter`] how a person gets beside it; [`container`] runs it in an image; [`network`] mounts NAS and
+//! Lustre; [`outcome`] is what is reported; [`logs`] reads logs again. A node is described by [`settings`] and found out by
+//! [`identity`]; [`boot`] is its life, and [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
 
 pub mod account;
 pub mod boot;
 pub mod cgroup;
 pub mod cli;
 pub mod console;
+pub mod container;
 mod disk;
 pub mod durable;
 pub mod enter;

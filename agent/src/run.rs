@@ -24,7 +24,7 @@ const OUTCOMES_KEPT: usize = 1000;
 const FORETOLD: u64 = 1000;
 
 /// What this version can do for a task beyond running it on objects.
-pub const ABILITIES: Abilities = Abilities { network_mounts: true, containers: false };
+pub const ABILITIES: Abilities = Abilities { network_mounts: true, containers: true };
 
 /// What of a job is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]

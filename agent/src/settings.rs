@@ -39,8 +39,8 @@ use self::tree::{Node, Origin, Value};
 use crate::job::finding::{Findings, Place};
 use crate::job::{Problems, Warning};
 pub use description::{
-    AtEnd, Bootstrap, CacheSettings, Cloud, DiskSettings, Identity, MountSource, NetworkFileSystem, NfsVersion,
-    NodeMount, NodeSettings, NodeTask, Program, Report, TaskSource, WebhookSettings,
+    AtEnd, Bootstrap, CacheSettings, Cloud, ContainerSettings, DiskSettings, Identity, MountSource, NetworkFileSystem,
+    NfsVersion, NodeMount, NodeSettings, NodeTask, Program, Report, TaskSource, WebhookSettings,
 };
 
 /// Where the settings of a node are.

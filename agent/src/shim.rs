@@ -23,8 +23,10 @@ use std::process::ExitCode;
 
 pub use control::{Shim, ShimError, StopMode, find_by_spec, stop_shim};
 pub use descendants::{ProcessId, kill_descendants};
+pub(crate) use record::Clock;
 pub use record::{ExitRecord, StartFailure, Stopped, Usage};
 pub use spec::{Place, Spec, VERSION as SPEC_VERSION};
+pub(crate) use supervise::{KILL, STOP, Signals};
 
 use crate::cgroup::TaskGroup;
 use crate::durable;
@@ -59,9 +61,12 @@ fn run(spec: &Path) -> Result<(), String> {
         .ok_or_else(|| format!("{} is missing or damaged", spec.display()))?;
     // A session of its own: no terminal's Ctrl-C and no hang-up reaches the task but through us.
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
-    let signals = supervise::Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+    let signals = Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
-    if spec.place == Place::Own {
+    if spec.container.is_some() {
+        // An engine sees the host's mounts, and none of ours.
+        namespace::build(&spec)?;
+    } else if spec.place == Place::Own {
         let host = pin::host();
         namespace::enter(&spec)?;
         if let Some(at) = &spec.pin {
@@ -76,7 +81,14 @@ fn run(spec: &Path) -> Result<(), String> {
     let made = spec.group.as_ref().map(TaskGroup::make).transpose().map_err(|error| error.to_string())?;
     let (group, notes) = made.map_or_else(Default::default, |(group, notes)| (Some(group), notes));
 
-    let started = record::Clock::now();
+    let started = Clock::now();
+    if let Some(container) = &spec.container {
+        spare_this_process();
+        say(&Hello::Started);
+        let mut record = crate::container::supervise(&spec, container, &signals, started);
+        record.notes = notes;
+        return durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string());
+    }
     let mut record = match program::start(&spec, group.as_ref()) {
         Ok(child) => {
             spare_this_process();

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use batch_agent::job::ImageSource;
 use batch_agent::job::check::{Abilities, Report};
 use batch_agent::job::{Format, JobDescription, Task, read, read_with_app};
 use proptest::prelude::*;
@@ -126,8 +127,8 @@ fn an_app_may_be_yaml_and_name_a_container() {
     let (job, warnings) = read_with_app(job.as_bytes(), Format::Json, Some(app.as_bytes())).unwrap();
     assert_eq!(warnings, []);
     let container = job.tasks[0].container.as_ref().unwrap();
-    assert_eq!(container.image, "localhost:5000/r:1");
-    assert_eq!(container.registry.as_ref().unwrap().to_string(), "oss://b/dockers/");
+    assert_eq!(container.image.to_string(), "localhost:5000/r:1");
+    assert_eq!(container.source, ImageSource::Tree("oss://b/dockers/".parse().unwrap()));
     assert_eq!(job.tasks[0].command, ["render", "7"]);
     let nowhere = Report::new(&job, &[], Abilities { network_mounts: true, containers: false });
     assert!(!nowhere.is_runnable());

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use batch_agent::job::check::{Abilities, Report};
-use batch_agent::job::description::{Container, Input, Job, Limits, NetworkMount, Output, RetryRules, Task};
-use batch_agent::job::{Finding, read_file};
+use batch_agent::job::description::{
+    Container, ContainerNetwork, ImageSource, Input, Job, Limits, NetworkMount, Output, RetryRules, Task,
+};
+use batch_agent::job::{Finding, PullPolicy, read_file};
 use fuse_oss::{CacheUse, Charset};
 
 fn fixture(name: &str) -> PathBuf {
@@ -28,6 +30,12 @@ fn quiet(name: &str) -> Job {
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// A container as descriptions of the service can ask for it.
+fn container(image: &str, source: ImageSource) -> Container {
+    let (pull, network) = (PullPolicy::Missing, ContainerNetwork::Host);
+    Container { image: image.parse().unwrap(), source, pull, network, devices: Vec::new() }
 }
 
 /// A task as it is when its description says no more than it must.
@@ -146,8 +154,8 @@ fn a_call_of_cromwell() {
         ("stdout".to_owned(), format!("{local}/stdout")),
         ("stderr".to_owned(), format!("{local}/stderr")),
     ]);
-    let image = "registry.cn-shanghai.aliyuncs.com/batchcompute/myubuntu:0.2".to_owned();
-    task.container = Some(Container { image, registry: None });
+    let image = "registry.cn-shanghai.aliyuncs.com/batchcompute/myubuntu:0.2";
+    task.container = Some(container(image, ImageSource::Registry));
     task.reserve_on_fail = true;
     task.inputs = vec![
         input("oss://my-bucket/inputs/", "/home/inputs", false, None),
@@ -195,8 +203,8 @@ fn directories_without_a_slash_are_taken_as_the_tutorial_means_them() {
     let task = &job.tasks[0];
     assert_eq!(task.inputs, [input("oss://b/log-count/", "/home/input", true, None)]);
     assert_eq!(task.outputs, [output("/home/output", "oss://b/log-count/")]);
-    let registry = Some("oss://b/dockers/".parse().unwrap());
-    assert_eq!(task.container, Some(Container { image: "localhost:5000/myubuntu".to_owned(), registry }));
+    let tree = ImageSource::Tree("oss://b/dockers/".parse().unwrap());
+    assert_eq!(task.container, Some(container("localhost:5000/myubuntu", tree)));
     let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         warnings,

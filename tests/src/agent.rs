@@ -286,6 +286,12 @@ pub fn control_groups() -> Vec<PathBuf> {
     trees.flat_map(|tree| ours.map(|ours| inside(&tree.join(ours))).concat()).collect()
 }
 
+/// Removes the control groups of the agent with this runtime directory, for a test that ends before its agent has.
+pub fn remove_control_groups(runtime: &Path) {
+    let mark = agent_mark(runtime);
+    control_groups().iter().filter(|group| group.to_string_lossy().contains(&mark)).for_each(|group| empty(group));
+}
+
 /// Kills whoever is in a control group and removes it, for a test that has failed.
 fn empty(group: &Path) {
     for inside in [group.join("task"), group.join("shim"), group.to_owned()] {
@@ -298,7 +304,8 @@ fn empty(group: &Path) {
     }
 }
 
-fn finished(output: &Output) -> Finished {
+/// What a `batch-agent run` that has ended came to.
+pub fn finished(output: &Output) -> Finished {
     use std::os::unix::process::ExitStatusExt;
     let status = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
     let outcome = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bucket;
 pub mod client;
 pub mod disk;
+pub mod docker;
 pub mod double;
 pub mod http_server;
 pub mod imds;

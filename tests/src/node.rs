@@ -101,11 +101,19 @@ impl BootNode {
     /// # Panics
     /// When it cannot be started.
     pub fn boot(&self) -> Child {
+        self.boot_command().spawn().expect("the program was built")
+    }
+
+    /// What [`BootNode::boot`] starts, not started yet.
+    ///
+    /// # Panics
+    /// When there is no place for its log.
+    pub fn boot_command(&self) -> Command {
         let log = fs::File::options().append(true).create(true).open(self.path("log")).expect("a log");
         let config = self.path("node.yaml");
         let mut command = self.agent(&["boot", "--config"]);
         command.arg(config).stdout(Stdio::null()).stderr(log);
-        command.spawn().expect("the program was built")
+        command
     }
 
     /// Boots and waits for the end of the agent; its exit status.
@@ -197,6 +205,7 @@ impl Drop for BootNode {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+        crate::agent::remove_control_groups(&self.path("run"));
         for mount in self.mounts().iter().rev() {
             let _ = umount2(mount, MntFlags::MNT_DETACH);
         }

@@ -261,15 +261,3 @@ fn check_accepts_every_description_and_touches_nothing() {
     assert!(seen >= 7);
     assert_eq!(std::fs::read_dir(node.path()).unwrap().count(), 0);
 }
-
-/// What a description needs and this version lacks is said before anything of it runs.
-#[test]
-fn containers_are_refused_before_anything_runs() {
-    let double = Double::start(DoubleConfig::empty().bucket("my-bucket", "cn-test"));
-    let node = Node::with_double(&double.endpoint());
-    let run = node.run(&fixture("cromwell-call.json"));
-    assert_eq!(run.status, 65, "{run:#?}");
-    assert!(run.stderr.contains("registry.cn-shanghai.aliyuncs.com"), "{}", run.stderr);
-    assert!(double.requests().is_empty());
-    node.assert_clean();
-}

@@ -1,7 +1,5 @@
 //! Which failures are followed by another attempt, on whose account, and what is left of each.
 
-#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
-
 use std::fs;
 use std::time::Duration;
 

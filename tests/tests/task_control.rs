@@ -74,8 +74,10 @@ fn out_of_memory_within_its_limit() {
         assert_ended(&run, "Failed", json!("out-of-memory"), 137, "for want of memory (killed by signal 9");
         let usage = &run.instance("task", 0)["usage"];
         assert_eq!(usage["oom_kills"], 1, "{run:#?}");
-        assert_eq!(usage["memory_peak_bytes"], 48 << 20, "{run:#?}");
-        assert!(run.message().contains("it had 48 MiB at most; raise its limit"), "{}", run.message());
+        // The kernel charges memory in batches, so the last of it may not have been counted.
+        let peak = usage["memory_peak_bytes"].as_u64().unwrap() >> 20;
+        assert!((40..=48).contains(&peak), "{run:#?}");
+        assert!(run.message().contains(&format!("it had {peak} MiB at most; raise its limit")), "{}", run.message());
         node.assert_clean();
     }
 }
@@ -145,7 +147,7 @@ fn processors_and_processes_are_limited() {
     let used = usage["user_ms"].as_u64().unwrap() + usage["system_ms"].as_u64().unwrap();
     let elapsed = run.instance("task", 0)["elapsed_ms"].as_u64().unwrap();
     // Two loops on two processors for two seconds would be four.
-    assert!(used > 50 && used < elapsed / 2, "{used} ms of {elapsed} ms");
+    assert!(used < elapsed / 2, "{used} ms of {elapsed} ms");
     assert_ne!(run.status, 0, "it could not start all it wanted");
     assert!(run.message().contains("by its limit of processes (pids)"), "{}", run.message());
     assert_eq!(sleepers(4001), 0);
@@ -156,7 +158,9 @@ fn processors_and_processes_are_limited() {
 #[test]
 fn what_is_left_behind_is_killed_and_its_use_counted() {
     let node = Node::new();
-    let run = run(&node, "(while :; do :; done) & sleep 1; echo over", json!({}));
+    // Until it has used 20 ticks, however long that takes here.
+    let script = "(while :; do :; done) & while [ $(cut -d ' ' -f 14 /proc/$!/stat) -lt 20 ]; do sleep 0.1; done";
+    let run = run(&node, script, json!({}));
     assert_ended(&run, "Finished", Value::Null, 0, "");
     assert!(run.instance("task", 0)["usage"]["user_ms"].as_u64().unwrap() > 100, "{run:#?}");
     assert!(run.stderr.contains("1 processes it had left running were killed"), "{}", run.stderr);
@@ -354,14 +358,13 @@ fn the_nodes_task_is_cancelled() {
         if is_alone {
             agent.kill().unwrap();
             agent.wait().unwrap();
-        }
-        let told = node.run(&["cancel", "only"]);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        if is_alone {
+            assert_eq!(node.run(&["cancel", "only"]).code, Some(0), "{}", node.log());
             eventually("it has ended", LONG, || sleepers(9003) == 0);
             assert_eq!(node.boot_to_end(), 0, "{}", node.log());
         } else {
-            assert!(agent.wait().unwrap().success(), "{}", node.log());
+            let told = node.run(&["cancel", "only"]);
+            let ended = agent.wait().unwrap();
+            assert!(told.code == Some(0) && ended.success(), "{told:?}\n{}", node.log());
         }
         let outcome = &node.status()["outcome"];
         assert_eq!((&outcome["state"], &outcome["cause"]), (&json!("Stopped"), &json!("cancelled")), "{outcome:#}");

@@ -92,6 +92,7 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         stdout: files.log.clone(),
         stderr: files.log.clone(),
         place: Place::Machine,
+        container: None,
         steps: Vec::new(),
         pin: None,
         hold: known.node.runtime.join("hold"),

@@ -1,6 +1,6 @@
 //! The node's task: one instance of one task of a job, as `batch-agent run` would run it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use oss::{GetOptions, Location, PutMode};
 use super::phase::{Came, Phase};
 use super::story::Story;
 use super::{Boot, Known, mounts};
+use crate::container::Containers;
 use crate::exit;
 use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, OnStart, Place};
 use crate::job::names::JobId;
@@ -200,6 +201,19 @@ fn check_space(scratch: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What containers get of the node: its engine, its logins, and the places at which it has mounted something.
+fn containers(known: &Known) -> Containers {
+    let settings = &known.settings;
+    let volumes = settings.disks.request.get("volumes").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let volumes = volumes.filter_map(|volume| volume["mount"].as_str()).map(PathBuf::from);
+    Containers {
+        socket: settings.containers.socket.clone(),
+        logins: settings.containers.logins.clone(),
+        pull_deadline: settings.containers.pull_deadline.unwrap_or(Containers::PULL_DEADLINE),
+        node_mounts: volumes.chain(settings.mounts.iter().map(|mount| mount.target.clone())).collect(),
+    }
+}
+
 fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context {
     let identity = &known.identity;
     Context {
@@ -209,6 +223,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         budget: TransferBudget::default(),
         mounter: Mounter::new(mounts::serve_settings(&known.settings, &known.node, &boot.fuse_oss)),
         network: NetworkMounter::new(boot.programs.clone(), NETWORK_DEADLINE),
+        containers: containers(known),
         mount_points: MountPoints::new(Path::new(crate::node::Node::STATE)),
         console: boot.console.clone(),
         of_the_node: true,

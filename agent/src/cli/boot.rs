@@ -124,7 +124,7 @@ pub(super) fn boot(arguments: &BootArguments, console: Console) -> Result<ExitCo
         let end = loop {
             tokio::select! {
                 end = &mut life => break end,
-                () = told.to_end() => {}
+                () = told.end_asked() => {}
             }
             if !service::is_shutting_down(&boot.programs).await {
                 tracing::info!("detaching: what runs goes on, and the next agent goes on with it");
@@ -164,7 +164,7 @@ async fn last_words(end: &End, going_down: bool, events: &Events, told: &mut Tol
             }
             true
         }
-        () = told.to_end() => false,
+        () = told.end_asked() => false,
     }
 }
 
@@ -180,7 +180,7 @@ async fn last(end: &End, told: &mut Told, programs: &Programs, node: &Node) {
             );
             tokio::select! {
                 () = reserve::over(node, reserved.until) => {}
-                () = told.to_end() => return tracing::info!("told to end: the machine is not powered off"),
+                () = told.end_asked() => return tracing::info!("told to end: the machine is not powered off"),
             }
         }
         if !pause.is_zero() {
@@ -192,11 +192,11 @@ async fn last(end: &End, told: &mut Told, programs: &Programs, node: &Node) {
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => service::power_off(programs).await,
-            () = told.to_end() => tracing::info!("told to end: the machine is not powered off"),
+            () = told.end_asked() => tracing::info!("told to end: the machine is not powered off"),
         }
     } else if matches!(end, End::Through { outcome: None, .. }) {
         // A node for others: there as long as they are.
-        told.to_end().await;
+        told.end_asked().await;
     }
 }
 
@@ -214,7 +214,7 @@ impl Told {
     }
 
     /// Waits until it is told to end, once more each time.
-    async fn to_end(&mut self) {
+    async fn end_asked(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -16,6 +16,7 @@ use super::node::NodeArguments;
 use super::programs::ProgramArguments;
 use super::recipients::Recipients;
 use crate::console::Console;
+use crate::container::{Containers, Logins};
 use crate::durable;
 use crate::events::Events;
 use crate::exit;
@@ -101,6 +102,19 @@ pub(super) struct RunArguments {
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
     mount_deadline: u64,
+
+    /// The socket of the container engine, Docker or Podman. [default: /run/docker.sock, else /run/podman/podman.sock]
+    #[arg(long, value_name = "FILE", env = "BATCH_AGENT_ENGINE_SOCKET")]
+    engine_socket: Option<PathBuf>,
+
+    /// A file with logins for registries of images, as `docker login` writes it (~/.docker/config.json). It must be readable by root
+    /// only; nothing of it is passed on but the login that a pull needs.
+    #[arg(long, value_name = "FILE")]
+    registry_logins: Option<PathBuf>,
+
+    /// How long pulling a task's image may take, in seconds, retries included.
+    #[arg(long, value_name = "SECONDS", default_value_t = Containers::PULL_DEADLINE.as_secs())]
+    pull_timeout: u64,
 
     #[command(flatten)]
     programs: ProgramArguments,
@@ -220,6 +234,12 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         budget: TransferBudget::default(),
         mounter: Mounter::new(serve),
         network: NetworkMounter::new(arguments.programs.programs(), Duration::from_secs(arguments.mount_deadline)),
+        containers: Containers {
+            socket: arguments.engine_socket.clone(),
+            logins: arguments.registry_logins.as_deref().map(logins).transpose()?.unwrap_or_default(),
+            pull_deadline: Duration::from_secs(arguments.pull_timeout),
+            ..Containers::default()
+        },
         mount_points: MountPoints::new(Path::new(Node::STATE)),
         console,
         of_the_node: false,
@@ -232,6 +252,21 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         reserve: Duration::from_secs(arguments.reserve_for),
         node,
     })
+}
+
+/// The logins in a file that nobody else can read.
+fn logins(path: &Path) -> Result<Logins, Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let shown = path.display();
+    let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
+    let unreadable = |error: std::io::Error| bad(format!("cannot read the logins in {shown}: {error}"));
+    let mut file = std::fs::File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
+        return Err(bad(format!("{shown} holds logins and can be read by others; run: chmod go-rwx {shown}")));
+    }
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut file, &mut text).map_err(unreadable)?;
+    Logins::parse(&text).map_err(|error| bad(format!("{shown}: {error}")))
 }
 
 fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {

@@ -18,10 +18,11 @@ use super::outputs;
 use super::record::{Record, Sources};
 use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
-use super::view::ThisHost;
+use super::view::{Host, ThisHost};
 use super::workspace::{Workspace, clean_up};
-use super::{Context, package, reserve};
+use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
+use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
 use crate::durable::FileError;
 use crate::exit;
@@ -153,6 +154,9 @@ async fn live(
     course.disk_was_full = watch.was_full();
     if let Ok(Ran { exit, .. }) = &ran {
         telemetry.program_ended(exit);
+        if exit.start_failure.is_none() {
+            course.failures.extend(container::fetch(&workspace.record, exit).await.err());
+        }
     }
     let problem = match &ran {
         Ok(Ran { exit, .. }) => exit.start_failure.as_ref().map(|failure| &failure.message),
@@ -241,6 +245,7 @@ async fn start(
     workspace: &mut Workspace,
 ) -> Result<(Shim, Sources), Failure> {
     let label = name(attempt);
+    container::begin(context, task, workspace).await?;
     let mut network = context.network.start(task, &workspace.record.network())?;
     let objects = async {
         if let Some(package) = &task.package {
@@ -258,9 +263,9 @@ async fn start(
         _ = asked.beyond(Urgency::None) => {
             Err(Failure::new(Cause::Cancelled, exit::OS, "stopped before the program was started"))
         }
-        ready = async { tokio::try_join!(objects, network.finished()) } => ready,
+        ready = async { tokio::try_join!(objects, network.finished(), container::image(context, task, workspace)) } => ready,
     };
-    let (inputs, networks) = match ready {
+    let (inputs, networks, image) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             // None may come up in a directory that is being removed.
@@ -268,14 +273,38 @@ async fn start(
             return Err(failure);
         }
     };
-    check_targets(task).await?;
     let account = account(task)?;
-    // It waits for a lock that other agents may hold, and writes files.
-    let (spec, sources) = tokio::task::block_in_place(|| {
-        let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
-        let plan = |made| plan(context, task, attempt, workspace, views, account, &ThisHost { made });
-        context.mount_points.acquire(&workspace.record.id, plan)
-    })?;
+    let (views, account) = ((&inputs[..], &networks[..]), account.as_ref());
+    let (spec, sources) = match (&image, workspace.record.container.clone()) {
+        (Some(image), Some(record)) => {
+            let node_mounts = context.containers.mounts_that_are_there();
+            answering(&node_mounts.iter().map(|mount| &**mount).collect::<Vec<_>>()).await?;
+            tokio::task::block_in_place(|| {
+                let plan =
+                    |host: &dyn Host| plan(context, task, attempt, workspace, views, account, (host, Some(image)));
+                let planned = with_files_of(&record, image, &node_mounts, plan)?;
+                workspace.record.container = Some(ContainerRecord { fetched: planned.fetched, ..record });
+                let made = planned.mount_points;
+                context
+                    .mount_points
+                    .acquire(&workspace.record.id, |_| Ok::<_, FileError>(((), made)))
+                    .map_err(Failure::platform)?;
+                Ok::<_, Failure>((planned.spec, planned.sources))
+            })?
+        }
+        _ => {
+            check_targets(task).await?;
+            // It waits for a lock that other agents may hold, and writes files.
+            tokio::task::block_in_place(|| {
+                let plan = |made| {
+                    let host = ThisHost { made };
+                    let planned = plan(context, task, attempt, workspace, views, account, (&host, None))?;
+                    Ok::<_, Failure>(((planned.spec, planned.sources), planned.mount_points))
+                };
+                context.mount_points.acquire(&workspace.record.id, plan)
+            })?
+        }
+    };
     // Whoever comes after us finds a program that may have been started, and what it leaves.
     workspace.record.sources = Some(sources.clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
@@ -305,8 +334,13 @@ async fn check_targets(task: &Task) -> Result<(), Failure> {
         .chain(task.outputs.iter().map(|output| &*output.source))
         .chain(task.logs.iter().map(|log| &*log.source))
         .collect();
-    let Some(stuck) = network::find_stuck(&targets).await else { return Ok(()) };
-    let mapped = targets.into_iter().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
+    answering(&targets).await
+}
+
+/// Makes sure that what this machine has mounted on the way to these paths answers.
+async fn answering(targets: &[&Path]) -> Result<(), Failure> {
+    let Some(stuck) = network::find_stuck(targets).await else { return Ok(()) };
+    let mapped = targets.iter().copied().find(|target| target.starts_with(&stuck)).unwrap_or(&stuck);
     let (mapped, stuck) = (mapped.display(), stuck.display());
     Err(Failure::new(
         Cause::Mount,

@@ -10,6 +10,8 @@ use fuse_oss::client::{Cancellation, Client};
 use fuse_oss::runtime::RuntimePaths;
 use fuse_oss::{ErrorKind, MountEntry, MountError, MountOptions, MountRequest, ServeSettings, UnmountMode};
 
+use oss::Location;
+
 use super::view::{InputView, Kind};
 use crate::exit;
 use crate::job::{Input, Task};
@@ -49,13 +51,39 @@ impl Mounter {
             return Ok(Vec::new());
         }
         let entries = task.inputs.iter().enumerate();
-        let request = MountRequest {
+        self.mount_request(MountRequest {
             target: target.to_owned(),
             entries: entries.map(|(n, input)| entry(n, input)).collect(),
             // The task may run as somebody else.
             options: MountOptions { allow_other: true, cache: task.input_cache, ..MountOptions::default() },
             stores,
-        };
+        })
+        .await?;
+        Ok(task.inputs.iter().enumerate().map(|(n, input)| view_of(n, input, target)).collect())
+    }
+
+    /// Mounts one location at `target`, and answers with where it is there: a directory, or one file.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub async fn mount_one(
+        &self,
+        location: &Location,
+        target: &Path,
+        stores: oss::Settings,
+    ) -> Result<PathBuf, Failure> {
+        let place = if location.is_directory() { "0".to_owned() } else { format!("0/{OBJECT}") };
+        self.mount_request(MountRequest {
+            target: target.to_owned(),
+            entries: vec![MountEntry::new(place.clone(), location.clone())],
+            options: MountOptions::default(),
+            stores,
+        })
+        .await?;
+        Ok(target.join(place))
+    }
+
+    async fn mount_request(&self, request: MountRequest) -> Result<(), Failure> {
         let settings = self.settings.clone();
         let (abandon, abandoned) = Abandon::new();
         let work = move || {
@@ -68,8 +96,7 @@ impl Mounter {
         // Dropped in the middle, as when the user stops the job, this hangs up on the server, which then undoes the mount.
         let mounted = blocking(work).await;
         drop(abandon);
-        mounted?.map_err(failure)?;
-        Ok(task.inputs.iter().enumerate().map(|(n, input)| view_of(n, input, target)).collect())
+        mounted?.map_err(failure)
     }
 
     /// Unmounts what [`Mounter::mount`] has mounted; something that is not mounted is a success.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::outputs::Source;
 use super::reserve::Reservation;
 use super::retry::Tries;
+use crate::container::ContainerRecord;
 use crate::durable::{self, FileError};
 use crate::job::names::Attempt;
 use crate::node::Node;
@@ -31,6 +32,9 @@ pub struct Record {
     /// Where its outputs will be found, once that is known: right before its shim is started.
     #[serde(default)]
     pub sources: Option<Sources>,
+    /// The container its program runs in, from before it is made.
+    #[serde(default)]
+    pub container: Option<ContainerRecord>,
     /// The shim, once there is one.
     pub shim: Option<ProcessId>,
     /// That it is over, and what it has made stays for a while.
@@ -91,6 +95,7 @@ impl Record {
             stop_request: stop_request(node, attempt),
             of_the_node: false,
             sources: None,
+            container: None,
             shim: None,
             reserved: None,
             scratch: node.tasks_scratch().join(&name),
@@ -115,6 +120,16 @@ impl Record {
     /// Below this its network file systems are mounted.
     pub fn network(&self) -> PathBuf {
         self.runtime.join("network")
+    }
+
+    /// Where the files of its container's image are mounted while the engine takes them in.
+    pub fn image(&self) -> PathBuf {
+        self.runtime.join("image")
+    }
+
+    /// Below this is what its container is shown.
+    pub fn stage(&self) -> PathBuf {
+        self.runtime.join("stage")
     }
 
     /// What the shim is told.

@@ -81,6 +81,8 @@ pub struct Request<'a> {
     pub networks: &'a [NetworkView],
     /// What it leaves behind.
     pub outputs: &'a [(PathBuf, Kind)],
+    /// Whether the host is a container's image: nothing can be mounted over a part of its files but what an engine mounts there.
+    pub in_image: bool,
 }
 
 /// One step in the new namespace. The order matters.
@@ -129,7 +131,8 @@ pub enum Step {
 /// The plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
-    /// Mount points to be made on the host first, and removed when no instance uses them any more.
+    /// Mount points to be made on the host first, and removed when no instance uses them any more. In an image: all places at which
+    /// the engine has to mount something.
     pub mount_points: Vec<(PathBuf, Kind)>,
     /// Directories to be made on the scratch disk first.
     pub directories: Vec<PathBuf>,
@@ -137,6 +140,19 @@ pub struct View {
     pub steps: Vec<Step>,
     /// For each output, in the order given, where the host finds it.
     pub outputs: Vec<PathBuf>,
+    /// Outputs that are written to the image's own files, which have to be brought from there when the program has ended.
+    pub fetched: Vec<Fetched>,
+}
+
+/// A file that a program leaves among the files of its container, and not in anything mounted there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// In the container.
+    pub source: PathBuf,
+    /// Where it is brought to, on the host.
+    pub target: PathBuf,
+    /// Whether the image has such a file by itself: then only one that was changed is an output.
+    pub was_there: bool,
 }
 
 /// Why a task's mappings cannot all be had.
@@ -229,6 +245,7 @@ struct Cover {
 struct Planner<'a> {
     host: &'a dyn Host,
     scratch: &'a Path,
+    in_image: bool,
     covers: Vec<Cover>,
     layers: usize,
     view: View,
@@ -239,7 +256,8 @@ struct Planner<'a> {
 /// # Errors
 /// When two mappings, or a mapping and the host, cannot both be had.
 pub fn plan(request: &Request<'_>, host: &dyn Host) -> Result<View, ViewError> {
-    let mut planner = Planner { host, scratch: request.scratch, covers: Vec::new(), layers: 0, view: View::default() };
+    let Request { scratch, in_image, .. } = *request;
+    let mut planner = Planner { host, scratch, in_image, covers: Vec::new(), layers: 0, view: View::default() };
     planner.view.outputs = vec![PathBuf::new(); request.outputs.len()];
 
     enum Item<'a> {
@@ -326,13 +344,16 @@ impl Planner<'_> {
             });
         }
         match self.host.kind(target) {
-            Some(found) if found == kind => return Ok(()),
-            Some(found) => return Err(ViewError::WrongKind { target: target.to_owned(), wanted: kind, found }),
-            None => {}
+            Some(found) if found == kind && !self.in_image => return Ok(()),
+            Some(found) if found != kind => {
+                return Err(ViewError::WrongKind { target: target.to_owned(), wanted: kind, found });
+            }
+            _ => {}
         }
         let first_missing = self.first_missing(target)?;
         let in_root = first_missing.parent() == Some(Path::new("/"));
-        if first_missing == target && (kind == Kind::Directory || in_root) {
+        // Engines make what is missing in a container's own files.
+        if first_missing == target && (kind == Kind::Directory || in_root || self.in_image) {
             self.view.mount_points.push((target.to_owned(), kind));
             return Ok(());
         }
@@ -436,6 +457,7 @@ impl Planner<'_> {
         if self.cover(target).is_none() {
             match kind {
                 Kind::Directory => self.make_room_for_directory(target)?,
+                Kind::File if self.in_image && self.first_missing(target)? == target => return self.fetched(target),
                 Kind::File => self.make_room_for_file(target)?,
             }
         }
@@ -470,6 +492,19 @@ impl Planner<'_> {
         }
         let layer = self.new_directory("output");
         self.layer(target, &layer)
+    }
+
+    /// A file in a directory that the image has is not covered by anything: it is brought from the container's own files.
+    fn fetched(&mut self, source: &Path) -> Result<PathBuf, ViewError> {
+        let was_there = match self.host.kind(source) {
+            Some(found @ Kind::Directory) => {
+                return Err(ViewError::WrongKind { target: source.to_owned(), wanted: Kind::File, found });
+            }
+            found => found.is_some(),
+        };
+        let target = self.new_directory("fetched").join("file");
+        self.view.fetched.push(Fetched { source: source.to_owned(), target: target.clone(), was_there });
+        Ok(target)
     }
 
     fn make_room_for_file(&mut self, target: &Path) -> Result<(), ViewError> {

@@ -113,12 +113,19 @@ pub async fn clean_up(
     mounter: &Mounter,
     mount_points: &MountPoints,
 ) -> Result<(), String> {
+    // Before its shim, which then sees it end, and after it, which may just have made it.
+    remove_container(record).await?;
     let (known, spec) = (record.shim.clone(), record.shim_spec());
     let end = move || shims(known, &spec).iter().try_for_each(end_shim);
     let ended = tokio::task::spawn_blocking(end).await.map_err(|error| error.to_string())?;
     ended.map_err(|left| format!("{left} processes of the task do not die; they hang in the kernel"))?;
+    remove_container(record).await?;
     let file = record.group();
     tokio::task::spawn_blocking(move || remove_group(&file)).await.map_err(|error| error.to_string())??;
+    for below in [record.stage(), record.scratch.join("views")] {
+        network::unmount_below(&below).await.map_err(|error| error.to_string())?;
+    }
+    mounter.unmount(&record.image()).await.map_err(|failure| failure.message)?;
     let anchor = Anchor::of(record);
     let let_go = tokio::task::spawn_blocking(move || anchor.let_go()).await.map_err(|error| error.to_string())?;
     let_go.map_err(|error| error.to_string())?;
@@ -136,6 +143,12 @@ pub async fn clean_up(
         record.remove(&node)
     };
     tokio::task::spawn_blocking(files).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+async fn remove_container(record: &Record) -> Result<(), String> {
+    let Some(container) = record.container.clone() else { return Ok(()) };
+    let removed = tokio::task::spawn_blocking(move || container.remove()).await.map_err(|error| error.to_string())?;
+    removed.map_err(|error| error.to_string())
 }
 
 /// The shims of an attempt: the one its record names, and any that was started for it by an agent that was killed before it

@@ -269,9 +269,9 @@ fn read_command(command: &Object<'_>, draft: &mut DraftTask, findings: &mut Find
                 );
             }
             let registry = docker.and_then(|docker| docker.text("RegistryOSSPath"));
-            Some(DraftContainer { image, registry })
+            Some(DraftContainer::new(image, registry))
         }
-        (None, Some(image)) => Some(DraftContainer { image, registry }),
+        (None, Some(image)) => Some(DraftContainer::new(image, registry)),
         // Without an image there is nothing to fetch from the registry.
         (None, None) => None,
     };

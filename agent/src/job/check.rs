@@ -11,7 +11,7 @@ use fuse_oss::ByteSize;
 use oss::Location;
 use serde::Serialize;
 
-use super::description::{Job, Limits, Task};
+use super::description::{ImageSource, Job, Limits, Task};
 use super::finding::{Warning, visible};
 use super::names::Attempt;
 
@@ -53,6 +53,9 @@ pub struct TaskReport {
     pub package: Option<String>,
     /// The container image.
     pub image: Option<String>,
+    /// Where the image is in object storage, when it is not pulled from a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_source: Option<String>,
     /// How many instances there are.
     pub instances: u32,
     /// How often a failed instance is started again.
@@ -169,7 +172,11 @@ impl TaskReport {
             after: task.after.clone(),
             command: task.command.clone(),
             package: task.package.as_ref().map(Location::to_string),
-            image: task.container.as_ref().map(|container| container.image.clone()),
+            image: task.container.as_ref().map(|container| container.image.to_string()),
+            image_source: task.container.as_ref().and_then(|container| match &container.source {
+                ImageSource::Registry => None,
+                ImageSource::Archive(location) | ImageSource::Tree(location) => Some(location.to_string()),
+            }),
             instances: task.instances,
             retries: task.max_retries,
             never_retried: task.retry_rules.never.iter().copied().collect(),
@@ -272,7 +279,8 @@ impl Display for TaskReport {
             line(f, "package", package)?;
         }
         if let Some(image) = &self.image {
-            line(f, "container", image)?;
+            let from = self.image_source.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
+            line(f, "container", &format!("{image}{from}"))?;
         }
         if let Some(user) = &self.user {
             line(f, "user", user)?;

@@ -14,6 +14,7 @@ use oss::{Location, StoreSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::account::UserName;
+use crate::container::Reference;
 use crate::events::Topic;
 
 /// A whole job: tasks and the order between them.
@@ -141,13 +142,53 @@ pub struct RetryRules {
     pub timeouts: bool,
 }
 
-/// A container image.
+/// The container a task runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// `name:tag` in an ordinary registry.
-    pub image: String,
-    /// The object-storage directory that holds the registry (`BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH`).
-    pub registry: Option<Location>,
+    /// Its image.
+    pub image: Reference,
+    /// Where the image comes from.
+    pub source: ImageSource,
+    /// Whether an image that the node has already is asked for again.
+    pub pull: PullPolicy,
+    /// Its network.
+    pub network: ContainerNetwork,
+    /// Devices of the machine that it may use, absolute and below `/dev`.
+    pub devices: Vec<PathBuf>,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageSource {
+    /// The registry that its name says.
+    Registry,
+    /// One object: an archive as `docker save` writes it, or an OCI archive, gzipped or not.
+    Archive(Location),
+    /// A directory with the files of a registry (`BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH`).
+    Tree(Location),
+}
+
+/// Whether an image that the node has already is asked for again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Only what the node does not have is pulled.
+    #[default]
+    Missing,
+    /// The registry is asked each time, because its tag may have moved.
+    Always,
+}
+
+/// A container's network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContainerNetwork {
+    /// The machine's own.
+    #[default]
+    Host,
+    /// The engine's, with an address of its own behind the machine's.
+    Bridge,
+    /// None but loopback.
+    None,
 }
 
 /// A directory or object that the task sees at a local path.

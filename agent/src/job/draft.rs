@@ -5,6 +5,7 @@
 
 use oss::StoreSettings;
 
+use super::description::{ContainerNetwork, PullPolicy};
 use super::finding::{At, Place};
 
 /// A job as it was written.
@@ -115,7 +116,21 @@ pub(crate) enum DraftCommand {
 #[derive(Debug)]
 pub(crate) struct DraftContainer {
     pub image: At<String>,
-    pub registry: Option<At<String>>,
+    /// An object that holds the image.
+    pub archive: Option<At<String>>,
+    /// A directory that holds a registry's files.
+    pub registry_tree: Option<At<String>>,
+    pub pull: PullPolicy,
+    pub network: ContainerNetwork,
+    pub devices: Vec<At<String>>,
+}
+
+impl DraftContainer {
+    /// What BatchCompute can say of a container.
+    pub(crate) fn new(image: At<String>, registry_tree: Option<At<String>>) -> Self {
+        let (pull, network) = (PullPolicy::default(), ContainerNetwork::default());
+        Self { image, archive: None, registry_tree, pull, network, devices: Vec::new() }
+    }
 }
 
 /// Something remote that appears at a local path.

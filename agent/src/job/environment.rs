@@ -69,10 +69,17 @@ pub struct Facts<'a> {
     pub working_directory: &'a str,
     /// Where else programs are found on this machine: the agent's own `PATH`, which is searched after root's.
     pub more_path: Option<&'a str>,
-    /// Whether it runs in a container and not on the machine itself.
-    pub container: bool,
+    /// The image it runs in, if it does not run on the machine itself.
+    pub container: Option<InImage<'a>>,
     /// Who it runs as, when it is not root.
     pub account: Option<&'a Account>,
+}
+
+/// What matters of an image.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InImage<'a> {
+    /// Where the image says that its programs are. It knows: what the guide gives is searched after it.
+    pub path: Option<&'a str>,
 }
 
 /// What the environment says about the machine alone, to programs that belong to no job.
@@ -119,17 +126,23 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
         |account| (account.name.as_str(), path(&account.home), path(&account.shell)),
     );
     set("HOME", &home);
-    set("LOGNAME", name);
-    set("PATH", &if facts.container { CONTAINER_PATH.to_owned() } else { login_path(facts.more_path) });
     set("PWD", facts.working_directory);
-    set("SHELL", &shell);
     set("USER", name);
+    match facts.container {
+        Some(image) => drop(set("PATH", &container_path(image.path))),
+        None => {
+            set("PATH", &joined(LOGIN_PATH, facts.more_path));
+            // An image may have neither a login nor this shell.
+            set("LOGNAME", name);
+            set("SHELL", &shell);
+        }
+    }
 
     all.extend(author.iter().map(|(name, value)| (name.clone(), value.clone())));
 
     let instance = facts.instance.to_string();
     let instances = facts.instances.to_string();
-    let (cluster, worker) = if facts.container { (None, None) } else { (facts.cluster, facts.worker) };
+    let (cluster, worker) = if facts.container.is_some() { (None, None) } else { (facts.cluster, facts.worker) };
     for (name, value) in [
         ("BATCH_COMPUTE_DAG_JOB_ID", Some(facts.job)),
         ("BATCH_COMPUTE_DAG_TASK_ID", Some(facts.task)),
@@ -150,10 +163,18 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
     all
 }
 
-/// Root's `PATH`, then what else this machine has that root's does not name. Of the latter only absolute directories: an
-/// empty one would be the working directory, where anything may lie.
-fn login_path(more: Option<&str>) -> String {
-    let known: Vec<&str> = LOGIN_PATH.split(':').collect();
+/// The image's own `PATH`, then what it does not name of the guide's.
+fn container_path(image: Option<&str>) -> String {
+    match image.filter(|path| !path.is_empty()) {
+        Some(path) => joined(path, Some(CONTAINER_PATH)),
+        None => CONTAINER_PATH.to_owned(),
+    }
+}
+
+/// A `PATH`, then what else there is that it does not name. Of the latter only absolute directories: an empty one would be the working
+/// directory, where anything may lie.
+fn joined(path: &str, more: Option<&str>) -> String {
+    let known: Vec<&str> = path.split(':').collect();
     let more =
         more.unwrap_or("").split(':').filter(|directory| directory.starts_with('/') && !known.contains(directory));
     known.iter().copied().chain(more).collect::<Vec<_>>().join(":")
@@ -174,7 +195,7 @@ mod tests {
         cluster: Some("cls-1"),
         worker: Some("i-1"),
         working_directory: "/batchcompute/workdir",
-        container: false,
+        container: None,
         account: None,
     };
 
@@ -205,8 +226,14 @@ mod tests {
             ("USER", "root"),
         ]);
         assert_eq!(machine, expected);
-        let container = build(&Facts { container: true, ..FACTS }, &BTreeMap::new());
+        let image = |path| build(&Facts { container: Some(InImage { path }), ..FACTS }, &BTreeMap::new());
+        let container = image(None);
         assert_eq!(container["PATH"], "/sbin:/usr/sbin:/bin:/usr/bin");
+        assert_eq!(image(Some("/opt/conda/bin:/usr/bin"))["PATH"], "/opt/conda/bin:/usr/bin:/sbin:/usr/sbin:/bin");
+        let own = ["HOME", "PATH", "PWD", "USER"];
+        let names: Vec<&str> =
+            container.keys().map(String::as_str).filter(|name| !name.starts_with("BATCH_")).collect();
+        assert_eq!(names, own);
         assert!(!container.contains_key("BATCH_COMPUTE_CLUSTER_ID"));
         assert!(!container.contains_key("BATCH_COMPUTE_WORKER_ID"));
     }

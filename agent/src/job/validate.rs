@@ -10,18 +10,20 @@ pub(crate) mod notification;
 mod order;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fuse_oss::{ByteSize, CacheUse};
 use oss::Location;
 
 use super::command_line;
-use super::description::{Container, Job, Limits, RetryRules, Task};
+use super::description::{Container, ImageSource, Job, Limits, RetryRules, Task};
 use super::draft::{Draft, DraftCache, DraftCommand, DraftContainer, DraftLimits, DraftTask};
 use super::environment;
 use super::finding::{At, Findings, Place, nearest, quoted};
 use super::names::{MAX_NAME, check_name};
 use crate::account::UserName;
+use crate::container::Reference;
 
 /// The most tasks in a job.
 const MAX_TASKS: usize = 10_000;
@@ -295,22 +297,55 @@ pub(crate) fn check_environment(written: &[At<(String, String)>], findings: &mut
 }
 
 fn check_container(written: &DraftContainer, findings: &mut Findings) -> Option<Container> {
-    let At { place, value: image } = &written.image;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
-    // A dash in front would be an option to the program that is given the name.
-    if image.len() > 512 || !image.chars().all(allowed) || !image.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-        findings.error_with(
-            place,
-            format!("{} is not the name of a container image", quoted(image)),
-            "write it as registry/name:tag",
-        );
-        return None;
+    let At { place, value: name } = &written.image;
+    let image = name.parse::<Reference>();
+    if let Err(error) = &image {
+        findings.error_with(place, format!("{} {error}", quoted(name)), "write it as registry/name:tag");
     }
-    let registry = match &written.registry {
-        Some(registry) => Some(location(registry, findings)?.as_directory()),
-        None => None,
+    let source = match (&written.archive, &written.registry_tree) {
+        (None, None) => Some(ImageSource::Registry),
+        (Some(archive), None) => match location(archive, findings) {
+            Some(location) if location.is_directory() => {
+                let cause = format!("{} is a directory", quoted(&archive.value));
+                findings.error_with(
+                    &archive.place,
+                    cause,
+                    "name the one object that is the archive, such as image.tar",
+                );
+                None
+            }
+            location => location.map(ImageSource::Archive),
+        },
+        (None, Some(tree)) => location(tree, findings).map(|location| ImageSource::Tree(location.as_directory())),
+        (Some(_), Some(tree)) => {
+            findings.error_with(&tree.place, "is given beside an archive", "say one place where the image is");
+            None
+        }
     };
-    Some(Container { image: image.clone(), registry })
+    let devices = written.devices.iter().filter_map(|device| check_device(device, findings)).collect();
+    let (pull, network) = (written.pull, written.network);
+    Some(Container { image: image.ok()?, source: source?, pull, network, devices })
+}
+
+/// A device of the machine: nothing else of it is shown in this way.
+fn check_device(written: &At<String>, findings: &mut Findings) -> Option<PathBuf> {
+    let remedy = "write an absolute path below /dev, such as /dev/fuse";
+    match local_path::normal(&written.value) {
+        // A colon separates paths in an engine's own notation.
+        Ok(local)
+            if local.path.starts_with("/dev/") && local.path != Path::new("/dev") && !written.value.contains(':') =>
+        {
+            Some(local.path)
+        }
+        Ok(_) => {
+            findings.error_with(&written.place, format!("{} is not a device", quoted(&written.value)), remedy);
+            None
+        }
+        Err(refusal) => {
+            findings.error_with(&written.place, refusal.cause, remedy);
+            None
+        }
+    }
 }
 
 fn check_package(package: &At<String>, findings: &mut Findings) -> Option<Location> {

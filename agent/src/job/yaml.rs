@@ -31,6 +31,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::values::{CommandDocument, Ordered, SizeDocument, TimeoutDocument, UserDocument};
+use super::description::{ContainerNetwork, PullPolicy};
 use super::document;
 use super::draft::{
     Draft, DraftCache, DraftCommand, DraftContainer, DraftInput, DraftLimits, DraftNotification, DraftOutput,
@@ -166,15 +167,52 @@ struct LimitsDocument {
     pids: Option<i64>,
 }
 
-/// A container image.
+/// The container a task runs in: unprivileged, root inside, with the task's mappings and the node's mounts at their paths. The command is
+/// run as it is; an entry point of the image is not.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ContainerDocument {
-    /// The image, as registry/name:tag.
+    /// The image, as registry/name:tag. It is pulled from that registry unless one of the next two says something else.
     image: String,
-    /// The directory in object storage that holds the registry's files, when the image is in none that runs.
+    /// An object that holds the image: an archive as `docker save` writes it, or an OCI archive; gzipped or not.
     #[serde(default)]
-    registry: Option<String>,
+    archive: Option<String>,
+    /// The directory in object storage that holds the files of a registry, when the image is in none that runs.
+    #[serde(default)]
+    registry_tree: Option<String>,
+    /// Whether an image that the node has already is asked for again. `missing` when absent.
+    #[serde(default)]
+    pull: PullDocument,
+    /// Its network. The machine's own when absent.
+    #[serde(default)]
+    network: NetworkDocument,
+    /// Devices of the machine that it may use, such as /dev/fuse.
+    #[serde(default)]
+    devices: Vec<String>,
+}
+
+/// Whether an image that the node has already is asked for again.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum PullDocument {
+    /// Only an image that the node does not have is pulled.
+    #[default]
+    Missing,
+    /// The registry is asked each time.
+    Always,
+}
+
+/// A container's network.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum NetworkDocument {
+    /// The machine's own.
+    #[default]
+    Host,
+    /// The engine's, with an address of its own behind the machine's.
+    Bridge,
+    /// None but loopback.
+    None,
 }
 
 /// Something remote that the task sees at a local path.
@@ -297,10 +335,7 @@ fn draft(job: JobDocument) -> Draft {
             )),
             package: text("package", task.package),
             environment: task.environment.into_iter().map(variable).collect(),
-            container: task.container.map(|container| DraftContainer {
-                image: At::new(at("container").key("image"), container.image),
-                registry: container.registry.map(|registry| At::new(at("container").key("registry"), registry)),
-            }),
+            container: task.container.map(|container| draft_container(container, &at("container"))),
             inputs: task.inputs.into_iter().enumerate().map(input).collect(),
             outputs: outputs("outputs", task.outputs),
             logs: outputs("logs", task.logs),
@@ -334,6 +369,26 @@ fn draft(job: JobDocument) -> Draft {
     draft
 }
 
+fn draft_container(container: ContainerDocument, place: &Place) -> DraftContainer {
+    let text = |key: &str, value: Option<String>| value.map(|value| At::new(place.key(key), value));
+    let device = |(index, device): (usize, String)| At::new(place.key("devices").index(index), device);
+    DraftContainer {
+        image: At::new(place.key("image"), container.image),
+        archive: text("archive", container.archive),
+        registry_tree: text("registry-tree", container.registry_tree),
+        pull: match container.pull {
+            PullDocument::Missing => PullPolicy::Missing,
+            PullDocument::Always => PullPolicy::Always,
+        },
+        network: match container.network {
+            NetworkDocument::Host => ContainerNetwork::Host,
+            NetworkDocument::Bridge => ContainerNetwork::Bridge,
+            NetworkDocument::None => ContainerNetwork::None,
+        },
+        devices: container.devices.into_iter().enumerate().map(device).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -341,7 +396,9 @@ mod tests {
     use super::*;
     use fuse_oss::{ByteSize, CacheUse, Charset};
 
-    use crate::job::description::{Container, Input, Job, Limits, LogFile, NetworkMount, Output, RetryRules, Task};
+    use crate::job::description::{
+        Container, ImageSource, Input, Job, Limits, LogFile, NetworkMount, Output, RetryRules, Task,
+    };
     use crate::job::{Format, read as read_job};
 
     fn job(text: &str) -> Job {
@@ -398,7 +455,8 @@ tasks:
     command: [python3, count.py, a b, 5]
     package: oss://b/worker.tar.gz
     environment: {N: 5, ON: yes, TEXT: x}
-    container: {image: 'registry.example/x:1', registry: oss://b/dockers/}
+    container:
+      {image: 'registry.example/x:1', registry-tree: oss://b/dockers/, pull: always, network: none, devices: [/dev/fuse]}
     inputs:
       - {source: oss://b/in/, target: /home/in, writable: true, locale: gbk}
       - {source: s3://c/one, target: /home/one}
@@ -426,8 +484,13 @@ tasks:
         second.package = Some(location("oss://b/worker.tar.gz"));
         second.environment =
             [("N", "5"), ("ON", "yes"), ("TEXT", "x")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let registry = Some(location("oss://b/dockers/"));
-        second.container = Some(Container { image: "registry.example/x:1".to_owned(), registry });
+        second.container = Some(Container {
+            image: "registry.example/x:1".parse().unwrap(),
+            source: ImageSource::Tree(location("oss://b/dockers/")),
+            pull: PullPolicy::Always,
+            network: ContainerNetwork::None,
+            devices: vec!["/dev/fuse".into()],
+        });
         second.inputs = vec![
             Input {
                 source: location("oss://b/in/"),

@@ -60,15 +60,15 @@ impl LogText {
     /// When it cannot be read. It may be tried again.
     pub async fn next(&mut self, has_ended: bool) -> Result<Option<Bytes>, TextError> {
         if has_ended {
-            return self.from_store(u64::MAX).await;
+            return self.next_of_store(u64::MAX).await;
         }
         loop {
             let before = self.sent()?;
             let stored = before.as_ref().map_or(0, Sent::settled);
             if self.position < stored {
-                return self.from_store(stored).await;
+                return self.next_of_store(stored).await;
             }
-            let Some(bytes) = self.from_file(before.as_ref())? else { return Ok(None) };
+            let Some(bytes) = self.next_of_file(before.as_ref())? else { return Ok(None) };
             let after = self.sent()?.map_or(0, |sent| sent.settled());
             if self.position < after {
                 continue;
@@ -80,7 +80,7 @@ impl LogText {
     }
 
     /// Up to this position.
-    async fn from_store(&mut self, end: u64) -> Result<Option<Bytes>, TextError> {
+    async fn next_of_store(&mut self, end: u64) -> Result<Option<Bytes>, TextError> {
         let (store, key, position) = (&self.store, self.place.target.key(), self.position);
         let reader = self.reader.get_or_insert_with(|| GrownReader::at(Arc::clone(store), key.clone(), position));
         let Some(mut bytes) = reader.next().await? else { return Ok(None) };
@@ -98,7 +98,7 @@ impl LogText {
             .map_err(|error| TextError::File { path: error.path.display().to_string(), source: error.source })
     }
 
-    fn from_file(&mut self, sent: Option<&Sent>) -> Result<Option<Bytes>, TextError> {
+    fn next_of_file(&mut self, sent: Option<&Sent>) -> Result<Option<Bytes>, TextError> {
         let failed = |path: &Path, source| TextError::File { path: path.display().to_string(), source };
         let (offset, end) = match sent.map(|sent| sent.sequence.at(self.position)) {
             Some(Some(LogSource::Text(text))) => return Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::description::{
-    AtEnd, Cloud, MountSource, NetworkFileSystem, NfsVersion, NodeMount, NodeSettings, Report, TaskSource,
+    AtEnd, Cloud, ContainerSettings, MountSource, NetworkFileSystem, NfsVersion, NodeMount, NodeSettings, Report,
+    TaskSource,
 };
 use crate::job::Warning;
 use crate::job::check::length;
@@ -23,6 +24,8 @@ pub struct SettingsReport {
     mounts: Vec<MountReport>,
     outputs: Vec<String>,
     cache: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    containers: Option<String>,
     storage: Vec<String>,
     /// Names only.
     environment: Vec<String>,
@@ -61,6 +64,7 @@ impl SettingsReport {
                 .map(|output| format!("{} → {}", output.source.display(), output.target))
                 .collect(),
             cache: cache(settings),
+            containers: containers(settings),
             storage: [("oss://", &settings.storage.oss), ("s3://", &settings.storage.s3)]
                 .map(|(scheme, store)| format!("{scheme} {}", self::store(store)))
                 .to_vec(),
@@ -187,6 +191,24 @@ fn cache(settings: &NodeSettings) -> String {
     format!("{directory}, {size}; {memory} in memory")
 }
 
+/// What is said of containers: nothing, if the settings say nothing.
+fn containers(settings: &NodeSettings) -> Option<String> {
+    let containers = &settings.containers;
+    if *containers == ContainerSettings::default() {
+        return None;
+    }
+    let mut text = match &containers.socket {
+        Some(socket) => format!("the engine at {}", socket.display()),
+        None => "the machine's engine".to_owned(),
+    };
+    text.extend(containers.pull_deadline.map(|limit| format!(", images pulled within {}", length(limit))));
+    let registries: Vec<&str> = containers.logins.registries().collect();
+    if !registries.is_empty() {
+        text.push_str(&format!(", logins for {}", registries.join(", ")));
+    }
+    Some(text)
+}
+
 fn store(store: &StoreSettings) -> String {
     let place = match (&store.endpoint, &store.region) {
         (Some(endpoint), Some(region)) => format!("{endpoint} in {region}"),
@@ -226,6 +248,9 @@ impl fmt::Display for SettingsReport {
             line(f, "output", output)?;
         }
         line(f, "cache", &self.cache)?;
+        if let Some(containers) = &self.containers {
+            line(f, "containers", containers)?;
+        }
         for storage in &self.storage {
             line(f, "storage", storage)?;
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fuse_oss::ByteSize;
 use oss::{Location, Settings};
 
+use crate::container::Logins;
 use crate::events::{Topic, Webhook};
 use crate::job::Output;
 
@@ -28,6 +29,8 @@ pub struct NodeSettings {
     pub outputs: Vec<Output>,
     /// The object cache.
     pub cache: CacheSettings,
+    /// How tasks run in containers.
+    pub containers: ContainerSettings,
     /// How object storage is reached.
     pub storage: Settings,
     /// The cluster's environment variables: bootstrap and task see them.
@@ -54,6 +57,7 @@ impl fmt::Debug for NodeSettings {
             .field("mounts", &self.mounts)
             .field("outputs", &self.outputs)
             .field("cache", &self.cache)
+            .field("containers", &self.containers)
             .field("storage", &self.storage)
             .field("environment", &self.environment.keys())
             .field("user_data", &self.user_data.keys())
@@ -189,6 +193,17 @@ pub struct CacheSettings {
     pub size: Option<ByteSize>,
     /// Memory for blocks.
     pub memory: Option<ByteSize>,
+}
+
+/// How tasks run in containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerSettings {
+    /// Where the engine listens; found when absent.
+    pub socket: Option<PathBuf>,
+    /// How long an image may be pulled; [`Containers::PULL_DEADLINE`](crate::container::Containers::PULL_DEADLINE) when absent.
+    pub pull_deadline: Option<Duration>,
+    /// Who the node is to registries.
+    pub logins: Logins,
 }
 
 /// A program and its arguments.

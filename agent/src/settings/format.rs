@@ -33,6 +33,8 @@ pub(super) struct SettingsDocument {
     pub outputs: Option<Vec<Option<OutputDocument>>>,
     /// The object cache, and the memory that object mounts may take.
     pub cache: Option<CacheDocument>,
+    /// How tasks run in containers.
+    pub containers: Option<ContainersDocument>,
     /// How object storage is reached. What is left out comes from the environment, the instance's role and its region.
     pub storage: Option<StorageDocument>,
     /// Environment variables that bootstrap and task see.
@@ -167,6 +169,32 @@ pub(super) struct CacheDocument {
     pub size: Option<String>,
     /// How much memory mounted objects may take, at least 32MiB. A quarter of the machine's, at most 2GiB, when absent.
     pub memory: Option<String>,
+}
+
+/// How tasks run in containers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ContainersDocument {
+    /// Where the engine, Docker or Podman, listens: an absolute path. /run/docker.sock, else /run/podman/podman.sock, when absent.
+    pub socket: Option<String>,
+    /// How long an image may be pulled, with retries: `30m`, `2h`, or seconds. An hour when absent.
+    pub pull_timeout: Option<TimeoutDocument>,
+    /// Registries that want a login.
+    #[schemars(with = "Option<Vec<RegistryDocument>>")]
+    pub registries: Option<Vec<Option<RegistryDocument>>>,
+}
+
+/// A login for a registry of images.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistryDocument {
+    /// Its host, with its port if it has one: registry.cn-hangzhou.aliyuncs.com, docker.io.
+    pub host: String,
+    /// The user's name.
+    pub username: String,
+    /// The password, or a token in its place. The file must then be readable by root only.
+    #[schemars(with = "String", extend("writeOnly" = true))]
+    pub registry_password: Secret,
 }
 
 /// How object storage is reached.

@@ -8,7 +8,7 @@ use crate::job::finding::{Findings, Place};
 const OF_JOBS: [&str; 2] = ["AccessKeySecret", "SecurityToken"];
 
 /// Those, and the settings' own.
-const ALL: [&str; 4] = ["access_key_secret", "security_token", OF_JOBS[0], OF_JOBS[1]];
+const ALL: [&str; 5] = ["access_key_secret", "security_token", "registry_password", OF_JOBS[0], OF_JOBS[1]];
 
 /// Whether a secret belongs at this path.
 pub(super) fn is_secret(path: &[&str]) -> bool {
@@ -92,6 +92,8 @@ mod tests {
         for (text, secret) in [
             ("storage: {oss: {access_key_secret: x}}", true),
             ("storage: {s3: {security_token: x}}", true),
+            ("containers: {registries: [{host: x, registry_password: x}]}", true),
+            ("containers: {registries: [{host: x, username: x}]}", false),
             ("storage: {s3: {security_token: ''}}", false),
             ("storage: {s3: {access_key_id: x}}", false),
             ("task: {job: {a: [{AccessKeySecret: x}]}}", true),

@@ -79,7 +79,12 @@ pub(super) fn is_secret(path: &[&str]) -> bool {
     let root: &Json = &SCHEMA;
     let mut at = root;
     for key in path {
-        match resolve(root, at).get("properties").and_then(|known| known.get(*key)) {
+        let mut schema = resolve(root, at);
+        // The items of a list have no key of their own in a path.
+        while let Some(items) = schema.get("items") {
+            schema = resolve(root, items);
+        }
+        match schema.get("properties").and_then(|known| known.get(*key)) {
             Some(inner) => at = inner,
             None => return false,
         }

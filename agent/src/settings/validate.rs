@@ -16,11 +16,12 @@ use fuse_oss::{ByteSize, Charset, CharsetError, MIN_MEMORY};
 use oss::{CredentialSource, Settings, StoreSettings};
 
 use self::places::{Claim, Kind, Places};
-use super::description::{AtEnd, Bootstrap, CacheSettings, Cloud, Identity, NodeSettings, Program};
+use super::description::{AtEnd, Bootstrap, CacheSettings, Cloud, ContainerSettings, Identity, NodeSettings, Program};
 use super::format::{
-    AtEndDocument, BootstrapDocument, CacheDocument, CloudDocument, IdentityDocument, OutputDocument, SettingsDocument,
-    StoreDocument,
+    AtEndDocument, BootstrapDocument, CacheDocument, CloudDocument, ContainersDocument, IdentityDocument,
+    OutputDocument, SettingsDocument, StoreDocument,
 };
+use crate::container::{Login, Logins, Reference};
 use crate::job::draft::DraftCommand;
 use crate::job::finding::{At, Findings, Place, is_deceptive, quoted};
 use crate::job::validate::{self as job, local_path};
@@ -55,6 +56,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     let cache = cache(&document.cache.unwrap_or_default(), &root.key("cache"), &mut places, findings);
     places.judge(findings);
 
+    let containers = containers(document.containers.unwrap_or_default(), &root.key("containers"), findings);
     let store = document.storage.unwrap_or_default();
     let place = root.key("storage");
     let storage = Settings {
@@ -87,6 +89,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
         mounts,
         outputs,
         cache,
+        containers,
         storage,
         environment,
         user_data,
@@ -264,6 +267,37 @@ fn storage(document: StoreDocument, base: StoreSettings, place: &Place, findings
         credentials,
         ..base
     }
+}
+
+fn containers(document: ContainersDocument, place: &Place, findings: &mut Findings) -> ContainerSettings {
+    let socket = document.socket.filter(|text| !text.is_empty()).and_then(|text| match local_path::normal(&text) {
+        Ok(path) => Some(path.path),
+        Err(refusal) => {
+            findings.error_with(&place.key("socket"), refusal.cause, "write a path such as /run/docker.sock");
+            None
+        }
+    });
+    let deadline =
+        document.pull_timeout.and_then(|limit| time(limit, &place.key("pull_timeout"), 1..=MAX_TIME, findings));
+    let mut logins = Logins::default();
+    for (index, registry) in document.registries.unwrap_or_default().into_iter().enumerate() {
+        let (Some(registry), place) = (registry, place.key("registries").index(index)) else { continue };
+        // A name of an image begins with it.
+        if format!("{}/x", registry.host).parse::<Reference>().is_ok_and(|name| name.registry == registry.host) {
+            let (username, password) = (registry.username, registry.registry_password);
+            if logins.insert(&registry.host, Login { username, password }) {
+                findings.error_with(&place.key("host"), "has a login already", "remove one of them");
+            }
+        } else {
+            let cause = format!("{} is not the host of a registry", quoted(&registry.host));
+            findings.error_with(
+                &place.key("host"),
+                cause,
+                "write its name, with its port if it has one, and nothing else",
+            );
+        }
+    }
+    ContainerSettings { socket, pull_deadline: deadline, logins }
 }
 
 fn variables(

@@ -22,6 +22,11 @@ pub(super) fn enter(spec: &Spec) -> Result<(), String> {
     })?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
         .map_err(|errno| format!("cannot keep the task's mounts from the host: {errno}"))?;
+    build(spec)
+}
+
+/// Takes the steps of the plan in the namespace that this process is in.
+pub(super) fn build(spec: &Spec) -> Result<(), String> {
     for step in &spec.steps {
         take(step, spec)?;
     }

@@ -22,7 +22,11 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Starts the program of `spec` in a process group of its own and in `group`, with nothing of ours but the two log files.
 pub(super) fn start(spec: &Spec, group: Option<&TaskGroup>) -> Result<Child, StartFailure> {
     let Some((name, arguments)) = spec.command.split_first() else {
-        return Err(StartFailure { exit_code: NOT_FOUND, message: "the command line is empty".to_owned() });
+        return Err(StartFailure {
+            exit_code: NOT_FOUND,
+            message: "the command line is empty".to_owned(),
+            by_platform: false,
+        });
     };
     let path = spec.environment.get("PATH").map_or("", String::as_str);
     let program = find(name, path, &spec.workdir)?;
@@ -138,6 +142,7 @@ fn find(name: &str, path: &str, workdir: &Path) -> Result<PathBuf, StartFailure>
         return check(&program).map(|()| program.clone()).map_err(|problem| match problem {
             Problem::Missing => StartFailure {
                 exit_code: NOT_FOUND,
+                by_platform: false,
                 message: format!(
                     "program {name:?} was not found (looked for {}); is it in the package, or mapped to that path?",
                     program.display()
@@ -159,6 +164,7 @@ fn find(name: &str, path: &str, workdir: &Path) -> Result<PathBuf, StartFailure>
         Some((program, problem)) => not_executable(name, &program, problem),
         None => StartFailure {
             exit_code: NOT_FOUND,
+            by_platform: false,
             message: format!(
                 "program {name:?} was not found on PATH ({path}); install it in the image, or name it with its path \
                  (./{name} for one in the package)"
@@ -187,7 +193,8 @@ fn not_executable(name: &str, program: &Path, problem: Problem) -> StartFailure 
         Problem::Directory => "is a directory",
         _ => "is not executable; chmod +x it before packing, or start its interpreter instead",
     };
-    StartFailure { exit_code: NOT_EXECUTABLE, message: format!("program {name:?}: {} {why}", program.display()) }
+    let message = format!("program {name:?}: {} {why}", program.display());
+    StartFailure { exit_code: NOT_EXECUTABLE, message, by_platform: false }
 }
 
 /// What an error of exec means for a file that [`check`] has found.
@@ -212,7 +219,8 @@ fn explain(name: &str, program: &Path, error: &io::Error) -> StartFailure {
         Some(libc::E2BIG) => (NOT_EXECUTABLE, "its arguments and environment are too long together".to_owned()),
         _ => (NOT_EXECUTABLE, format!("{shown}: {error}")),
     };
-    StartFailure { exit_code, message: format!("program {name:?} could not be started: {why}") }
+    let message = format!("program {name:?} could not be started: {why}");
+    StartFailure { exit_code, message, by_platform: false }
 }
 
 /// The interpreter that a script's first line names.

@@ -12,6 +12,9 @@ pub struct StartFailure {
     pub exit_code: i32,
     /// What is wrong and what to do about it.
     pub message: String,
+    /// Whether the machine is to blame and not the program: a container engine that failed.
+    #[serde(default)]
+    pub by_platform: bool,
 }
 
 /// Who ended the program.
@@ -63,6 +66,9 @@ pub struct ExitRecord {
     pub stopped: Option<Stopped>,
     /// Set when it never ran.
     pub start_failure: Option<StartFailure>,
+    /// Why nobody knows how it ended: its container is gone.
+    #[serde(default)]
+    pub lost: Option<String>,
     /// What it used.
     pub usage: Usage,
     /// How many processes it had left behind, which were killed.
@@ -83,13 +89,13 @@ const VERSION: u32 = 1;
 
 /// A moment on both clocks: one to show, one to measure with.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     wall: SystemTime,
-    pub(super) monotonic: Instant,
+    pub(crate) monotonic: Instant,
 }
 
 impl Clock {
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { wall: SystemTime::now(), monotonic: Instant::now() }
     }
 }
@@ -100,11 +106,11 @@ fn timestamp(time: SystemTime) -> Timestamp {
 }
 
 impl ExitRecord {
-    pub(super) fn not_started(failure: StartFailure, started: Clock) -> Self {
+    pub(crate) fn not_started(failure: StartFailure, started: Clock) -> Self {
         Self { start_failure: Some(failure), ..Self::ended(started) }
     }
 
-    pub(super) fn ended(started: Clock) -> Self {
+    pub(crate) fn ended(started: Clock) -> Self {
         let ended = Clock::now();
         Self {
             version: VERSION,
@@ -115,6 +121,7 @@ impl ExitRecord {
             signal: None,
             stopped: None,
             start_failure: None,
+            lost: None,
             usage: Usage::default(),
             left_behind: 0,
             outlived_grace: 0,

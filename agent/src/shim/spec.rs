@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
 use crate::cgroup::GroupSpec;
+use crate::container::ContainerSpec;
 use crate::instance::view::Step;
 
 /// Everything the shim needs, in one file that only root can read: the environment may hold the author's secrets.
@@ -27,6 +28,9 @@ pub struct Spec {
     /// Whose view it has.
     #[serde(default)]
     pub place: Place,
+    /// The container it runs in, if any. Its view is then built on the host, and the engine shows it.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
     /// How its view is built, if it has one of its own.
     pub steps: Vec<Step>,
     /// A file on the host that the namespace is mounted on, so that it stays when the task is over.

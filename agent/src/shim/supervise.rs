@@ -1,7 +1,7 @@
 //! Watching the program until it has ended and nothing of it is left.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::cgroup::TaskGroup;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The signals a shim listens to, as a descriptor.
-pub(super) struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 impl Signals {
     /// Blocks them, so that none is lost before anyone looks.
@@ -41,18 +41,27 @@ impl Signals {
         });
         match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) | Err(_) => None,
-            Ok(_) => {
-                let info = self.0.read_signal().ok().flatten()?;
-                Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
-            }
+            Ok(_) => self.next(),
         }
+    }
+
+    /// The next signal that has come, if any.
+    pub(crate) fn next(&self) -> Option<Signal> {
+        let info = self.0.read_signal().ok().flatten()?;
+        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 /// The agent's request to end the task: terminate, wait for the grace, kill.
-pub(super) const STOP: Signal = Signal::SIGTERM;
+pub(crate) const STOP: Signal = Signal::SIGTERM;
 /// The agent's request to end the task at once.
-pub(super) const KILL: Signal = Signal::SIGUSR1;
+pub(crate) const KILL: Signal = Signal::SIGUSR1;
 
 /// Where the task is on its way out.
 enum Phase {

@@ -7,23 +7,33 @@ use fuse_oss::Charset;
 
 use crate::account::Account;
 use crate::cgroup::{GroupSpec, group_name};
+use crate::container::Image;
 use crate::exit;
-use crate::instance::Context;
 use crate::instance::outputs::Source;
 use crate::instance::record::Sources;
 use crate::instance::reserve::Anchor;
-use crate::instance::view::{self, InputView, Kind, NetworkView, ThisHost};
+use crate::instance::view::{self, Fetched, Host, InputView, Kind, NetworkView};
 use crate::instance::workspace::Workspace;
+use crate::instance::{Context, container};
 use crate::job::names::Attempt;
-use crate::job::{Output, Task, environment};
+use crate::job::{Limits, Output, Task, environment};
 use crate::outcome::{Cause, Failure};
 use crate::shim::Spec;
 
 /// The working directory, as every task knows it.
 pub(super) const WORKDIR: &str = "/batchcompute/workdir";
 
-/// What the shim is to do and where its results will be found; then what has to be made on the host first.
-pub(super) type Planned = ((Spec, Sources), Vec<(PathBuf, Kind)>);
+/// What is to be done.
+pub(super) struct Planned {
+    /// By the shim.
+    pub spec: Spec,
+    /// Where its results will be found.
+    pub sources: Sources,
+    /// What has to be made on the host first.
+    pub mount_points: Vec<(PathBuf, Kind)>,
+    /// What has to be brought from the container's own files in the end.
+    pub fetched: Vec<Fetched>,
+}
 
 /// Plans the task's view and makes what it needs on the scratch disk.
 pub(super) fn plan(
@@ -33,7 +43,7 @@ pub(super) fn plan(
     workspace: &Workspace,
     (inputs, networks): (&[InputView], &[NetworkView]),
     account: Option<&Account>,
-    host: &ThisHost,
+    (host, image): (&dyn Host, Option<&Image>),
 ) -> Result<Planned, Failure> {
     let kind = |output: &Output| if output.is_directory() { Kind::Directory } else { Kind::File };
     let logs: Vec<Output> = task
@@ -55,8 +65,9 @@ pub(super) fn plan(
         inputs,
         networks,
         outputs: &wanted,
+        in_image: image.is_some(),
     };
-    let view =
+    let mut view =
         view::plan(&request, host).map_err(|error| Failure::new(Cause::User, exit::BAD_DATA, error.to_string()))?;
     for directory in &view.directories {
         std::fs::create_dir(directory)
@@ -77,7 +88,7 @@ pub(super) fn plan(
         let without = inside.filter(|inside| !inside.as_os_str().is_empty()).map(Path::to_owned).collect();
         Source { output, path, without }
     };
-    let mut found = view.outputs.into_iter();
+    let mut found = std::mem::take(&mut view.outputs).into_iter();
     let sources = Sources {
         outputs: task.outputs.iter().cloned().zip(found.by_ref()).map(source).collect(),
         logs: logs.into_iter().zip(found).map(source).collect(),
@@ -96,10 +107,11 @@ pub(super) fn plan(
         cluster: place.cluster.as_deref(),
         worker: place.worker.as_deref(),
         working_directory: WORKDIR,
-        more_path: context.place.path.as_deref(),
-        container: false,
+        more_path: if image.is_some() { None } else { context.place.path.as_deref() },
+        container: image.map(|image| environment::InImage { path: image.variable("PATH") }),
         account,
     };
+    let container = image.and_then(|image| container::specify(context, task, workspace, image, account, &mut view));
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let spec = Spec {
         version: crate::shim::SPEC_VERSION,
@@ -109,8 +121,10 @@ pub(super) fn plan(
         stdout: workspace.logs().join("stdout"),
         stderr: workspace.logs().join("stderr"),
         place: crate::shim::Place::Own,
+        container,
         steps: view.steps,
-        pin: task.reserve_on_fail.then(|| anchor(workspace)).flatten(),
+        // A container's view is the engine's, and goes with it.
+        pin: (task.reserve_on_fail && image.is_none()).then(|| anchor(workspace)).flatten(),
         hold: workspace.hold(),
         exit_record: workspace.record.exit_record(&context.node),
         timeout_ms: task.timeout.map(millis),
@@ -118,11 +132,12 @@ pub(super) fn plan(
         group: Some(GroupSpec {
             name: group_name(&workspace.record.id, &context.node.runtime),
             record: workspace.record.group(),
-            limits: task.limits,
+            // Of a container, only its shim is in the group; the engine limits the container.
+            limits: if image.is_some() { Limits::default() } else { task.limits },
         }),
         account: account.cloned(),
     };
-    Ok(((spec, sources), view.mount_points))
+    Ok(Planned { spec, sources, mount_points: view.mount_points, fetched: view.fetched })
 }
 
 /// Where the namespace is to be held. A task runs without that, too.

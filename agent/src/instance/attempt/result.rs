@@ -9,7 +9,7 @@ use crate::instance::Reason;
 use crate::instance::outputs::Delivery;
 use crate::job::names::Attempt;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State, Uploaded, exit_status};
-use crate::shim::{ExitRecord, Stopped};
+use crate::shim::{ExitRecord, StartFailure, Stopped};
 
 /// What an attempt comes to.
 #[derive(Default)]
@@ -34,7 +34,7 @@ pub(super) fn ending(exit: &ExitRecord) -> String {
             let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown", nix::sys::signal::Signal::as_str);
             format!("killed by signal {signal} ({name})")
         }
-        (None, None, None) => "no status".to_owned(),
+        (None, None, None) => exit.lost.clone().unwrap_or_else(|| "no status".to_owned()),
     };
     match exit.stopped {
         Some(Stopped::Timeout) => format!("{base}, after its time limit"),
@@ -50,6 +50,7 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reaso
     let uploaded: Uploaded = delivery.summary();
     let own = exit.as_ref().and_then(|exit| failure_of(exit, disk_was_full, stderr.as_ref()));
     let own_status = exit.as_ref().and_then(|exit| match &exit.start_failure {
+        Some(failure) if failure.by_platform => None,
         Some(failure) => u8::try_from(failure.exit_code).ok(),
         None => exit_status(exit.exit_code, exit.signal),
     });
@@ -93,7 +94,9 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reaso
         retries: 0,
         attempts: attempt.number,
         state,
-        exit_code: exit.as_ref().and_then(|exit| exit.exit_code.or(exit.start_failure.as_ref().map(|f| f.exit_code))),
+        exit_code: exit
+            .as_ref()
+            .and_then(|exit| exit.exit_code.or_else(|| own_exit_code(exit.start_failure.as_ref()?))),
         signal: exit.as_ref().and_then(|exit| exit.signal),
         cause: first.map(|failure| failure.cause),
         message,
@@ -108,6 +111,11 @@ pub(super) fn outcome(attempt: Attempt<'_>, course: Course, asked: Option<&Reaso
         reserved: None,
         exit_status,
     }
+}
+
+/// The status a shell would give for a program that was not started, if that is the program's fault.
+fn own_exit_code(failure: &StartFailure) -> Option<i32> {
+    (!failure.by_platform).then_some(failure.exit_code)
 }
 
 impl Course {
@@ -127,7 +135,10 @@ fn failure_of(exit: &ExitRecord, disk_was_full: bool, stderr: Option<&Location>)
     if exit.exit_code == Some(0) && exit.stopped.is_none() {
         return None;
     }
-    let status = exit_status(exit.exit_code, exit.signal).unwrap_or(exit::INTERNAL);
+    // What is the machine's fault has no status of the program's.
+    let by_platform = exit.lost.is_some() || exit.start_failure.as_ref().is_some_and(|failure| failure.by_platform);
+    let status =
+        if by_platform { exit::OS } else { exit_status(exit.exit_code, exit.signal).unwrap_or(exit::INTERNAL) };
     let seen = stderr.map_or(String::new(), |stderr| format!("; its stderr is in {}", stderr.escaped()));
     let words = ending(exit);
     let (cause, message) = match exit.stopped {
@@ -135,6 +146,7 @@ fn failure_of(exit: &ExitRecord, disk_was_full: bool, stderr: Option<&Location>)
             (Cause::Timeout, format!("the program ran longer than its time limit and was stopped ({words})"))
         }
         Some(Stopped::Request) => (Cause::Cancelled, format!("the program was stopped ({words})")),
+        None if by_platform => (Cause::Platform, words),
         None if exit.start_failure.is_some() => (Cause::User, words),
         // The kernel's own count, and not the status: anything can send SIGKILL, and any program can exit with 137.
         None if ran_out_of_memory(exit) => (

@@ -45,7 +45,7 @@ fn plan_with(
 ) -> Result<View, ViewError> {
     let outputs: Vec<_> = outputs.iter().map(|(p, k)| (PathBuf::from(p), *k)).collect();
     let workdir = (Path::new("/s/work"), Path::new("/batchcompute/workdir"));
-    plan(&Request { scratch: Path::new("/s"), workdir, inputs, networks, outputs: &outputs }, host)
+    plan(&Request { scratch: Path::new("/s"), workdir, inputs, networks, outputs: &outputs, in_image: false }, host)
 }
 
 fn bind(source: &str, target: &str, read_only: bool) -> Step {

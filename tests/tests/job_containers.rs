@@ -1,0 +1,384 @@
+//! Tasks in containers, under a real Docker daemon and a real Podman that the tests start.
+
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
+use tests::docker::{Engine, Registry};
+use tests::double::{Double, DoubleConfig};
+use tests::node::BootNode;
+
+const BUCKET: &str = "test-bucket";
+const IMAGE: &str = "registry.example/busybox:1";
+
+/// How long anything may take that a loaded machine does slowly.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// An engine, a store and a node that knows both.
+struct Site {
+    // Before the engine, whose namespace it uses.
+    node: Node,
+    engine: Engine,
+    double: Double,
+}
+
+impl Site {
+    fn new(engine: Engine) -> Self {
+        let double = Double::start(DoubleConfig::default().bucket("my-bucket", "cn-test"));
+        let node = Node::with_double(&double.endpoint())
+            .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap())
+            .option("--pull-timeout=2")
+            .option("--fault-retries=0");
+        Self { node, engine, double }
+    }
+
+    fn command(&self, job: &Value, more: &[&str]) -> Command {
+        let mut command = self.node.run_command(job, more);
+        self.engine.join(&mut command);
+        command
+    }
+
+    fn run(&self, job: &Value) -> Finished {
+        self.run_with(job, &[])
+    }
+
+    fn run_with(&self, job: &Value, more: &[&str]) -> Finished {
+        finished(&self.command(job, more).output().unwrap())
+    }
+
+    /// Starts a job and waits until its program has said "up".
+    fn start(&self, id: &str, job: &Value) -> Child {
+        let mut command = self.command(job, &["--job-id", id]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        eventually("the program is up", LIMIT, || {
+            self.double.get(BUCKET, &format!("logs/stdout.{id}.task.0")).is_some_and(|log| log.starts_with(b"up\n"))
+        });
+        child
+    }
+
+    fn log(&self, stream: &str, run: &Finished) -> String {
+        let id = run.outcome["job_id"].as_str().unwrap_or_else(|| panic!("{run:?}"));
+        let key = format!("logs/{stream}.{id}.task.0");
+        let content = self.double.get(BUCKET, &key).unwrap_or_else(|| panic!("no {key}: {run:?}"));
+        String::from_utf8(content).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_clean(&self) {
+        assert_eq!(self.engine.containers(), Vec::<String>::new(), "containers are left");
+        self.node.assert_clean();
+        let own = self.node.path().to_string_lossy().into_owned();
+        let table = self.engine.mounts();
+        let left: Vec<&str> = table.lines().filter(|line| line.contains(&own)).collect();
+        assert!(left.is_empty(), "mounts are left:\n{}", left.join("\n"));
+    }
+}
+
+/// A task of this command line in the image, with more of a description.
+fn task(line: &str, more: Value) -> Value {
+    let mut task = json!({"Parameters": {"Command": {"CommandLine": line, "Docker": {"Image": IMAGE}}}});
+    merge(&mut task, &more);
+    job(&task)
+}
+
+/// A job of one task in our own format.
+fn own(task: Value) -> Value {
+    let mut whole = json!({"container": {"image": IMAGE}, "stdout": "oss://test-bucket/logs/", "stderr": "oss://test-bucket/logs/"});
+    merge(&mut whole, &task);
+    json!({"version": 1, "tasks": {"task": whole}})
+}
+
+#[track_caller]
+fn assert_failed(run: &Finished, status: i32, cause: &str, message: &[&str]) {
+    assert_eq!(run.status, status, "{run:#?}");
+    let instance = run.instance("task", 0);
+    assert_eq!((&instance["state"], &instance["cause"]), (&json!("Failed"), &json!(cause)), "{run:#?}");
+    for part in message {
+        assert!(run.message().contains(part), "{:?} lacks {part:?}", run.message());
+    }
+}
+
+/// What a task sees, and what comes of what it does.
+fn plain(site: &Site) {
+    site.engine.import(IMAGE, &["ENV FROM_IMAGE=yes", "ENTRYPOINT [\"/bin/false\"]", "USER 1000"]);
+    site.double.put(BUCKET, "in/a.txt", "alpha");
+    site.double.put(BUCKET, "in/sub/b.txt", "beta");
+    site.double.put(BUCKET, "ref/genome.fa", "ACGT");
+    let script = "#!/bin/sh\nid -u; pwd; echo $PATH $FROM_IMAGE $BATCH_COMPUTE_DAG_INSTANCE_ID ${BATCH_COMPUTE_WORKER_ID-none} $LINES\n\
+                  cat /home/in/a.txt /home/in/sub/b.txt /home/ref.fa; echo; echo changed > /home/in/b.txt; cat /home/in/b.txt\n\
+                  touch /home/ref.fa 2>/dev/null || echo read-only; mount -t tmpfs none /tmp 2>/dev/null || echo unprivileged\n\
+                  echo result > /home/out/r; echo single > /tmp/rc; ln /new/call/one /new/call/glob/one 2>/dev/null\n\
+                  echo 1 > /new/call/one; ln /new/call/one /new/call/glob/two; echo problem >&2; exit 3\n";
+    site.double.put(BUCKET, "worker.tar.gz", package(&[("main.sh", script)]));
+    let run = site.run_with(
+        &task(
+            "./main.sh",
+            json!({
+                "Parameters": {"Command": {
+                    "PackagePath": "oss://test-bucket/worker.tar.gz", "EnvVars": {"LINES": "one\ntwo"},
+                }},
+                "WriteSupport": true,
+                "InputMapping": {"oss://test-bucket/in/": "/home/in/"},
+                "Mounts": {"Entries": [
+                    {"Source": "oss://test-bucket/ref/genome.fa", "Destination": "/home/ref.fa", "WriteSupport": false}
+                ]},
+                "OutputMapping": {
+                    "/home/out/": "oss://test-bucket/out/", "/tmp/rc": "oss://test-bucket/rc",
+                    "/new/call/one": "oss://test-bucket/one", "/new/call/glob/": "oss://test-bucket/glob/",
+                },
+            }),
+        ),
+        &["--worker-id=w-1"],
+    );
+    assert_eq!(run.status, 3, "{run:#?}\n{}", site.engine.log());
+    assert_eq!(
+        site.log("stdout", &run),
+        "0\n/batchcompute/workdir\n/sbin:/usr/sbin:/bin:/usr/bin yes 0 none one two\nalphabetaACGT\nchanged\nread-only\nunprivileged\n"
+    );
+    assert_eq!(site.log("stderr", &run), "problem\n");
+    for (key, content) in [("out/r", "result\n"), ("rc", "single\n"), ("one", "1\n"), ("glob/two", "1\n")] {
+        let found = site.double.get(BUCKET, key).unwrap_or_else(|| panic!("no {key}: {run:#?}\n{}", site.engine.log()));
+        assert_eq!(String::from_utf8(found).unwrap(), content);
+    }
+    assert!(site.double.get(BUCKET, "in/b.txt").is_none());
+    site.assert_clean();
+}
+
+/// The description that Cromwell writes, in its image, unchanged but for the NAS, which is nowhere.
+fn cromwell(site: &Site) {
+    let mut cromwell: Value =
+        serde_json::from_str(include_str!("../../agent/tests/fixtures/jobs/cromwell-call.json")).unwrap();
+    let task = &mut cromwell["DAG"]["Tasks"]["cromwell"];
+    let image = task["Parameters"]["Command"]["Docker"]["Image"].as_str().unwrap().to_owned();
+    let entries = task["Mounts"]["Entries"].as_array_mut().unwrap();
+    entries.retain(|entry| entry["Source"].as_str().unwrap().starts_with("oss://"));
+    site.engine.import(&image, &[]);
+    let call = "cromwell-dir/wf_echo/38b088b2-5131-4ea0-a161-4cf2ca8d15ac/call-echo";
+    let worker = "#!/bin/bash\nexport script=$cwd/$(basename $exec)\nexport rc=$cwd/rc\n\n(\nmkdir -p $cwd\ncp -rf $exec $script\ncd $cwd\n/bin/bash -c $script\n)\n";
+    let body = "#!/bin/bash\necho out > output; echo text > stdout; echo > stderr; mkdir -p glob-0c8a; ln output glob-0c8a/output; \
+                echo output > glob-0c8a.list; cat /cromwell_inputs/b1946ac9/sample.bam /home/inputs/i; echo 7 > rc";
+    for (key, content) in [
+        (format!("{call}/worker"), worker),
+        (format!("{call}/script"), body),
+        ("inputs/i".to_owned(), "i"),
+        ("data/sample.bam".to_owned(), "bam"),
+    ] {
+        site.double.put("my-bucket", &key, content);
+    }
+    let run = site.run(&cromwell);
+    assert_eq!(run.status, 0, "{run:#?}");
+    for (name, content) in [
+        ("output", "out\n"),
+        ("stdout", "text\n"),
+        ("rc", "7\n"),
+        ("glob-0c8a/output", "out\n"),
+        ("glob-0c8a.list", "output\n"),
+    ] {
+        let found =
+            site.double.get("my-bucket", &format!("{call}/{name}")).unwrap_or_else(|| panic!("{name}: {run:#?}"));
+        assert_eq!(String::from_utf8(found).unwrap(), content);
+    }
+    site.assert_clean();
+}
+
+/// Each way in which a task in a container ends.
+fn endings(site: &Site) {
+    site.engine.import(IMAGE, &[]);
+    // The engine's own statuses, when it is the program that exits with them.
+    for status in [125, 126, 137] {
+        let run = site.run(&task(&format!("/bin/sh -c 'exit {status}'"), json!({})));
+        assert_failed(&run, status, "user", &[&format!("exit code {status}")]);
+    }
+    let missing = site.run(&task("no-such-program --now", json!({})));
+    assert_failed(&missing, 127, "user", &["\"no-such-program\"", "was not found in the image", IMAGE]);
+    assert!(site.log("stderr", &missing).contains("was not found in the image"));
+    let denied = site.run(&task("/etc", json!({})));
+    assert_failed(&denied, 126, "user", &["\"/etc\""]);
+
+    // It was waiting for nothing but the signal that its place in the container keeps from it.
+    let began = Instant::now();
+    let late = site.run_with(&own(json!({"command": "sleep 1000", "timeout": 2})), &["--grace=600"]);
+    assert_failed(&late, 137, "timeout", &["time limit"]);
+    assert!(began.elapsed() < Duration::from_secs(500), "it had to wait for the grace");
+
+    let child = site.start(
+        "stopped",
+        &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})),
+    );
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let stopped = finished(&child.wait_with_output().unwrap());
+    assert_eq!(stopped.instance("task", 0)["state"], "Stopped", "{stopped:#?}");
+    assert_eq!(stopped.instance("task", 0)["exit_code"], 7, "{stopped:#?}");
+    assert_eq!(site.log("stdout", &stopped), "up\nbye\n");
+    site.assert_clean();
+}
+
+/// The kernel kills it for the memory it takes. Podman's monitor does not see that on every machine with cgroups of version 1.
+fn out_of_memory(site: &Site) {
+    let hungry =
+        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
+    let hungry = site.run(&own(hungry));
+    assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
+    site.assert_clean();
+}
+
+/// An agent that is killed leaves a container, and the next one takes it away.
+fn killed(site: &Site) {
+    let mut child = site.start("killed", &task("/bin/sh -c 'echo up; sleep 1000'", json!({})));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(site.engine.containers().len(), 1);
+    let next = site.run(&task("/bin/true", json!({})));
+    assert_eq!(next.status, 0, "{next:#?}");
+    site.assert_clean();
+}
+
+/// Images that are not there, and from all the places they can come from.
+fn images(site: &Site) {
+    let registry = Registry::start();
+    let name = format!("{}/team/tool:1", registry.host());
+    site.engine.import(&name, &["ENV WHO=tool"]);
+    registry.push(&site.engine, &name);
+    for (path, content) in registry.tree() {
+        site.double.put(BUCKET, &format!("dockers/{path}"), content);
+    }
+    let tar = site.node.path().join("image.tar");
+    site.engine.client(&["save", "--output", tar.to_str().unwrap(), &name]);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&std::fs::read(&tar).unwrap()).unwrap();
+    site.double.put(BUCKET, "image.tar.gz", gzip.finish().unwrap());
+    let forget = || site.engine.client(&["rmi", "--force", &name]);
+    let line = "/bin/sh -c 'echo $WHO'";
+    forget();
+
+    // From the registry, whose password nobody but it and the engine come to know.
+    let docker = json!({"Parameters": {"Command": {"Docker": {"Image": name}}}});
+    let refused = site.run(&task(line, docker.clone()));
+    assert_failed(&refused, 77, "storage", &[&name, "login"]);
+    let logins = format!("--registry-logins={}", registry.logins().display());
+    let pulled = site.run_with(&task(line, docker.clone()), &[&logins, "-v"]);
+    assert_eq!((pulled.status, site.log("stdout", &pulled).as_str()), (0, "tool\n"), "{pulled:#?}");
+    assert!(!format!("{pulled:?}").contains(Registry::PASSWORD));
+    let absent = format!("{}/team/other:1", registry.host());
+    let absent =
+        site.run_with(&task(line, json!({"Parameters": {"Command": {"Docker": {"Image": absent}}}})), &[&logins]);
+    assert_failed(&absent, 66, "user", &["team/other:1"]);
+    forget();
+
+    // From the files of a registry that nobody runs.
+    let variables = json!({"Parameters": {"Command": {"Docker": {"Image": ""}, "EnvVars": {
+        "BATCH_COMPUTE_DOCKER_IMAGE": name, "BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH": "oss://test-bucket/dockers",
+    }}}});
+    for _ in ["taken in", "known"] {
+        let run = site.run(&task(line, variables.clone()));
+        assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}\n{}", site.engine.log());
+    }
+    let mut other = variables;
+    other["Parameters"]["Command"]["EnvVars"]["BATCH_COMPUTE_DOCKER_IMAGE"] = json!("localhost:5000/team/tool:2");
+    assert_failed(&site.run(&task(line, other)), 65, "user", &["has no 2", "the tags 1"]);
+    forget();
+
+    // From an archive.
+    let archive = json!({"command": ["/bin/sh", "-c", "echo $WHO"],
+        "container": {"image": name, "archive": "oss://test-bucket/image.tar.gz"}});
+    let run = site.run(&own(archive));
+    assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}");
+
+    // Nobody listens there.
+    let nowhere = json!({"Parameters": {"Command": {"Docker": {"Image": "127.0.0.1:1/x:1"}}}});
+    assert_failed(&site.run(&task(line, nowhere)), 69, "storage", &["127.0.0.1:1/x:1", "could not be pulled"]);
+    site.assert_clean();
+}
+
+#[test]
+fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
+    let site = Site::new(Engine::docker());
+    plain(&site);
+    cromwell(&site);
+}
+
+#[test]
+fn podman_runs_a_task_as_docker_does() {
+    let site = Site::new(Engine::podman());
+    plain(&site);
+}
+
+#[test]
+fn docker_every_ending_has_its_cause() {
+    let site = Site::new(Engine::docker());
+    endings(&site);
+    out_of_memory(&site);
+    killed(&site);
+}
+
+#[test]
+fn docker_images_come_from_registries_and_object_storage() {
+    images(&Site::new(Engine::docker()));
+}
+
+/// The node's daemon is killed twice while the container runs, and the third one brings its results home.
+#[test]
+fn a_node_whose_agent_is_killed_goes_on_with_its_container() {
+    let engine = Engine::podman();
+    engine.import(IMAGE, &[]);
+    let node = BootNode::new();
+    let mnt = node.path("mnt");
+    let line = format!(
+        "echo up; cat {0}/file; while [ ! -e /batchcompute/workdir/go ]; do sleep 0.1; done; echo over",
+        mnt.display()
+    );
+    let mut task = own(json!({"command": ["/bin/sh", "-c", line]}));
+    let task = &mut task["tasks"]["task"];
+    (task["stdout"], task["stderr"]) = (json!(node.location("out/")), json!(node.location("out/")));
+    node.settings(&json!({
+        "mounts": [{"source": node.location("in/"), "target": mnt}],
+        "containers": {"socket": engine.socket()},
+        "task": {"job": {"version": 1, "tasks": {"task": task}}, "job_id": "job-1"},
+    }));
+    let boot = || {
+        let mut command = node.boot_command();
+        engine.join(&mut command).spawn().unwrap()
+    };
+    let is_up = || node.stored("out/stdout.job-1.task.0").starts_with("up\nhello\n");
+    for _ in 0..2 {
+        let mut agent = boot();
+        eventually("the program is up", LIMIT, is_up);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+    assert_eq!(engine.containers().len(), 1);
+    let mut agent = boot();
+    let container = engine.containers().remove(0);
+    engine.client(&["exec", &container, "touch", "/batchcompute/workdir/go"]);
+    assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", node.log());
+    assert_eq!(node.stored("out/stdout.job-1.task.0"), "up\nhello\nover\n");
+    assert_eq!(engine.containers(), Vec::<String>::new());
+}
+
+#[test]
+fn without_an_engine_a_task_is_told_so() {
+    let double = Double::start(DoubleConfig::default());
+    let node = Node::with_double(&double.endpoint())
+        .environment("BATCH_AGENT_ENGINE_SOCKET", "/run/no-such-engine.sock")
+        .option("--fault-retries=0");
+    let run = node.run(&task("/bin/true", json!({})));
+    assert_failed(&run, 71, "platform", &["no container engine", "/run/no-such-engine.sock", "docker.io"]);
+    node.assert_clean();
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_podman_endings_and_images() {
+    let site = Site::new(Engine::podman());
+    endings(&site);
+    killed(&site);
+    images(&site);
+}
