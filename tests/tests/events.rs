@@ -19,7 +19,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// A file with the secret.
 fn secret(directory: &Path) -> PathBuf {
     let path = directory.join("secret");
-    fs::write(&path, format!("{SECRET}\n")).unwrap();
+    fs::write(&path, format!("{SECRET}\n")).expect("it is written");
     path
 }
 
@@ -27,7 +27,7 @@ fn secret(directory: &Path) -> PathBuf {
 fn verify_webhook(receiver: &Receiver, directory: &Path) {
     let file = directory.join("requests");
     receiver.write(&file);
-    let output = python::script("with_webhooks.py").arg(SECRET).arg(&file).output().unwrap();
+    let output = python::script("with_webhooks.py").arg(SECRET).arg(&file).output().expect("the interpreter starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -86,7 +86,7 @@ fn told_after(outage: Duration) {
         "--webhook",
         &url,
         "--webhook-secret",
-        secret.to_str().unwrap(),
+        secret.to_str().expect("it was told"),
         "--report-wait=3000",
         "--report",
         "oss://test-bucket/reports/",
@@ -96,7 +96,7 @@ fn told_after(outage: Duration) {
     let running = node.start(&two_tasks("/bin/true", "/bin/true"), &options);
     eventually("it is asked while it is down", LIMIT, || receiver.refused() > 0);
     std::thread::sleep(outage.saturating_sub(began.elapsed()));
-    receiver.lose_replies(2);
+    receiver.lose_replies(1);
     receiver.set_down(false);
     let run = running.wait();
     assert_eq!(run.status, 0, "{}", run.stderr);
@@ -105,16 +105,21 @@ fn told_after(outage: Duration) {
     verify_webhook(&receiver, node.path());
     assert!(run.stderr.contains("takes events again") && !run.stderr.contains("hidden"), "{}", run.stderr);
 
-    let finished = receiver.events().into_iter().find(|event| event["Event"] == "OnInstanceFinished").unwrap();
+    let finished =
+        receiver.events().into_iter().find(|event| event["Event"] == "OnInstanceFinished").expect("it was told");
     assert_eq!(finished["StdoutRedirectPath"], "oss://test-bucket/logs/stdout.job-1.one.0");
     assert_eq!((&finished["ExitCode"], &finished["Progress"]), (&json!("0"), &json!("100")));
     // The same, line by line, as an object.
     let object = double.get("test-bucket", "reports/events.job-1.jsonl").expect("events were written");
-    let lines = String::from_utf8(object).unwrap();
+    let lines = String::from_utf8(object).expect("it was told");
     let names: Vec<Value> =
-        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["Event"].clone()).collect();
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("it was told")["Event"].clone()).collect();
     assert_eq!(names, ALL_OF_TWO);
-    assert_eq!(fs::read_dir(node.path().join("state/events/runs")).unwrap().count(), 0, "all was delivered");
+    assert_eq!(
+        fs::read_dir(node.path().join("state/events/runs")).expect("it was told").count(),
+        0,
+        "all was delivered"
+    );
     node.assert_clean();
 }
 

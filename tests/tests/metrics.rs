@@ -21,11 +21,12 @@ struct Hanging {
 
 impl Hanging {
     fn at(target: &Path) -> Self {
-        std::fs::create_dir_all(target).unwrap();
-        let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        std::fs::create_dir_all(target).expect("FUSE is there and we are root");
+        let device = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE is there and we are root");
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("hanging"), target, Some("fuse.hanging"), flags, Some(options.as_str())).unwrap();
+        mount(Some("hanging"), target, Some("fuse.hanging"), flags, Some(options.as_str()))
+            .expect("FUSE is there and we are root");
         Self { target: target.to_owned(), _device: device }
     }
 }
@@ -37,7 +38,7 @@ impl Drop for Hanging {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port()
 }
 
 /// What the node says to Prometheus; empty before it listens.
@@ -81,7 +82,8 @@ fn a_node_says_what_it_uses_and_its_task() {
     let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert!(last["cpu"]["cores"].as_u64().unwrap() > 0 && last["disks"][0]["size"].as_u64().unwrap() > 0, "{lines}");
     let page = node.stored("out/report.job-1.only.0.html");
-    for part in ["Finished", "Timeline", "object-mounts", "program", "Processors", "OnInstanceActive", "<polyline"] {
+    for part in ["Finished", "Timeline", "<td>settings</td>", "program", "Processors", "OnInstanceActive", "<polyline"]
+    {
         assert!(page.contains(part), "{part}: {page}");
     }
     let outcome = &node.status()["outcome"];

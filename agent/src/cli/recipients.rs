@@ -1,6 +1,6 @@
 //! Who `batch-agent run` tells what happens.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ impl Recipients {
     /// Those that the command line and the job name.
     pub(super) fn new(arguments: &RunArguments, job: &JobDescription, part: &Part) -> Result<Self, Failure> {
         let bad = |text: String| Failure::new(Cause::User, exit::USAGE, text);
-        let secret = arguments.webhook_secret.as_ref().map(secret_in).transpose()?;
+        let secret = arguments.webhook_secret.as_deref().map(secret_in).transpose()?;
         let webhook = arguments.webhook.as_ref().map(|url| Webhook::new(url, secret.as_ref())).transpose();
         let mut webhook = webhook.map_err(|error| match error {
             WebhookError::Address => bad(format!("the address given with --webhook {error}")),
@@ -114,7 +114,7 @@ impl News {
 }
 
 /// Reads a secret.
-pub(super) fn secret_in(path: &PathBuf) -> Result<Secret, Failure> {
+fn secret_in(path: &Path) -> Result<Secret, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::new(Cause::User, exit::INPUT_MISSING, format!("cannot read the secret in {}: {error}", path.display()))
     })?;

@@ -22,7 +22,7 @@ use super::webhook::Webhook;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest pause between attempts, and the longest that a recipient can ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often an event is offered that the recipient refuses.
 const REFUSALS: u32 = 3;

@@ -69,11 +69,11 @@ mod tests {
             access_key_secret: Secret::new("hidden"),
             security_token: Some(Secret::new("token")),
         };
-        let mut settings = StoreSettings { credentials, ..StoreSettings::default() };
+        let settings = StoreSettings { credentials, ..StoreSettings::default() };
         let key = AccessKeys::new(Scheme::Oss, &settings).unwrap().get().await.unwrap();
         assert_eq!((key.id.as_str(), key.secret.expose()), ("id", "hidden"));
         assert!(!format!("{key:?}").contains("hidden"));
-        settings.credentials = CredentialSource::Anonymous;
+        let settings = StoreSettings { credentials: CredentialSource::Anonymous, ..StoreSettings::default() };
         AccessKeys::new(Scheme::Oss, &settings).unwrap().get().await.unwrap_err();
     }
 }
