@@ -8,10 +8,14 @@ mod logs;
 mod mount;
 mod node;
 mod programs;
+mod pull;
+mod push;
 mod recipients;
 mod run;
 mod schema;
 mod status;
+mod storage;
+mod transfer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +67,10 @@ enum Command {
     Release(enter::ReleaseArguments),
     /// Print what a task has written, on its node or from where its log is.
     Logs(logs::LogsArguments),
+    /// Send a directory, or a file, to object storage: in parallel, verified, and only what is not there already.
+    Push(push::PushArguments),
+    /// Fetch a directory, or an object, from object storage: in parallel, verified, and only what is not here already.
+    Pull(pull::PullArguments),
     /// Stop a running task: SIGTERM, the grace, SIGKILL. What it has left is still uploaded, and its outcome is `cancelled`.
     Cancel(cancel::CancelArguments),
     /// Mount a NAS (NFS) or Lustre file system as the agent does, or say why it cannot be.
@@ -103,6 +111,8 @@ pub fn main() -> ExitCode {
         Command::Enter(enter) => enter::enter(&enter),
         Command::Release(release) => enter::release(&release),
         Command::Logs(logs) => logs::logs(&logs),
+        Command::Push(push) => push::push(&push, &Console::start(arguments.log_format, arguments.verbose)),
+        Command::Pull(pull) => pull::pull(&pull, &Console::start(arguments.log_format, arguments.verbose)),
         Command::Cancel(cancel) => cancel::cancel(&cancel),
         Command::Mount(mount) => {
             Console::start(arguments.log_format, arguments.verbose);

@@ -1,11 +1,16 @@
 //! What the user sees: lines on standard error, and bars where that is a terminal.
 //!
 //! Everything said goes through `tracing`, so a terminal, a pipe and journald show the same lines, as text or as JSON. On a
-//! terminal, bars for uploads stand below the lines; nothing else is drawn.
+//! terminal, bars for transfers stand below the lines; nothing else is drawn. Elsewhere long transfers say now and then how far they are.
 
 use std::io::{self, IsTerminal, Write};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use oss::transfer::Progress;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
@@ -69,6 +74,9 @@ impl Console {
     }
 }
 
+/// How often a transfer says how far it is where no bar can be drawn.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
 /// Hours to milliseconds, in UTC.
 struct TimeOfDay;
 
@@ -88,6 +96,31 @@ impl Bar {
     /// Moves it on.
     pub fn advance(&self, bytes: u64) {
         self.0.inc(bytes);
+    }
+
+    /// For one file of many: takes how much of it has arrived so far, and moves the bar by what is new.
+    pub fn share(&self) -> Progress {
+        let (bar, most) = (self.clone(), AtomicU64::new(0));
+        // Pieces arrive in any order, and a download can begin again: what was counted once stays.
+        Arc::new(move |done| {
+            let before = most.fetch_max(done, Ordering::Relaxed);
+            bar.advance(done.saturating_sub(before));
+        })
+    }
+
+    /// Waits for `work`, and where the bar cannot be seen says in lines how far it is.
+    pub async fn told<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            match tokio::time::timeout(TELL_EVERY, &mut work).await {
+                Ok(done) => return done,
+                Err(_) if self.0.is_hidden() => {
+                    let (done, all) = (self.0.position(), self.0.length().unwrap_or(0));
+                    tracing::info!("{}: {} of {}", self.0.message(), HumanBytes(done), HumanBytes(all));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Takes it away.

@@ -6,7 +6,7 @@ mod follow;
 mod inputs;
 mod mount_point;
 mod network_mounts;
-mod outputs;
+pub(crate) mod outputs;
 mod package;
 pub mod record;
 pub mod reserve;

@@ -3,8 +3,9 @@
 //! Where things are: [`job`] reads descriptions; [`run`] runs a whole job, deciding by [`schedule`] what comes next;
 //! [`instance`] is the life of one instance, from its mounts to its uploads; [`shim`] is the small process that the
 //! program really runs under, and [`enter`] how a person gets beside it; [`container`] runs it in an image; [`network`] mounts NAS and
-//! Lustre; [`outcome`] is what is reported; [`logs`] reads logs again. A node is described by [`settings`] and found out by
-//! [`identity`]; [`boot`] is its life, and [`spot`] tells when the cloud wants it back. [`cli`] is the command line over all of it.
+//! Lustre; [`outcome`] is what is reported, by [`events`], [`metrics`] and [`report`]; [`logs`] reads logs again, and `pull` fetches whole
+//! directories. A node is described by [`settings`] and found out by [`identity`]; [`boot`] is its life, and [`spot`] tells when the
+//! cloud wants it back. [`cli`] is the command line over all of it.
 
 pub mod account;
 pub mod boot;
@@ -26,6 +27,7 @@ pub mod network;
 pub mod node;
 pub mod outcome;
 pub mod programs;
+mod pull;
 pub mod report;
 pub mod run;
 pub mod schedule;

@@ -9,6 +9,7 @@
 //! which the store knows an MD5 only, which cannot be combined).
 
 mod budget;
+mod compare;
 mod download;
 mod plan;
 mod upload;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use nix::libc;
 
 pub use self::budget::TransferBudget;
+pub use self::compare::{Comparison, compare};
 pub use self::download::{DownloadOptions, Downloaded, download, download_bytes};
 pub use self::upload::{UploadOptions, Uploaded, upload};
 use crate::error::{Error, ErrorKind};
@@ -205,18 +207,30 @@ mod tests {
             Fault::None
         });
         let source = file_of(directory.path(), &sample(100_000, 1));
-        let task = tokio::spawn(async move {
-            upload(&store, &Key::new("k"), source, 100_000, &small_parts(), &TransferBudget::new(1, 1)).await
-        });
+        let budget = TransferBudget::new(1, 1);
+        let shared = budget.clone();
+        let task =
+            tokio::spawn(async move { upload(&store, &Key::new("k"), source, 100_000, &small_parts(), &shared).await });
         wait.await.unwrap();
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
-        for _ in 0..1000 {
-            if model.uploads_in_progress() == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        tokio::time::timeout(Duration::from_secs(60), budget.settled()).await.unwrap();
+        assert_eq!((model.uploads_in_progress(), model.keys().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_dropped_while_it_is_created_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let model = Arc::new(MemoryStore::oss());
+        let store: Arc<dyn Store> = model.clone();
+        let budget = TransferBudget::default();
+        let source = file_of(directory.path(), &sample(1000, 1));
+        let (key, options) = (Key::new("k"), small_parts());
+        let mut upload = Box::pin(upload(&store, &key, source, 1000, &options, &budget));
+        // Polled once: the request is on its way, and its answer was not seen.
+        assert!(futures_util::FutureExt::now_or_never(&mut upload).is_none());
+        drop(upload);
+        tokio::time::timeout(Duration::from_secs(60), budget.settled()).await.unwrap();
         assert_eq!((model.uploads_in_progress(), model.keys().len()), (0, 0));
     }
 

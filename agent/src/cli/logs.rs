@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::Args;
 use oss::growing::GrownReader;
-use oss::{Key, Location, Settings, Stores};
+use oss::{Key, Location, Stores};
 
+use super::storage::StorageArguments;
 use crate::exit;
 use crate::logs::{Entry, LogBook, LogText};
 use crate::node::Node;
 use crate::outcome::{Cause, Failure};
-use crate::settings::{self, SettingsSource};
 
 /// What `batch-agent logs` can be told.
 #[derive(Debug, Args)]
@@ -35,17 +35,8 @@ pub(super) struct LogsArguments {
     #[arg(long)]
     stderr: bool,
 
-    /// Take how storage is reached from these settings. [default: those in /etc/batch-agent, if there are any, over the environment]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// The endpoint of the log's storage.
-    #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-
-    /// The region of the log's storage.
-    #[arg(long, value_name = "REGION")]
-    region: Option<String>,
+    #[command(flatten)]
+    storage: StorageArguments,
 
     /// Where the agent keeps its state.
     #[arg(long, value_name = "DIR", default_value = Node::STATE, env = "BATCH_AGENT_STATE_DIR")]
@@ -132,7 +123,7 @@ fn print(bytes: &[u8]) -> Result<(), Ended> {
 async fn here(arguments: &LogsArguments, book: &LogBook, entry: &Entry) -> Result<(), Ended> {
     let place = if arguments.stderr { &entry.stderr } else { &entry.stdout };
     let what = format!("log {}", place.target.escaped());
-    let mut settings = storage(arguments, &place.target)?;
+    let mut settings = arguments.storage.settings(&place.target)?;
     entry.complete(&mut settings);
     let store = Stores::new(settings).open(&place.target).map_err(|error| Failure::reading(&what, &error))?;
     let mut text = LogText::new(place.clone(), store);
@@ -183,7 +174,7 @@ async fn elsewhere(arguments: &LogsArguments, location: &Location) -> Result<(),
         location = location.with_key(format!("{directory}stderr.{rest}"));
     }
     let what = format!("log {}", location.escaped());
-    let settings = storage(arguments, &location)?;
+    let settings = arguments.storage.settings(&location)?;
     let store = Stores::new(settings).open(&location).map_err(|error| Failure::reading(&what, &error))?;
     let failed = |error: oss::Error| Failure::reading(&what, &error);
     if !arguments.follow {
@@ -229,27 +220,4 @@ async fn has_ended(store: &Arc<dyn oss::Store>, key: &Key) -> bool {
         (Some(manifest), Some(log)) => manifest >= log,
         _ => false,
     }
-}
-
-/// How storage is reached.
-fn storage(arguments: &LogsArguments, target: &Location) -> Result<Settings, Failure> {
-    let bad = |text: String| Failure::new(Cause::User, exit::BAD_SETTINGS, text);
-    let read = |source: &SettingsSource| {
-        settings::read(source, &[]).map(|(settings, _)| settings.storage).map_err(|error| bad(error.to_string()))
-    };
-    let mut settings = match &arguments.config {
-        Some(file) => read(&SettingsSource::File(file.clone()))?,
-        None if Path::new(settings::DIRECTORY).join("node.yaml").exists() => {
-            // Not everybody may read them, nor has to: the environment may say enough.
-            read(&SettingsSource::default()).or_else(|failure| {
-                eprintln!("batch-agent: {}; going on without", failure.message);
-                Settings::from_env().map_err(|error| bad(error.to_string()))
-            })?
-        }
-        None => Settings::from_env().map_err(|error| bad(error.to_string()))?,
-    };
-    let store = if target.scheme() == oss::Scheme::S3 { &mut settings.s3 } else { &mut settings.oss };
-    store.endpoint = arguments.endpoint.clone().or_else(|| store.endpoint.take());
-    store.region = arguments.region.clone().or_else(|| store.region.take());
-    Ok(settings)
 }

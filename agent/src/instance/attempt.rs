@@ -196,7 +196,8 @@ async fn bring_home(
     // Of a program that is going to be run again the last attempt's outputs count.
     if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
         let label = format!("{} outputs", name(attempt));
-        course.delivery = outputs::deliver(&sources.outputs, stores, budget, console, &label).await;
+        course.delivery =
+            outputs::deliver(&sources.outputs, outputs::Present::Replace, stores, budget, console, &label).await;
         for skipped in &course.delivery.skipped {
             tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
         }

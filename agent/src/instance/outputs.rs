@@ -4,6 +4,7 @@
 //! the others from going up.
 
 pub(super) mod found;
+mod present;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,17 +13,14 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use oss::transfer::{TransferBudget, UploadOptions, upload};
-use oss::{Key, Location, PutMode, Store, Stores};
+use oss::transfer::{Comparison, TransferBudget, UploadOptions, compare, upload};
+use oss::{ErrorKind, Key, Location, PutMode, Store, Stores};
 use serde::{Deserialize, Serialize};
 
 use crate::console::{Bar, Console};
 use crate::exit;
 use crate::job::Output;
 use crate::outcome::{Cause, Failure, Uploaded};
-
-/// How many files are on their way at once. Parts of large ones share the transfer budget beyond that.
-const PARALLEL_FILES: usize = 16;
 
 /// A file that has arrived, as the manifest lists it.
 #[derive(Debug, Clone, Serialize)]
@@ -57,6 +55,8 @@ pub struct Source {
 pub struct Delivery {
     /// What has arrived.
     pub arrived: Vec<Arrived>,
+    /// How many of those were in storage already, with the same content.
+    pub kept: u64,
     /// What was left out on purpose, with the reasons.
     pub skipped: Vec<String>,
     /// What has not arrived, with the reasons.
@@ -74,6 +74,15 @@ impl Delivery {
     }
 }
 
+/// What is done about objects that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Present {
+    /// They are replaced.
+    Replace,
+    /// Those that hold what the file does, by checksum, are kept: one listing and a request for each of the same length.
+    Keep,
+}
+
 /// One file on its way.
 struct Job {
     store: Arc<dyn Store>,
@@ -81,6 +90,8 @@ struct Job {
     seen_as: PathBuf,
     size: u64,
     open: Open,
+    /// Whether an object may be there that holds the same.
+    may_be_there: bool,
 }
 
 enum Open {
@@ -90,9 +101,10 @@ enum Open {
     Nothing,
 }
 
-/// Sends what `sources` name.
+/// Sends what `sources` name, as many files at once as the budget has requests.
 pub async fn deliver(
     sources: &[Source],
+    present: Present,
     stores: &Stores,
     budget: &TransferBudget,
     console: &Console,
@@ -129,16 +141,22 @@ pub async fn deliver(
     if jobs.is_empty() {
         return delivery;
     }
+    if present == Present::Keep {
+        present::mark(sources, stores, &mut jobs).await;
+    }
     let bar = console.bar(label.to_owned(), jobs.iter().map(|job| job.size).sum());
     let results = futures_util::stream::iter(jobs)
         .map(|job| send(job, budget.clone(), bar.clone()))
-        .buffer_unordered(PARALLEL_FILES)
-        .collect::<Vec<_>>()
-        .await;
+        .buffer_unordered(budget.concurrency())
+        .collect::<Vec<_>>();
+    let results = bar.told(results).await;
     bar.finish();
     for result in results {
         match result {
-            Ok(Some(arrived)) => delivery.arrived.push(arrived),
+            Ok(Some((arrived, kept))) => {
+                delivery.kept += u64::from(kept);
+                delivery.arrived.push(arrived);
+            }
             Ok(None) => {}
             Err(failure) => delivery.failed.push(failure),
         }
@@ -185,6 +203,7 @@ fn plan_directory(
             seen_as: output.source.join(&entry.name),
             size: entry.size,
             open: Open::Beneath(Arc::clone(&directory), entry.path),
+            may_be_there: false,
         });
     }
     for name in found.empty_directories {
@@ -194,6 +213,7 @@ fn plan_directory(
             seen_as: output.source.join(&name),
             size: 0,
             open: Open::Nothing,
+            may_be_there: false,
         });
     }
     delivery.skipped.extend(found.skipped);
@@ -213,10 +233,12 @@ fn plan_file(output: &Output, path: &Path, store: &Arc<dyn Store>) -> Result<Job
         seen_as: output.source.clone(),
         size,
         open: Open::Beneath(Arc::new(directory), PathBuf::from(name)),
+        may_be_there: false,
     })
 }
 
-async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<Arrived>, Failure> {
+/// Sends one file. Nothing comes of a marker; with a file comes whether it was there.
+async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<(Arrived, bool)>, Failure> {
     let what = format!("output {} to {}", job.seen_as.display(), job.target.escaped());
     let (directory, path) = match job.open {
         Open::Nothing => {
@@ -233,16 +255,30 @@ async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<Arriv
     });
     let opened = open.await.map_err(Failure::platform)?;
     let (file, metadata) = opened.map_err(|error| could_not_open(&job.seen_as, &error))?;
-    let options =
-        UploadOptions { progress: Some(Arc::new(move |bytes| bar.advance(bytes))), ..UploadOptions::default() };
-    let sent = upload(&job.store, job.target.key(), file, metadata.len(), &options, &budget).await;
-    let sent = sent.map_err(|error| Failure::writing(&what, &error))?;
-    Ok(Some(Arrived {
-        path: job.seen_as,
+    let arrived = |size: u64, crc64: u64| Arrived {
+        path: job.seen_as.clone(),
         location: job.target.to_string(),
-        size: sent.size,
-        crc64: format!("{:016x}", sent.crc64),
+        size,
+        crc64: format!("{crc64:016x}"),
         mode: std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777,
         modified: metadata.modified().ok().and_then(|time| Timestamp::try_from(time).ok()),
-    }))
+    };
+    let key = job.target.key();
+    if job.may_be_there {
+        let copy = file.try_clone().map_err(|error| unreadable(&job.seen_as, &error))?;
+        match compare(&job.store, key, copy, &budget).await {
+            Ok(Comparison::Same(crc64)) => {
+                bar.advance(metadata.len());
+                return Ok(Some((arrived(metadata.len(), crc64), true)));
+            }
+            Ok(Comparison::Different | Comparison::Unknown) => {}
+            // Who may write need not be allowed to look.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {}
+            Err(error) => return Err(Failure::writing(&what, &error)),
+        }
+    }
+    let options = UploadOptions { progress: Some(bar.share()), ..UploadOptions::default() };
+    let sent = upload(&job.store, key, file, metadata.len(), &options, &budget).await;
+    let sent = sent.map_err(|error| Failure::writing(&what, &error))?;
+    Ok(Some((arrived(sent.size, sent.crc64), false)))
 }

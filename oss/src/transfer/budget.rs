@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Memory is counted in units of this many bytes, because a semaphore counts to 2³² only.
 const UNIT: u64 = 64 << 10;
@@ -15,6 +15,18 @@ pub struct TransferBudget {
     memory: Arc<Semaphore>,
     concurrency: usize,
     units: u32,
+    /// How many uploads in parts are open, those included that are being given up.
+    open: watch::Sender<usize>,
+}
+
+/// Counts an upload in parts as open until it is dropped.
+#[derive(Debug)]
+pub(super) struct Open(watch::Sender<usize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
 }
 
 /// A piece's share of the budget, given back on drop.
@@ -35,12 +47,26 @@ impl TransferBudget {
             memory: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1 << 28))),
             concurrency,
             units,
+            open: watch::Sender::new(0),
         }
     }
 
     /// The most requests at once.
     pub fn concurrency(&self) -> usize {
         self.concurrency
+    }
+
+    /// Waits until no upload in parts is open any more: those whose futures were dropped have been given up, as far as the store can
+    /// be reached. A program that ends before leaves their parts in the bucket.
+    pub async fn settled(&self) {
+        // The sender is ours, so it is there.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// Counts one more.
+    pub(super) fn open(&self) -> Open {
+        self.open.send_modify(|open| *open += 1);
+        Open(self.open.clone())
     }
 
     /// Waits for a request with a body of `bytes` to fit.

@@ -42,6 +42,8 @@ pub struct DownloadOptions {
     pub piece: u64,
     /// Whether the file is on the disk, and not only in the kernel's memory, when the download returns.
     pub durable: bool,
+    /// What the file is called in errors, where the path to it says nothing to people (one that begins at a descriptor).
+    pub called: Option<PathBuf>,
     /// The file's permission bits; by the process's umask from 0644 when absent.
     pub permissions: Option<u32>,
     /// Is told how much has arrived.
@@ -50,7 +52,7 @@ pub struct DownloadOptions {
 
 impl Default for DownloadOptions {
     fn default() -> Self {
-        Self { limit: u64::MAX, piece: 8 << 20, durable: false, permissions: None, progress: None }
+        Self { limit: u64::MAX, piece: 8 << 20, durable: false, called: None, permissions: None, progress: None }
     }
 }
 
@@ -279,7 +281,8 @@ impl Job<'_> {
     }
 
     fn unwritable(&self, error: io::Error) -> Error {
-        let what = format!("the local file {} cannot be written", self.target.display());
+        let called = self.options.called.as_ref().unwrap_or(&self.target);
+        let what = format!("the local file {} cannot be written", called.display());
         local(OPERATION, &self.location, &what, error)
     }
 }

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
 
+use super::budget::Open;
 use super::plan::{part_size, pieces};
 use super::{Progress, TransferBudget, blocking, local};
 use crate::error::{Error, ErrorKind, Result};
@@ -121,7 +122,7 @@ async fn in_parts(
         let message = format!("{} bytes are more than an object of this store can hold", source.size);
         Error::new(ErrorKind::Invalid, OPERATION, &source.location, message)
     })?;
-    let mut upload = InProgress::begin(store, key).await?;
+    let mut upload = InProgress::begin(store, key, budget.open()).await?;
     let result = async {
         let (receipts, whole) = send_parts(&upload, source, length, options, budget).await?;
         source.check_unchanged()?;
@@ -134,7 +135,7 @@ async fn in_parts(
     .await;
     match result {
         Ok((whole, answer)) => {
-            upload.done = true;
+            upload.done();
             arrived(source, whole, answer)
         }
         Err(error) => {
@@ -273,26 +274,46 @@ struct InProgress {
     store: Arc<dyn Store>,
     key: Key,
     id: UploadId,
-    done: bool,
+    /// Until it is done.
+    open: Option<Open>,
 }
 
 impl InProgress {
-    async fn begin(store: &Arc<dyn Store>, key: &Key) -> Result<Self> {
-        let id = store.create_multipart(key).await?;
-        Ok(Self { store: Arc::clone(store), key: key.clone(), id, done: false })
+    /// Begins one. A caller that is dropped meanwhile leaves nothing behind: the answer is waited for, because only it says
+    /// which upload is to be given up.
+    async fn begin(store: &Arc<dyn Store>, key: &Key, open: Open) -> Result<Self> {
+        let (store, key) = (Arc::clone(store), key.clone());
+        let location = store.root().with_key(key.clone());
+        let begun = tokio::spawn(async move {
+            let id = store.create_multipart(&key).await?;
+            Ok(Self { store, key, id, open: Some(open) })
+        });
+        begun.await.map_err(|error| {
+            let message = "the upload was given up because the program is ending, or failed inside";
+            Error::new(ErrorKind::Unavailable, OPERATION, location, message).with_source(error)
+        })?
+    }
+
+    fn done(&mut self) {
+        self.open = None;
     }
 
     async fn abort(&mut self) {
-        self.done = true;
+        // Dropped half way, it is given up once more, which does no harm.
         give_up(Arc::clone(&self.store), self.key.clone(), self.id.clone()).await;
+        self.done();
     }
 }
 
 impl Drop for InProgress {
     fn drop(&mut self) {
         // Without a runtime the program is ending, and the bucket's own rule for unfinished uploads has to do.
-        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
-            runtime.spawn(give_up(Arc::clone(&self.store), self.key.clone(), self.id.clone()));
+        if let (Some(open), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) {
+            let given_up = give_up(Arc::clone(&self.store), self.key.clone(), self.id.clone());
+            runtime.spawn(async move {
+                given_up.await;
+                drop(open);
+            });
         }
     }
 }
