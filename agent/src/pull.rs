@@ -58,7 +58,7 @@ pub async fn pull_directory(
     }
     let directory = blocking(target.to_owned(), |target| {
         std::fs::create_dir_all(target)?;
-        Ok(target.canonicalize()?)
+        target.canonicalize()
     });
     fetch(store, source, &directory.await?, plan(objects), budget, console).await
 }
