@@ -1,6 +1,5 @@
 //! A node that the cloud takes back: the task ends with a cause of its own, and what it has is sent.
 
-use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -46,7 +45,8 @@ fn reclaimed(cloud: &str, imds: &Imds, path: &str, notice: &str) {
     assert!(message.contains("2030-01-02T03:04:05Z") && message.contains("takes this spot instance back"), "{message}");
     assert_eq!(node.stored("out/stdout.job-1.only.0"), "working\ntold\n");
     assert_eq!(node.stored("out/results/part"), "part\n", "what it had is sent");
-    let events = fs::read_to_string(node.path("state/events.jsonl")).unwrap_or_default();
+    let instance = status["identity"]["instance_id"].as_str().unwrap_or_default();
+    let events = node.stored(&format!("out/events.{instance}.jsonl"));
     assert_eq!(events.matches("\"SpotReclaim\"").count(), 1, "{events}");
     let shown = node.run(&["status"]).stdout;
     assert!(shown.contains("the cloud takes this spot instance back"), "{shown}");

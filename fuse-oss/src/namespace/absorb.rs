@@ -111,6 +111,10 @@ impl Table {
             if ordered && self.has_seen(dir, entry.key()) {
                 continue;
             }
+            if !ordered && self.is_missed(dir, &prefix, entry.key()) {
+                self.hide(entry.key());
+                continue;
+            }
             match entry {
                 Entry::Prefix(full) => {
                     let name = full.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix('/'));
@@ -271,6 +275,12 @@ impl Table {
 
     fn has_seen(&self, dir: Dir, entry: &str) -> bool {
         self.directory(dir).listing.reached().is_some_and(|reached| entry <= reached)
+    }
+
+    /// Whether something that a listing in disorder brings may have been shown as missing before the disorder was seen.
+    fn is_missed(&self, dir: Dir, prefix: &str, entry: &str) -> bool {
+        let name = entry.strip_prefix(prefix).map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        name.is_some_and(|name| !name.is_empty() && self.find(dir, name).is_none() && self.is_passed(dir, name))
     }
 
     /// Puts in what had been held back and is certain now that the listing has come to `entry`.

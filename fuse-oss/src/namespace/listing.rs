@@ -42,6 +42,9 @@ pub enum Listing {
 pub struct Partial {
     /// All keys up to this one have been seen. A common prefix `x/` stands for all keys below it. Empty when none has.
     pub reached: String,
+    /// All keys up to this one were taken for seen, until the store turned out not to list in order. What was not among them may have
+    /// been shown as missing.
+    missed: Option<Box<str>>,
     held: Vec<ObjectMeta>,
 }
 
@@ -61,6 +64,23 @@ impl Listing {
         match self {
             Self::Partial(partial) if !partial.reached.is_empty() => Some(&partial.reached),
             _ => None,
+        }
+    }
+
+    /// Up to where names that have not been seen are missing for good: as far as everything `is_ordered`, or was taken to be.
+    pub fn missing_up_to(&self, is_ordered: bool) -> Option<&str> {
+        match self {
+            Self::Partial(partial) if !is_ordered => partial.missed.as_deref(),
+            _ => self.reached(),
+        }
+    }
+
+    /// The store does not list in order after all.
+    pub fn lose_order(&mut self) {
+        if let Self::Partial(partial) = self
+            && !partial.reached.is_empty()
+        {
+            partial.missed.get_or_insert_with(|| partial.reached.as_str().into());
         }
     }
 

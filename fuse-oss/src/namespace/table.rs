@@ -357,11 +357,24 @@ impl Table {
         self.with_placed.contains(&dir) && self.find(dir, name).is_some_and(placed)
     }
 
-    /// Remembers that a location's pages come in another order than that of the keys.
+    /// Remembers that a location's pages come in another order than that of the keys. What was shown as missing until now stays so.
     pub fn set_unordered(&mut self, dir: Dir) {
-        if let Some(root) = self.directory(dir).root.and_then(|root| self.roots.get_mut(root as usize)) {
-            root.ordered = false;
+        let number = self.directory(dir).root;
+        let Some(root) = number.and_then(|number| self.roots.get_mut(number as usize)) else { return };
+        if std::mem::replace(&mut root.ordered, false) {
+            self.directories.iter_mut().filter(|directory| directory.root == number).for_each(|directory| {
+                directory.listing.lose_order();
+            });
         }
+    }
+
+    /// Whether a name that is not there may have been shown as missing, because the listing had passed it.
+    pub fn is_passed(&self, dir: Dir, name: &str) -> bool {
+        let is_ordered = self.root_of(dir).is_some_and(|root| root.ordered);
+        let Some(up_to) = self.directory(dir).listing.missing_up_to(is_ordered) else { return false };
+        let mut key = self.prefix(dir);
+        key.push_str(name);
+        super::listing::passes(up_to, &key)
     }
 
     /// The prefix of all keys in a directory; empty for made-up ones.
@@ -482,14 +495,8 @@ impl Table {
         if directory.listing.is_complete() || is_missing || !self.charset(dir).shows(name) {
             return Known::Missing;
         }
-        if let Some(reached) = directory.listing.reached()
-            && self.root_of(dir).is_some_and(|root| root.ordered)
-        {
-            let mut key = self.prefix(dir);
-            key.push_str(name);
-            if super::listing::passes(reached, &key) {
-                return Known::Missing;
-            }
+        if self.is_passed(dir, name) {
+            return Known::Missing;
         }
         Known::Unknown
     }
