@@ -2,11 +2,11 @@
 //!
 //! A task may name an image that its program runs in. The container is run by the engine that the machine has, Docker or
 //! Podman, over its HTTP interface ([`engine`] says why), and looked after by the task's shim as any other program is
-//! ([`supervise`]): the agent may be killed and replaced at any time.
+//! (`supervise`): the agent may be killed and replaced at any time.
 //!
 //! What a container is: unprivileged, root inside, at home in `/batchcompute/workdir`; it sees the image's files, the task's
-//! mappings at their paths ([`volumes`]), the node's mounts, and the machine's network. It is removed with the task; its image stays
-//! ([`image`]).
+//! mappings at their paths (`volumes`), the node's mounts, and the machine's network. It is removed with the task; its image stays
+//! (`image`).
 //!
 //! Why the machine's network: programs of one job talk to each other, to the scheduler and to the metadata service as they would
 //! without a container, no address is translated on the way of bulk data, no port has to be published, and nothing is made

@@ -7,7 +7,7 @@
 //!                 └→ object    (events.<name>.jsonl)
 //! ```
 //!
-//! [`Events::tell`] adds a line to a bounded [log](log) on disk and never waits for anybody. Each recipient has a courier of its own
+//! [`Events::tell`] adds a line to a bounded log (`log`) on disk and never waits for anybody. Each recipient has a courier of its own
 //! that reads that log, so one that is down holds up nobody else, and an agent that is killed is followed by one that goes on where it
 //! stopped. Every event has an id: what is told a second time, because an agent died between telling and writing that down, has the
 //! same one. No secret is written: addresses and keys come from settings or the job each time.

@@ -2,7 +2,7 @@
 //!
 //! One thread takes a sample every five seconds ([`INTERVAL`]), more often while a task is young. It reads files of `/proc` and of
 //! control groups, which the kernel answers at once; whatever could hang (a dead mount, a driver's tool, the server of object mounts) is
-//! [asked beside it](question) and never waited for. Samples go where somebody wants them:
+//! asked beside it (`question`) and never waited for. Samples go where somebody wants them:
 //!
 //! - a [`Recording`] is what one task used: a line of JSON every thirty seconds, curves for its report, figures for its outcome;
 //! - [`Metrics::latest`] is what the node uses now, for Prometheus and `batch-agent status`.

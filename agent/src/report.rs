@@ -2,7 +2,7 @@
 //!
 //! The page is one file that needs nothing else: its style is in it, its curves are drawn, it runs no script, and a content security
 //! policy says so to the browser. Whatever comes from the task (names, messages, log lines) is text and stays text: there is one way of
-//! putting it into the page, [`Page::text`], and that escapes.
+//! putting it into the page, `Page::text`, and that escapes.
 
 mod chart;
 

@@ -1,6 +1,6 @@
 //! When the cloud is about to take the instance back: both clouds' notices, from the metadata service.
 //!
-//! AWS gives two minutes and Alibaba Cloud about five. Neither calls: the service is asked every [`LOOK`]. AWS says of an instance
+//! AWS gives two minutes and Alibaba Cloud about five. Neither calls: the service is asked every `LOOK`. AWS says of an instance
 //! whether it is a spot instance at all, and only then it is asked. Alibaba Cloud's metadata does not say, so there every instance is
 //! asked that the settings do not call an ordinary one.
 

@@ -4,7 +4,7 @@
 //! takes the place of one that was killed, `batch-agent status`, a person) finds how far the node is. It says of which boot it is: what a
 //! boot before this one has done is nobody's ground to build on. So it need not wait for the disk, which would cost every phase its time.
 //!
-//! What another boot has to know is little: the task's run and how it ended ([`Kept`]). That has a file of its own and is on the disk
+//! What another boot has to know is little: the task's run and how it ended (`Kept`). That has a file of its own and is on the disk
 //! before anything follows from it.
 
 use std::path::{Path, PathBuf};

@@ -66,7 +66,7 @@ pub(super) struct JobDocument {
 struct NotificationDocument {
     /// The topic's name.
     topic: String,
-    /// Where the message service is: http://1234567890.mns.cn-hangzhou.aliyuncs.com/.
+    /// Where the message service is: `http://1234567890.mns.cn-hangzhou.aliyuncs.com/`.
     endpoint: String,
     /// The events that it is told, such as OnJobFinished, OnTaskFailed, OnInstanceRunning.
     events: Vec<String>,

@@ -326,7 +326,7 @@ pub(super) struct WebhookDocument {
 pub(super) struct TopicDocument {
     /// Its name.
     pub name: String,
-    /// Where the message service is: http://1234567890.mns.cn-hangzhou.aliyuncs.com/.
+    /// Where the message service is: `http://1234567890.mns.cn-hangzhou.aliyuncs.com/`.
     pub endpoint: String,
     /// The events that it is told: OnInstanceCreated, OnInstanceActive and those of the task's instance. All of these when absent.
     #[serde(default)]
