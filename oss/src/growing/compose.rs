@@ -192,12 +192,13 @@ async fn clean_up(store: &Arc<dyn Store>, names: &Names, parts: usize, whole: Su
             is_clean = false;
         }
     }
-    if is_clean {
-        // An attempt before this one may have left one.
-        if let Err(error) = store.delete(&names.index()).await {
-            tracing::debug!("{error}");
-        }
-    } else {
+    let index = names.index();
+    if is_clean && let Err(error) = store.delete(&index).await {
+        tracing::debug!("{error}");
+        // One that is there, from an attempt before this one or with a wrong byte in it, must not mislead.
+        is_clean = matches!(store.head(&index).await, Err(error) if *error.kind() == ErrorKind::NotFound);
+    }
+    if !is_clean {
         let part = GrownPart { key: names.key.clone(), size: whole.size, crc64: whole.crc64 };
         write_index(store, names, &[part], whole).await?;
     }
