@@ -357,7 +357,7 @@ fn a_node_whose_agent_is_killed_goes_on_with_its_container() {
     assert_eq!(engine.containers().len(), 1);
     let mut agent = boot();
     let container = engine.containers().remove(0);
-    engine.client(&["exec", &container, "touch", "/batchcompute/workdir/go"]);
+    engine.touch(&container, "/batchcompute/workdir/go");
     assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", node.log());
     assert_eq!(node.stored("out/stdout.job-1.task.0"), "up\nhello\nover\n");
     assert_eq!(engine.containers(), Vec::<String>::new());
