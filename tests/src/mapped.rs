@@ -1,29 +1,31 @@
-//! Reading through a memory mapping without the risk: where a plain access would end the process with SIGBUS, because the
-//! page cannot be had any more, this gives EFAULT.
+//! Reading through a memory mapping without two risks. Where a plain access would end the process with SIGBUS, because the page
+//! cannot be had any more, this gives EFAULT. And while the kernel waits for a page it may hold the lock on a process's memory; the store
+//! that the page comes from is a part of the test's own process, needs that lock for its own memory, and both would wait
+//! for each other. So the mapping is in a process of its own, which does nothing else.
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::unistd::getpid;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork};
+
+/// How much is sent at a time: a packet that every socket has room for.
+const PACKET: usize = 64 << 10;
 
 /// A file, mapped for reading.
 #[derive(Debug)]
 pub struct Mapped {
-    start: NonNull<c_void>,
+    reader: Pid,
+    socket: Mutex<OwnedFd>,
     len: NonZeroUsize,
 }
-
-// SAFETY: a mapping belongs to the process and not to a thread, nobody changes it, and only its destructor, which needs it
-// exclusively, ends it.
-unsafe impl Send for Mapped {}
-// SAFETY: as above.
-unsafe impl Sync for Mapped {}
 
 impl Mapped {
     /// Maps the first `len` bytes.
@@ -31,15 +33,20 @@ impl Mapped {
     /// # Errors
     /// The kernel's refusal.
     pub fn new(file: &File, len: NonZeroUsize) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there; the descriptor is open.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), len.get(), libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: the child makes system calls only and never returns, so it meets no lock that another thread held.
+        let reader = match unsafe { fork() }? {
+            ForkResult::Child => serve(file.as_raw_fd(), theirs.as_raw_fd(), len.get()),
+            ForkResult::Parent { child } => child,
         };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+        drop(theirs);
+        let mapped = Self { reader, socket: Mutex::new(ours), len };
+        let mut errno = [0; 4];
+        mapped.receive(&mut errno)?;
+        match i32::from_ne_bytes(errno) {
+            0 => Ok(mapped),
+            errno => Err(io::Error::from_raw_os_error(errno)),
         }
-        let start = NonNull::new(start).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok(Self { start, len })
     }
 
     /// Copies what is mapped at `offset`, up to the end of the mapping; how much that was.
@@ -50,23 +57,61 @@ impl Mapped {
         let wanted = buffer.len().min(self.len.get().saturating_sub(offset));
         let mut done = 0;
         while done < wanted {
-            let remote = RemoteIoVec { base: self.start.as_ptr().addr() + offset + done, len: wanted - done };
-            // The kernel reads our own memory for us, faults included, and cannot be made to signal.
-            match process_vm_readv(getpid(), &mut [IoSliceMut::new(&mut buffer[done..wanted])], &[remote]) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+            let end = wanted.min(done + PACKET);
+            let [mut from, mut count] = [[0; 8]; 2];
+            from.copy_from_slice(&(offset + done).to_ne_bytes());
+            count.copy_from_slice(&(end - done).to_ne_bytes());
+            let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+            send(socket.as_raw_fd(), [from, count].as_flattened(), MsgFlags::MSG_NOSIGNAL)?;
+            match recv(socket.as_raw_fd(), &mut buffer[done..end], MsgFlags::empty())? {
+                // An empty packet.
+                0 => return Err(Errno::EFAULT.into()),
+                count => done += count,
             }
         }
         Ok(done)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty())? {
+            count if count == buffer.len() => Ok(()),
+            _ => Err(io::Error::other("the process with the mapping has ended")),
+        }
     }
 }
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: this is our mapping, whole, and no reference into it exists: bytes are only ever copied out.
-        unsafe { libc::munmap(self.start.as_ptr(), self.len.get()) };
+        // It may be waiting for a page that never comes.
+        let _ = kill(self.reader, Signal::SIGKILL);
+        let _ = waitpid(self.reader, None);
+    }
+}
+
+/// Maps the file, says how that went, and sends what is asked for until nobody asks any more.
+fn serve(file: RawFd, socket: RawFd, len: usize) -> ! {
+    // Nothing else of the test's may be kept open from here: a mount could not be unmounted.
+    // SAFETY: system calls on descriptors and memory of this process, which has no other thread; the mapping is new and stays for good.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file, 0);
+        let errno = if start == libc::MAP_FAILED { *libc::__errno_location() } else { 0 };
+        if libc::dup2(socket, 3) != 3 && socket != 3 {
+            libc::_exit(1);
+        }
+        libc::syscall(libc::SYS_close_range, 4, libc::c_uint::MAX, 0);
+        let said = errno.to_ne_bytes();
+        libc::send(3, said.as_ptr().cast::<c_void>(), said.len(), libc::MSG_NOSIGNAL);
+        let mut request = [0_usize; 2];
+        let size = size_of_val(&request).cast_signed();
+        while errno == 0 && libc::recv(3, request.as_mut_ptr().cast::<c_void>(), size.cast_unsigned(), 0) == size {
+            let [offset, count] = request;
+            // The kernel reads our memory for us, faults included, and then gives no signal.
+            if libc::send(3, start.byte_add(offset), count, libc::MSG_NOSIGNAL) < 0 {
+                libc::send(3, start, 0, libc::MSG_NOSIGNAL);
+            }
+        }
+        libc::_exit(0)
     }
 }
 
