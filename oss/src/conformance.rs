@@ -462,9 +462,12 @@ impl Suite {
             let page = self.store.list_uploads(prefix, after.as_ref()).await.unwrap();
             assert!(page.uploads.iter().all(|upload| upload.initiated.is_some()));
             found.extend(page.uploads.into_iter().map(|upload| (upload.key, upload.id)));
-            let Some(next) = page.continuation else { return found };
+            let Some(next) = page.continuation else { break };
             after = Some(next);
         }
+        // By key; of uploads to one object some servers tell the oldest first, others go by their ids.
+        found.sort_by(|a, b| (&a.0, &a.1.0).cmp(&(&b.0, &b.1.0)));
+        found
     }
 
     async fn copies(&self) {

@@ -60,6 +60,8 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
         teller.note(|story| story.program_started_ms = story.program_started_ms.or(Some(elapsed_ms)));
     });
     let context = context(known, boot, job_id, on_start);
+    let (node, stores) = (known.node.clone(), Arc::clone(&known.stores));
+    tokio::spawn(async move { instance::give_up_left_behind(&node, &stores).await });
     let outcome = instance::run(&context, &task, wanted.instance, boot.stop.clone()).await;
     let summary = outcome.summary();
     boot.teller.change(|story| story.outcome = serde_json::to_value(&outcome).ok())?;
@@ -231,6 +233,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         metrics: known.metrics.clone(),
         timeline: super::news::timeline(boot),
         on_start,
+        early: known.settings.early_upload,
         grace: GRACE,
         faults: instance::retry::FAULTS,
         reserve: known.settings.task.as_ref().map_or(instance::reserve::LIMIT, |task| task.reserve),

@@ -45,7 +45,7 @@ pub(super) fn push(arguments: &PushArguments, console: &Console) -> Result<ExitC
     let stores = Stores::new(arguments.transfer.storage.settings(&source.output.target)?);
     let label = source.output.target.escaped();
     let sent = arguments.transfer.run(async |budget| {
-        deliver(std::slice::from_ref(&source), Present::Keep, &stores, budget, console, &label).await
+        deliver(std::slice::from_ref(&source), (Present::Keep, None), &stores, budget, console, &label).await
     })?;
     for skipped in &sent.skipped {
         tracing::warn!("not sent: {skipped}");

@@ -14,7 +14,8 @@ use std::path::Path;
 use oss::Location;
 use oss::transfer::DownloadOptions;
 
-use super::outputs;
+use super::outputs::early::Early;
+use super::outputs::{self, UploadBook};
 use super::record::{Record, Sources};
 use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
@@ -148,8 +149,9 @@ async fn live(
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
+    let book = UploadBook::of_attempt(&context.node, &workspace.record.id);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry)).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry, &book)).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     if let Ok(Ran { exit, .. }) = &ran {
@@ -167,7 +169,7 @@ async fn live(
     }
     // What there is goes home side by side: a node that is being taken back has no time for one after the other.
     let directory = logs.stdout.target().clone();
-    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
+    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, (course, &book)), logs.finish());
     course.failures.extend(sent);
     course.evidence = telemetry.finish(workspace).await;
     course.evidence.arrived.clone_from(&course.delivery.arrived);
@@ -182,7 +184,19 @@ async fn bring_home(
     attempt: Attempt<'_>,
     goes_on: impl Fn(Failed) -> Next,
     ran: Result<Ran, Failure>,
-    course: &mut Course,
+    (course, book): (&mut Course, &UploadBook),
+) {
+    deliver(context, attempt, goes_on, ran, (course, book)).await;
+    // What was sent ahead and is not part of an output, for whatever reason.
+    book.give_up_all(&context.stores).await;
+}
+
+async fn deliver(
+    context: &Context,
+    attempt: Attempt<'_>,
+    goes_on: impl Fn(Failed) -> Next,
+    ran: Result<Ran, Failure>,
+    (course, book): (&mut Course, &UploadBook),
 ) {
     let Ran { exit, sources } = match ran {
         Ok(ran) => ran,
@@ -196,8 +210,8 @@ async fn bring_home(
     // Of a program that is going to be run again the last attempt's outputs count.
     if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
         let label = format!("{} outputs", name(attempt));
-        course.delivery =
-            outputs::deliver(&sources.outputs, outputs::Present::Replace, stores, budget, console, &label).await;
+        let how = (outputs::Present::Replace, Some(book));
+        course.delivery = outputs::deliver(&sources.outputs, how, stores, budget, console, &label).await;
         for skipped in &course.delivery.skipped {
             tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
         }
@@ -216,7 +230,7 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
-    (logs, telemetry): (&mut Logs, &Telemetry),
+    (logs, telemetry, book): (&mut Logs, &Telemetry, &UploadBook),
 ) -> Result<Ran, Failure> {
     let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
@@ -225,7 +239,13 @@ async fn prepare_and_run(
     };
     telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
-    let exit = wait(shim, attempt, stop).await?;
+    let (scratch, settings) = (&workspace.record.scratch, context.stores.settings());
+    let early = Early::start(&sources.outputs, scratch, book, settings, context.early);
+    let ended = wait(shim, attempt, stop).await;
+    if let Some(early) = early {
+        early.stop().await;
+    }
+    let exit = ended?;
     Ok(Ran { exit, sources })
 }
 

@@ -85,6 +85,11 @@ impl PartsAhead {
         Ok(of(id, length, &BTreeMap::new()))
     }
 
+    /// The upload, for giving it up.
+    pub fn id(&self) -> &UploadId {
+        &self.id
+    }
+
     /// How many parts are left to be sent.
     pub fn left(&self) -> usize {
         self.left.len()
