@@ -169,7 +169,8 @@ async fn live(
     }
     // What there is goes home side by side: a node that is being taken back has no time for one after the other.
     let directory = logs.stdout.target().clone();
-    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, (course, &book)), logs.finish());
+    let ((), sent) =
+        tokio::join!(bring_home(context, attempt, goes_on, ran, (course, &book, was_begun)), logs.finish());
     course.failures.extend(sent);
     course.evidence = telemetry.finish(workspace).await;
     course.evidence.arrived.clone_from(&course.delivery.arrived);
@@ -184,9 +185,9 @@ async fn bring_home(
     attempt: Attempt<'_>,
     goes_on: impl Fn(Failed) -> Next,
     ran: Result<Ran, Failure>,
-    (course, book): (&mut Course, &UploadBook),
+    (course, book, was_begun): (&mut Course, &UploadBook, bool),
 ) {
-    deliver(context, attempt, goes_on, ran, (course, book)).await;
+    deliver(context, attempt, goes_on, ran, (course, book, was_begun)).await;
     // What was sent ahead and is not part of an output, for whatever reason.
     book.give_up_all(&context.stores).await;
 }
@@ -196,7 +197,7 @@ async fn deliver(
     attempt: Attempt<'_>,
     goes_on: impl Fn(Failed) -> Next,
     ran: Result<Ran, Failure>,
-    (course, book): (&mut Course, &UploadBook),
+    (course, book, was_begun): (&mut Course, &UploadBook, bool),
 ) {
     let Ran { exit, sources } = match ran {
         Ok(ran) => ran,
@@ -210,7 +211,9 @@ async fn deliver(
     // Of a program that is going to be run again the last attempt's outputs count.
     if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
         let label = format!("{} outputs", name(attempt));
-        let how = (outputs::Present::Replace, Some(book));
+        // What an agent before this one has sent is not sent again.
+        let present = if was_begun { outputs::Present::Keep } else { outputs::Present::Replace };
+        let how = (present, Some(book));
         course.delivery = outputs::deliver(&sources.outputs, how, stores, budget, console, &label).await;
         for skipped in &course.delivery.skipped {
             tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
