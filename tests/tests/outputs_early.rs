@@ -260,7 +260,7 @@ fn soak_twenty_thousand_files_and_a_large_one_survive_kills() {
 fn waiting(node: &Node, rest: &str, more: &Value) -> Value {
     let (out, go) = (node.mapped("out"), node.path().join("go"));
     let line = format!(
-        "/bin/sh -c 'head -c 3000000 /dev/urandom > {out}/file; while ! [ -e {} ]; do sleep 0.1; done; {rest}'",
+        "/bin/sh -c 'echo begun; head -c 3000000 /dev/urandom > {out}/file; while ! [ -e {} ]; do sleep 0.1; done; {rest}'",
         go.display()
     );
     let mut task = command(&line);

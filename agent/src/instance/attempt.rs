@@ -10,6 +10,7 @@ mod result;
 mod telemetry;
 
 use std::path::Path;
+use std::time::Duration;
 
 use oss::Location;
 use oss::transfer::DownloadOptions;
@@ -37,6 +38,9 @@ use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
 pub(crate) use telemetry::Evidence;
 use telemetry::Telemetry;
+
+/// How long giving up what was sent ahead may hold up the end. The next run does the rest.
+const GIVING_UP: Duration = Duration::from_secs(120);
 
 /// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
 /// it.
@@ -189,7 +193,12 @@ async fn bring_home(
 ) {
     deliver(context, attempt, goes_on, ran, (course, book, was_begun)).await;
     // What was sent ahead and is not part of an output, for whatever reason.
-    book.give_up_all(&context.stores).await;
+    if tokio::time::timeout(GIVING_UP, book.give_up_all(&context.stores)).await.is_err() {
+        tracing::warn!(
+            task = name(attempt),
+            "parts of uploads stay in storage, which does not answer; the next run gives them up"
+        );
+    }
 }
 
 async fn deliver(

@@ -29,6 +29,7 @@ use nix::sys::stat::Mode;
 use oss::transfer::{FileStamp, PartsAhead, UploadJournal, UploadOptions};
 use oss::{ErrorKind, Location, Settings, Store, Stores, UploadId};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use self::closed::{Closings, Event};
 use self::pace::Threads;
@@ -43,11 +44,14 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the directories are looked through: at most so often, where closings are told and where they are not...
 const SCAN_IF_TOLD: Duration = Duration::from_secs(300);
 const SCAN_IF_NOT: Duration = Duration::from_secs(15);
-/// ... and so that it takes at most this part of the time.
-const SCAN_SHARE: u32 = 100;
+/// ... and so that it takes at most this part of the time. The same goes for looking whether files have changed.
+const SHARE: u32 = 100;
 
 /// How many files may be waited for or watched. Further ones go up in the end.
 const MOST_FILES: usize = 10_000;
+
+/// In how many directories is looked each time.
+const MOST_DIRECTORIES: usize = 1_000_000;
 
 /// The longest part, in bytes: one is in memory at a time.
 const LONGEST_PART: u64 = 64 << 20;
@@ -217,6 +221,10 @@ struct Sender {
     begun: HashMap<Location, Written>,
     /// Nothing is begun before.
     rest_until: Instant,
+    /// When to see whether files have changed.
+    next_check: Instant,
+    /// An upload whose beginning has not been heard of.
+    beginning: Option<JoinHandle<oss::Result<PartsAhead>>>,
 }
 
 impl Sender {
@@ -248,53 +256,59 @@ impl Sender {
             ahead: BTreeMap::new(),
             begun,
             rest_until: now,
+            next_check: now,
+            beginning: None,
         })
     }
 
+    /// Works until it is told to stop.
     async fn run(&mut self, mut stopped: watch::Receiver<bool>) {
+        let told = stopped.clone();
+        tokio::select! {
+            () = self.work(&told) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+        // Only its answer says what is to be completed or given up.
+        if let Some(beginning) = self.beginning.take() {
+            let _ = tokio::time::timeout(LAST_ANSWER, beginning).await;
+        }
+    }
+
+    /// Can be dropped wherever it waits: what has arrived is written down.
+    async fn work(&mut self, stopped: &watch::Receiver<bool>) {
         let tick = TICK.min(self.budget.quiet / 2);
         let mut current: Option<(Name, PartsAhead)> = None;
-        let mut looked = None::<Instant>;
-        while !*stopped.borrow() {
-            if looked.is_none_or(|looked| looked.elapsed() >= tick) {
-                looked = Some(Instant::now());
-                self.look();
+        let mut next_look = Instant::now();
+        loop {
+            if Instant::now() >= next_look {
+                next_look = Instant::now() + tick;
+                self.look(stopped);
                 self.give_up_changed(&mut current).await;
             }
             let (begun, before) = (Instant::now(), self.threads.used());
             if current.is_none() && begun >= self.rest_until {
-                current = self.begin_next(&mut stopped).await;
+                current = self.begin_next().await;
             }
             let sent = match &mut current {
-                Some((_, parts)) => tokio::select! {
-                    sent = parts.send_next() => sent,
-                    _ = stopped.wait_for(|stopped| *stopped) => return,
-                },
+                Some((_, parts)) => parts.send_next().await,
                 None => Ok(None),
             };
             let mut rest = tick;
-            match (sent, &current) {
-                (Ok(Some(bytes)), _) => {
+            match (sent, current.take()) {
+                (Ok(Some(bytes)), sending) => {
+                    current = sending;
                     let cost = self.threads.used().saturating_sub(before);
                     rest = self.budget.rest(bytes, begun.elapsed(), cost);
                 }
-                (Ok(None), _) => current = None,
-                (Err(error), Some((name, _))) => {
-                    let name = name.clone();
-                    current = None;
-                    self.failed(name, &error);
-                }
-                (Err(_), None) => {}
+                (Err(error), Some((name, _))) => self.failed(name, &error),
+                (Ok(None) | Err(_), _) => {}
             }
-            tokio::select! {
-                () = tokio::time::sleep(rest) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return,
-            }
+            tokio::time::sleep(rest).await;
         }
     }
 
     /// Takes in what has happened in the directories.
-    fn look(&mut self) {
+    fn look(&mut self, stopped: &watch::Receiver<bool>) {
         let mut scan = Instant::now() >= self.next_scan;
         for closings in &self.closings {
             match closings.take(self.budget.from) {
@@ -324,23 +338,28 @@ impl Sender {
             for (number, root) in self.roots.iter().enumerate() {
                 match &root.file {
                     Some(file) => note(&mut self.candidates, (number, file.clone())),
-                    None => scan_directory(root, number, self.budget.from, &mut self.candidates),
+                    None => scan_directory(root, number, self.budget.from, &mut self.candidates, stopped),
                 }
             }
             let every = if self.closings.is_empty() { SCAN_IF_NOT } else { SCAN_IF_TOLD };
-            self.next_scan = Instant::now() + every.max(begun.elapsed() * SCAN_SHARE);
+            self.next_scan = Instant::now() + every.max(begun.elapsed() * SHARE);
         }
         self.candidates.retain(|name, _| !self.ahead.contains_key(name));
     }
 
     /// Gives up the parts of files that have changed or are gone.
     async fn give_up_changed(&mut self, current: &mut Option<(Name, PartsAhead)>) {
+        let begun = Instant::now();
+        if begun < self.next_check {
+            return;
+        }
         let is_the_same = |(number, path): &Name, ahead: &Ahead| {
             let now = self.roots[*number].open_file(path).and_then(|file| FileStamp::of(&file));
             now.is_ok_and(|now| now == ahead.stamp)
         };
         let changed: Vec<Name> =
             self.ahead.iter().filter(|(name, ahead)| !is_the_same(name, ahead)).map(|(name, _)| name.clone()).collect();
+        self.next_check = Instant::now() + begun.elapsed() * SHARE;
         for name in changed {
             if current.as_ref().is_some_and(|(sending, _)| *sending == name) {
                 *current = None;
@@ -358,7 +377,7 @@ impl Sender {
     }
 
     /// Begins with the file that has been quiet for longest, or goes on with it.
-    async fn begin_next(&mut self, stopped: &mut watch::Receiver<bool>) -> Option<(Name, PartsAhead)> {
+    async fn begin_next(&mut self) -> Option<(Name, PartsAhead)> {
         let now = Instant::now();
         let mut due: Vec<(Instant, Name)> = self
             .candidates
@@ -375,21 +394,14 @@ impl Sender {
             let journal = self.book.journal(&target, written.as_ref());
             let resume = written.and_then(|written| written.upload);
             let preferred = UploadOptions::default().part_size;
-            let begins = {
-                let journal = Arc::clone(&journal);
-                // Apart, so that its answer is heard although all is to end.
-                tokio::spawn(async move {
-                    PartsAhead::begin(&store, &key, (file, stamp), preferred, &journal, resume).await
-                })
-            };
-            let mut begins = std::pin::pin!(begins);
-            let begun = tokio::select! {
-                begun = &mut begins => begun,
-                _ = stopped.wait_for(|stopped| *stopped) => {
-                    let _ = tokio::time::timeout(LAST_ANSWER, begins).await;
-                    return None;
-                }
-            };
+            let kept = Arc::clone(&journal);
+            // Apart, so that its answer is heard although all is to end.
+            let beginning =
+                tokio::spawn(
+                    async move { PartsAhead::begin(&store, &key, (file, stamp), preferred, &kept, resume).await },
+                );
+            let begun = self.beginning.insert(beginning).await;
+            self.beginning = None;
             match begun {
                 Ok(Ok(parts)) => {
                     self.ahead.insert(name.clone(), Ahead { stamp, id: parts.id().clone(), journal });
@@ -481,9 +493,17 @@ fn note(candidates: &mut HashMap<Name, Candidate>, name: Name) {
 
 /// Looks for large files below a root. Directories are opened one by one below it, following no link, because the task changes them
 /// meanwhile.
-fn scan_directory(root: &Root, number: usize, least: u64, candidates: &mut HashMap<Name, Candidate>) {
+fn scan_directory(
+    root: &Root,
+    number: usize,
+    least: u64,
+    candidates: &mut HashMap<Name, Candidate>,
+    stopped: &watch::Receiver<bool>,
+) {
     let mut queue = vec![PathBuf::new()];
-    while let Some(directory) = queue.pop() {
+    // A task may make directories faster than they can be looked through.
+    for _ in 0..MOST_DIRECTORIES {
+        let Some(directory) = queue.pop().filter(|_| !*stopped.borrow()) else { return };
         let Ok(listing) = open_listing(root, &directory) else { continue };
         let Ok(reader) = nix::dir::Dir::from_fd(listing) else { continue };
         let Ok(handle) = open_listing(root, &directory) else { continue };

@@ -6,8 +6,8 @@
 //! answer comes, its successor knows what to look for.
 //!
 //! Only what is written down here is ever given up, with one exception, that lost answer. Then an upload is ours if it is to the very object,
-//! the only one that was begun from the moment of our request on, and nothing of it has arrived although it is older than a minute: whoever
-//! else had begun one would have sent something.
+//! no more were begun from the moment of our request on than we have asked for, and nothing of it has arrived although it is older than a
+//! minute: whoever else had begun one would have sent something.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -112,9 +112,13 @@ impl UploadBook {
     pub async fn give_up_all(&self, stores: &Stores) -> bool {
         let book = self.clone();
         let Ok(all) = tokio::task::spawn_blocking(move || book.read()).await else { return false };
-        let known: HashSet<UploadId> =
-            all.iter().filter_map(|written| Some(written.upload.as_ref()?.id.clone())).collect();
-        let known = &known;
+        let known = &Known {
+            ids: all.iter().filter_map(|written| Some(written.upload.as_ref()?.id.clone())).collect(),
+            asked: all.iter().filter(|written| written.upload.is_none()).fold(HashMap::new(), |mut asked, written| {
+                *asked.entry(written.target.clone()).or_default() += 1;
+                asked
+            }),
+        };
         let given_up = futures_util::stream::iter(all).map(|written| async move {
             let target = written.target.escaped();
             let done = tokio::time::timeout(PATIENCE + DESERTED, give_up(&written, known, stores)).await;
@@ -168,7 +172,14 @@ pub async fn give_up_left_behind(node: &Node, stores: &Stores) {
     }
 }
 
-async fn give_up(written: &Written, known: &HashSet<UploadId>, stores: &Stores) -> Result<(), String> {
+/// What a book says of all its uploads.
+struct Known {
+    ids: HashSet<UploadId>,
+    /// To which objects uploads were asked for without an answer, and how many.
+    asked: HashMap<Location, usize>,
+}
+
+async fn give_up(written: &Written, known: &Known, stores: &Stores) -> Result<(), String> {
     let text = |error: oss::Error| error.to_string();
     let store = stores.open(&written.target).map_err(text)?;
     let key = written.target.key();
@@ -183,17 +194,20 @@ async fn give_up(written: &Written, known: &HashSet<UploadId>, stores: &Stores) 
             Err(error) => return Err(text(error)),
         };
         let now = SystemTime::now();
-        match lost(&uploads, known, written.at.into(), now) {
+        let asked = known.asked.get(&written.target).copied().unwrap_or(1);
+        match lost(&uploads, &known.ids, (written.at.into(), asked), now) {
             Lost::Nothing => return Ok(()),
             Lost::Perhaps(wait) => tokio::time::sleep(wait).await,
-            Lost::Deserted(id) => {
-                let parts = store.list_parts(key, id, 0).await;
-                return match parts {
-                    Ok(page) if page.parts.is_empty() => store.abort_multipart(key, id).await.map_err(text),
-                    Err(error) if !error.is_not_found() => Err(text(error)),
-                    // Somebody is at work on it, or it has been completed.
-                    _ => Ok(()),
-                };
+            Lost::Deserted(ids) => {
+                for id in ids {
+                    match store.list_parts(key, id, 0).await {
+                        Ok(page) if page.parts.is_empty() => store.abort_multipart(key, id).await.map_err(text)?,
+                        Err(error) if !error.is_not_found() => return Err(text(error)),
+                        // Somebody is at work on it, or it has been completed.
+                        _ => {}
+                    }
+                }
+                return Ok(());
             }
         }
     }
@@ -213,30 +227,38 @@ async fn open_uploads(store: &dyn Store, key: &oss::Key) -> oss::Result<Vec<Uplo
     }
 }
 
-/// Which upload may be the one whose beginning nobody has heard of.
+/// Which uploads may be those whose beginning nobody has heard of.
 #[derive(Debug, PartialEq, Eq)]
 enum Lost<'a> {
     /// None: the request had not come through, or it cannot be told which one it is.
     Nothing,
-    /// There is one; it can be told after this time.
+    /// There are some; it can be told after this time.
     Perhaps(Duration),
-    /// This one, if nothing of it has arrived.
-    Deserted(&'a UploadId),
+    /// These, if nothing of them has arrived.
+    Deserted(Vec<&'a UploadId>),
 }
 
-/// Pure: `uploads` are those to the object, `known` all that are written down, and the request was sent at `at`.
-fn lost<'a>(uploads: &'a [UploadMeta], known: &HashSet<UploadId>, at: SystemTime, now: SystemTime) -> Lost<'a> {
+/// Pure: `uploads` are those to the object, `known` all that are written down, and so many were asked for without an answer from `at` on.
+fn lost<'a>(
+    uploads: &'a [UploadMeta],
+    known: &HashSet<UploadId>,
+    (at, asked): (SystemTime, usize),
+    now: SystemTime,
+) -> Lost<'a> {
     let since = at.checked_sub(CLOCKS).unwrap_or(at);
     let is_candidate = |upload: &&UploadMeta| {
         !known.contains(&upload.id) && upload.initiated.is_some_and(|initiated| initiated >= since)
     };
-    let mut candidates = uploads.iter().filter(is_candidate);
-    let (Some(only), None) = (candidates.next(), candidates.next()) else { return Lost::Nothing };
+    let candidates: Vec<&UploadMeta> = uploads.iter().filter(is_candidate).collect();
+    if candidates.is_empty() || candidates.len() > asked {
+        return Lost::Nothing;
+    }
     // A clock that is ahead of ours makes it wait, and not hurry.
-    let age = only.initiated.and_then(|initiated| now.duration_since(initiated).ok()).unwrap_or_default();
-    match DESERTED.checked_sub(age) {
+    let age = |upload: &&UploadMeta| now.duration_since(upload.initiated?).ok();
+    let youngest = candidates.iter().map(|upload| age(upload).unwrap_or_default()).min().unwrap_or_default();
+    match DESERTED.checked_sub(youngest) {
         Some(left) if !left.is_zero() => Lost::Perhaps(left),
-        _ => Lost::Deserted(&only.id),
+        _ => Lost::Deserted(candidates.into_iter().map(|upload| &upload.id).collect()),
     }
 }
 
@@ -408,20 +430,22 @@ mod tests {
         };
         let later = |seconds| at + Duration::from_secs(seconds);
         let none = HashSet::new();
-        assert_eq!(lost(&[], &none, at, later(500)), Lost::Nothing);
+        assert_eq!(lost(&[], &none, (at, 1), later(500)), Lost::Nothing);
         // Begun before we asked.
-        assert_eq!(lost(&[upload("old", -10)], &none, at, later(500)), Lost::Nothing);
+        assert_eq!(lost(&[upload("old", -10)], &none, (at, 1), later(500)), Lost::Nothing);
         let ours = [upload("old", -10), upload("ours", 1)];
-        assert_eq!(lost(&ours, &none, at, later(500)), Lost::Deserted(&ours[1].id));
-        assert_eq!(lost(&ours, &none, at, later(31)), Lost::Perhaps(Duration::from_secs(30)));
-        assert_eq!(lost(&ours, &none, at, at), Lost::Perhaps(DESERTED));
+        assert_eq!(lost(&ours, &none, (at, 1), later(500)), Lost::Deserted(vec![&ours[1].id]));
+        assert_eq!(lost(&ours, &none, (at, 1), later(31)), Lost::Perhaps(Duration::from_secs(30)));
+        assert_eq!(lost(&ours, &none, (at, 1), at), Lost::Perhaps(DESERTED));
         // Two: one of them is somebody else's, and nobody knows which.
-        assert_eq!(lost(&[upload("a", 1), upload("b", 2)], &none, at, later(500)), Lost::Nothing);
+        assert_eq!(lost(&[upload("a", 1), upload("b", 2)], &none, (at, 1), later(500)), Lost::Nothing);
         let known = HashSet::from([UploadId("a".to_owned())]);
         let two = [upload("a", 1), upload("b", 2)];
-        assert_eq!(lost(&two, &known, at, later(500)), Lost::Deserted(&two[1].id));
+        assert_eq!(lost(&two, &known, (at, 1), later(500)), Lost::Deserted(vec![&two[1].id]));
+        // Both are ours if we have asked for two.
+        assert_eq!(lost(&two, &none, (at, 2), later(500)), Lost::Deserted(vec![&two[0].id, &two[1].id]));
         let unknown = [UploadMeta { initiated: None, ..upload("x", 1) }];
-        assert_eq!(lost(&unknown, &none, at, later(500)), Lost::Nothing);
+        assert_eq!(lost(&unknown, &none, (at, 1), later(500)), Lost::Nothing);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::resume::{Found, OpenUpload, SentPart, UploadJournal, find};
 use super::source::{FileStamp, Source};
-use super::{OPERATION, corrupt};
+use super::{OPERATION, corrupt, is_ambiguous};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::Key;
 use crate::store::{Store, UploadId};
@@ -72,7 +72,16 @@ impl PartsAhead {
         let unwritten = |error| local(OPERATION, &location, "the journal of uploads cannot be written", error);
         let before = Arc::clone(journal);
         blocking(OPERATION, &location, move || before.beginning()).await?.map_err(unwritten)?;
-        let id = store.create_multipart(key).await?;
+        let id = match store.create_multipart(key).await {
+            Ok(id) => id,
+            Err(error) => {
+                // Whether it was begun after all is not known when the answer was lost.
+                if !is_ambiguous(&error) {
+                    journal.ended();
+                }
+                return Err(error);
+            }
+        };
         let open = OpenUpload { id: id.clone(), stamp, part_size: length, parts: Vec::new() };
         let begun = Arc::clone(journal);
         if let Err(error) = blocking(OPERATION, &location, move || begun.begun(&open)).await? {

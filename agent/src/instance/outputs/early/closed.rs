@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 /// What is read at once: a few hundred events.
 const BUFFER: usize = 32 << 10;
 
+/// How many events are taken at a time: everybody's files on the disk can be closed faster than we want to look at them. Should the kernel's
+/// queue run over, it says so.
+const MOST: usize = 2000;
+
 /// What the kernel tells of.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
@@ -74,17 +78,19 @@ impl Closings {
         owned(unsafe { libc::open_by_handle_at(self.mount.as_raw_fd(), (handle as *mut Handle).cast(), flags) })
     }
 
-    /// What has happened since the last time, as far as it concerns files of `least` bytes or more. Does not wait.
+    /// What has happened since the last time, as far as it concerns files of `least` bytes or more; at most [`MOST`] events or so, the
+    /// others later. Does not wait.
     pub(super) fn take(&self, least: u64) -> io::Result<Vec<Event>> {
-        let mut events = Vec::new();
+        let (mut events, mut seen) = (Vec::new(), 0);
         let mut buffer = vec![0_u8; BUFFER];
-        loop {
+        while seen < MOST {
             let count = match nix::unistd::read(&self.group, &mut buffer) {
                 Ok(0) | Err(nix::errno::Errno::EAGAIN) => return Ok(events),
                 Err(nix::errno::Errno::EINTR) => continue,
                 other => other?,
             };
             for told in parse(&buffer[..count]) {
+                seen += 1;
                 match told {
                     Told::Lost | Told::Directory => events.push(Event::Anything),
                     Told::File { handle_type, handle, name } => {
@@ -95,6 +101,7 @@ impl Closings {
                 }
             }
         }
+        Ok(events)
     }
 
     /// The path of a file, if it is large enough.
