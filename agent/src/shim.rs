@@ -21,6 +21,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub(crate) use control::open_process;
 pub use control::{Shim, ShimError, StopMode, find_by_spec, stop_shim};
 pub use descendants::{ProcessId, kill_descendants};
 pub(crate) use record::Clock;

@@ -223,10 +223,18 @@ impl Engine {
             .ok_or_else(|| EngineError::Nonsense { action: action.to_owned(), problem: "no id in it".to_owned() })
     }
 
-    /// Starts it. The words of a refusal say whether the program is to blame.
-    pub(super) fn start(&self, container: &str) -> Result<(), EngineError> {
+    /// Begins to start it: what is answered says [`started`](Self::started). Meanwhile it can be looked at.
+    pub(super) fn start(&self, container: &str) -> Result<UnixStream, EngineError> {
         let path = format!("/containers/{container}/start");
-        match self.call("start the container", "POST", &path, Body::None, LONG_SILENCE) {
+        let mut stream = self.connect(Some(LONG_SILENCE))?;
+        self.io(self.send(&mut stream, Request { method: "POST", path: &path, headers: &[] }, Body::None))?;
+        Ok(stream)
+    }
+
+    /// Waits until it is started. The words of a refusal say whether the program is to blame.
+    pub(super) fn started(&self, starting: UnixStream) -> Result<(), EngineError> {
+        let answer = self.io(http::answer(starting, false))?;
+        match self.checked("start the container", answer) {
             // Running already.
             Err(EngineError::Refused { status: 304, .. }) => Ok(()),
             other => other.map(drop),

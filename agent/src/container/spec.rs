@@ -35,6 +35,8 @@ pub struct ContainerSpec {
     pub user: String,
     /// Which other groups that user is in.
     pub groups: Vec<u32>,
+    /// Receives where the kernel counts what it uses.
+    pub counted: PathBuf,
 }
 
 /// A directory or file of the host that a container sees.
@@ -155,6 +157,7 @@ mod tests {
             limits: Limits::default(),
             user: "0:0".to_owned(),
             groups: Vec::new(),
+            counted: "/run/counted".into(),
         };
         let environment = [("A".to_owned(), "1\n2".to_owned())].into();
         let command = ["/bin/sh", "-c", "exit 3"].map(str::to_owned);

@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::accounts::Accounts;
 use super::ending;
 use super::engine::State;
 use super::error::EngineError;
@@ -38,6 +39,12 @@ const ENGINE_AWAY: Duration = Duration::from_secs(120);
 /// How long what a container has printed may take to arrive after its end.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How often the container's control group is looked for while it is started, in milliseconds.
+const UNSEEN: u8 = 3;
+
+/// The same when it has been seen, and may not be in all hierarchies yet.
+const SEEN: u8 = 20;
+
 /// Where the container is on its way out.
 enum Phase {
     Running,
@@ -49,6 +56,7 @@ enum Phase {
 struct Watched<'a> {
     spec: &'a ContainerSpec,
     output: Output,
+    accounts: Accounts,
     /// What it prints; none while the engine is away.
     attached: Option<Answer>,
     /// Becomes readable when it has ended, and when the engine goes away.
@@ -107,21 +115,19 @@ pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signal
             watched.kill();
         }
     };
+    let mut record = ExitRecord::ended(started);
     watched.drain();
+    record.stopped = stopped;
+    let mut engine_says_oom = false;
     match ended {
         Ended::State(state) => {
-            let mut record = ExitRecord::ended(started);
             record.exit_code = Some(state.exit_code);
-            record.stopped = stopped;
-            record.usage.oom_kills = state.oom_killed.then_some(1);
-            record
+            engine_says_oom = state.oom_killed;
         }
-        Ended::Lost(why) => {
-            let mut record = ExitRecord::ended(started);
-            (record.lost, record.stopped) = (Some(why), stopped);
-            record
-        }
+        Ended::Lost(why) => record.lost = Some(why),
     }
+    record.usage = watched.accounts.close(engine_says_oom);
+    record
 }
 
 /// What became of a container.
@@ -151,10 +157,22 @@ fn begin<'a>(spec: &Spec, container: &'a ContainerSpec) -> Result<(Watched<'a>, 
     };
     // Podman makes everything ready for the program as soon as somebody wants to hear it.
     let attached = engine.attach(&id).map_err(start_failed)?;
-    engine.start(&id).map_err(start_failed)?;
-    let started = Clock::now();
+    let mut accounts = Accounts::of(&id);
+    let starting = engine.start(&id).map_err(start_failed)?;
+    let started = loop {
+        // Before the engine lets the program begin, its group is there.
+        accounts.look();
+        let pause = PollTimeout::from(if accounts.is_found() { SEEN } else { UNSEEN });
+        if poll(&mut [PollFd::new(starting.as_fd(), PollFlags::POLLIN)], pause).is_ok_and(|count| count > 0) {
+            break Clock::now();
+        }
+    };
+    engine.started(starting).map_err(start_failed)?;
+    accounts.look();
+    accounts.publish(&container.counted);
     let end = engine.wait(&id).ok();
-    let watched = Watched { spec: container, output, attached: Some(attached), end, id, ask: true, away_since: None };
+    let attached = Some(attached);
+    let watched = Watched { spec: container, output, accounts, attached, end, id, ask: true, away_since: None };
     Ok((watched, started))
 }
 
@@ -162,6 +180,7 @@ impl Watched<'_> {
     /// Waits until something happens, at most until `until`, and takes in what was printed.
     fn wait(&mut self, signals: &Signals, until: Option<Instant>) {
         let has_more = self.attached.as_ref().is_some_and(Answer::has_more);
+        let until = [until, self.accounts.next()].into_iter().flatten().min();
         let timeout = match until {
             _ if has_more => PollTimeout::ZERO,
             None => PollTimeout::NONE,
@@ -172,16 +191,18 @@ impl Watched<'_> {
         };
         let attached = self.attached.as_ref().map(|attached| PollFd::new(attached.as_fd(), PollFlags::POLLIN));
         let end = self.end.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        let (prints, tells) = (attached.is_some(), end.is_some());
-        let mut polled: Vec<PollFd<'_>> =
-            [Some(PollFd::new(signals.as_fd(), PollFlags::POLLIN)), attached, end].into_iter().flatten().collect();
+        let [process, memory] = self.accounts.polled();
+        let all = [Some(PollFd::new(signals.as_fd(), PollFlags::POLLIN)), process, memory, attached, end];
+        let there = all.each_ref().map(Option::is_some);
+        let mut polled: Vec<PollFd<'_>> = all.into_iter().flatten().collect();
         // Interrupted or failed, it is as if nothing had happened.
         let _ = poll(&mut polled, timeout);
-        let mut happened = polled.iter().skip(1).map(|polled| polled.any().unwrap_or(false));
-        let printed = prints && happened.next().unwrap_or(false);
-        let told = tells && happened.next().unwrap_or(false);
+        let mut happened = polled.iter().map(|polled| polled.any().unwrap_or(false));
+        let [_, process, memory, printed, told] = there.map(|is_there| is_there && happened.next().unwrap_or(false));
         drop(happened);
         drop(polled);
+        // Before anything else: its group will be gone in a moment.
+        self.ask |= self.accounts.follow(process, memory);
         if printed || has_more {
             self.take_output();
         }

@@ -142,6 +142,11 @@ impl Record {
         self.runtime.join("group.json")
     }
 
+    /// Where the shim says which control group the engine has made for the container.
+    pub fn container_group(&self) -> PathBuf {
+        self.runtime.join("container-group.json")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))
