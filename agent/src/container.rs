@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod http;
 mod image;
+mod kept;
 pub mod login;
 mod manifest;
 mod output;

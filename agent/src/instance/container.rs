@@ -72,6 +72,7 @@ pub(super) fn specify(
         user: account.map_or_else(|| "0:0".to_owned(), |account| format!("{}:{}", account.uid, account.gid)),
         groups: account.map(|account| account.groups.clone()).unwrap_or_default(),
         counted: workspace.record.container_group(),
+        made: workspace.record.container_made(),
     })
 }
 

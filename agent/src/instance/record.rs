@@ -147,6 +147,11 @@ impl Record {
         self.runtime.join("container-group.json")
     }
 
+    /// Where the shim says that it has made the container, before it is started.
+    pub fn container_made(&self) -> PathBuf {
+        self.runtime.join("container.json")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))
