@@ -24,13 +24,13 @@ use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
 use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
-use crate::durable::FileError;
+use crate::durable::{self, FileError};
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
-use crate::shim::{ExitRecord, ProcessId, Shim};
+use crate::shim::{ExitRecord, ProcessId, Shim, ShimError, Spec};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
@@ -242,7 +242,7 @@ async fn prepare_and_run(
     };
     telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
-    let exit = wait(shim, attempt, stop).await?;
+    let exit = wait(context, shim, attempt, stop, workspace).await?;
     Ok(Ran { exit, sources })
 }
 
@@ -370,13 +370,33 @@ async fn answering(targets: &[&Path]) -> Result<(), Failure> {
     ))
 }
 
-/// Waits for the end of the program, or asks for it.
-async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Result<ExitRecord, Failure> {
+/// How often a shim that was killed is replaced.
+const REPLACEMENTS: u32 = 5;
+
+/// Waits for the end of the program, or asks for it. A program in a container does not need its shim: another one goes on in its place.
+async fn wait(
+    context: &Context,
+    mut shim: Shim,
+    attempt: Attempt<'_>,
+    mut stop: StopSignal,
+    workspace: &mut Workspace,
+) -> Result<ExitRecord, Failure> {
     let label = name(attempt);
     let mut urgency = Urgency::None;
+    let mut replacements = 0;
     let exit = loop {
         tokio::select! {
-            ended = shim.ended() => break ended.map_err(Failure::platform)?,
+            ended = shim.ended() => match ended {
+                Err(ShimError::Lost(how)) if workspace.record.container.is_some() && replacements < REPLACEMENTS => {
+                    tracing::warn!(task = label, "its shim was lost ({how}); another one goes on with the container");
+                    replacements += 1;
+                    shim = replace(context, workspace).await?;
+                    if urgency > Urgency::None {
+                        shim.stop(urgency.mode());
+                    }
+                }
+                ended => break ended.map_err(Failure::platform)?,
+            },
             asked = stop.beyond(urgency) => {
                 tracing::info!(task = label, "stopping the program");
                 urgency = asked;
@@ -400,6 +420,17 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
         tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
+}
+
+/// Starts another shim for a container whose shim was lost.
+async fn replace(context: &Context, workspace: &mut Workspace) -> Result<Shim, Failure> {
+    let file = workspace.shim_spec();
+    let spec: Option<Spec> = durable::read_json(&file).map_err(Failure::platform)?;
+    let spec = spec.ok_or_else(|| Failure::platform(format!("{} is gone", file.display())))?;
+    let shim = Shim::start(&file, &Spec { takes_over: true, ..spec }).await.map_err(Failure::platform)?;
+    workspace.record.shim = Some(shim.id().clone());
+    workspace.record.save(&context.node).map_err(Failure::platform)?;
+    Ok(shim)
 }
 
 async fn fetch_package(context: &Context, location: &Location, workspace: &Workspace) -> Result<(), Failure> {
