@@ -207,6 +207,9 @@ impl Log {
         let (store, key) = (Arc::clone(&self.followed.store), target.key().clone());
         let object = GrowingObject::resume(store, key, &GrowingOptions::default(), mark.clone()).await?;
         let Some(reader) = Reader::resume(&self.followed.origin, sent.sequence, object.len()) else { return Ok(None) };
+        if mark.arrived() > 0 {
+            self.patience.has_worked_before();
+        }
         self.upkeep.go_on(mark);
         tracing::info!(log = %target.escaped(), bytes = object.len(), "going on with a log that was being sent");
         Ok(Some((reader, object)))
@@ -259,8 +262,8 @@ impl Log {
             }
             self.send(reader, object, &piece).await?;
             self.upkeep.after_sending(object, reader).await;
-            // A full piece means that there is more.
-            next_send = if piece.len() == most { began } else { began + object.suggested_interval() };
+            // If a whole piece is there already, it does not wait for this.
+            next_send = began + object.suggested_interval();
         }
         loop {
             match object.finish().await {
