@@ -11,7 +11,7 @@ use crate::durable::{self, FileError};
 use crate::events::Events;
 use crate::events::message::{self, Stage};
 use crate::exit;
-use crate::instance::{self, Context, StopSignal, Stopper, Urgency};
+use crate::instance::{self, Context, LeftBehind, StopSignal, Stopper, Urgency};
 use crate::job::check::{Abilities, Report};
 use crate::job::{JobDescription, Task};
 use crate::outcome::{self, InstanceOutcome, JobOutcome, State, TaskOutcome};
@@ -97,10 +97,8 @@ pub async fn run(
     context.node.prepare()?;
     sweep(&context.node, &context.mounter, &context.mount_points).await?;
     // Beside the job: storage may be far away, or out of reach.
-    let given_up = tokio::spawn({
-        let context = Arc::clone(&context);
-        async move { instance::give_up_left_behind(&context.node, &context.stores).await }
-    });
+    let (left, stores) = (LeftBehind::find(&context.node), Arc::clone(&context.stores));
+    let given_up = tokio::spawn(async move { left.give_up(&stores).await });
 
     let started = Timestamp::now();
     tracing::info!(job = %context.job, "running {:?}", job.name);

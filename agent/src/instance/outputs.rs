@@ -23,7 +23,7 @@ use crate::console::{Bar, Console};
 use crate::exit;
 use crate::job::Output;
 use crate::outcome::{Cause, Failure, Uploaded};
-pub use uploads::{UploadBook, give_up_left_behind};
+pub use uploads::{LeftBehind, UploadBook};
 use uploads::{Written, by_target};
 
 /// A file that has arrived, as the manifest lists it.

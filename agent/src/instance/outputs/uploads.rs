@@ -112,6 +112,10 @@ impl UploadBook {
     pub async fn give_up_all(&self, stores: &Stores) -> bool {
         let book = self.clone();
         let Ok(all) = tokio::task::spawn_blocking(move || book.read()).await else { return false };
+        self.give_up_these(all, stores).await
+    }
+
+    async fn give_up_these(&self, all: Vec<Written>, stores: &Stores) -> bool {
         let known = &Known {
             ids: all.iter().filter_map(|written| Some(written.upload.as_ref()?.id.clone())).collect(),
             asked: all.iter().filter(|written| written.upload.is_none()).fold(HashMap::new(), |mut asked, written| {
@@ -146,29 +150,41 @@ fn remove_empty(directory: &Path) -> bool {
     }
 }
 
-/// Gives up what attempts have left that nobody goes on with: an agent that was killed, or storage that could not be reached in the end.
-pub async fn give_up_left_behind(node: &Node, stores: &Stores) {
-    let known = || -> Result<Vec<PathBuf>, FileError> {
-        let directory = node.uploads();
-        let failed = FileError::on("read", &directory);
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
+/// What attempts have left that nobody goes on with: an agent that was killed, or storage that could not be reached in the end.
+#[derive(Debug)]
+pub struct LeftBehind(Vec<(UploadBook, Vec<Written>)>);
+
+impl LeftBehind {
+    /// Looks for it. To be done before an attempt is begun, which may have the name of one that was killed. Blocking, short.
+    pub fn find(node: &Node) -> Self {
+        let find = || -> Result<Vec<(UploadBook, Vec<Written>)>, FileError> {
+            let directory = node.uploads();
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(FileError::on("read", &directory)(error)),
+            };
+            // Read before the records are: who begins an attempt writes its record first.
+            let books: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            let used: HashSet<PathBuf> =
+                Record::all(node)?.into_iter().map(|record| directory.join(file_name(&record.id))).collect();
+            let left = books.into_iter().filter(|book| !used.contains(book));
+            Ok(left
+                .map(|directory| UploadBook { directory, outlives: true })
+                .map(|book| (book.clone(), book.read()))
+                .collect())
         };
-        // Read before the records are: who begins an attempt writes its record first.
-        let books: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        let used: HashSet<PathBuf> =
-            Record::all(node)?.into_iter().map(|record| directory.join(file_name(&record.id))).collect();
-        Ok(books.into_iter().filter(|book| !used.contains(book)).collect())
-    };
-    match known() {
-        Ok(books) => {
-            for directory in books {
-                UploadBook { directory, outlives: true }.give_up_all(stores).await;
-            }
+        Self(find().unwrap_or_else(|error| {
+            tracing::warn!(%error, "parts that a killed agent has left in the bucket are not looked for");
+            Vec::new()
+        }))
+    }
+
+    /// Gives it up. What cannot be given up now is found again by the next agent.
+    pub async fn give_up(self, stores: &Stores) {
+        for (book, written) in self.0 {
+            book.give_up_these(written, stores).await;
         }
-        Err(error) => tracing::warn!(%error, "parts that a killed agent has left in the bucket are not looked for"),
     }
 }
 
@@ -318,11 +334,15 @@ impl Journal {
 
 impl UploadJournal for Journal {
     fn beginning(&self) -> io::Result<()> {
-        durable::private_directory(&self.book.directory).map_err(|error| error.source)?;
         // A new name: what was begun before, and could not be given up, stays written down.
         let name = format!("{:016x}.{EXTENSION}", fastrand::u64(..));
         let place = Place { path: self.book.directory.join(name), file: None, at: Timestamp::now() };
-        self.write(&place, None)?;
+        durable::private_directory(&self.book.directory).map_err(|error| error.source)?;
+        if self.write(&place, None).is_err() {
+            // Whoever has given up the last upload of a book of that name may just have taken it away.
+            durable::private_directory(&self.book.directory).map_err(|error| error.source)?;
+            self.write(&place, None)?;
+        }
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
         Ok(())
     }
