@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::tools::{done, limited, system};
@@ -341,6 +342,41 @@ pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
         header.set_cksum();
         archive.append(&header, content.as_bytes()).expect("a file");
     }
+    archive.into_inner().expect("an archive")
+}
+
+/// An OCI archive of one image, of BusyBox in one layer: `compress` makes the layer of its tar archive, whose kind has this name at the
+/// end of its media type. The index names it `tag`.
+pub fn oci_archive(tag: &str, variables: &[&str], kind: &str, compress: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    use serde_json::{Value, json};
+    let tree = busybox(&[]);
+    let digest = |content: &[u8]| {
+        let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        (format!("sha256:{hex}"), format!("blobs/sha256/{hex}"))
+    };
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, content).expect("a file");
+    };
+    let mut blob = |media_type: &str, content: &[u8]| -> Value {
+        let (digest, path) = digest(content);
+        add(&path, content);
+        json!({ "mediaType": format!("application/vnd.oci.image.{media_type}"), "digest": digest, "size": content.len() })
+    };
+    let layer = blob(&format!("layer.v1.tar+{kind}"), &compress(&tree));
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+        "config": { "Env": variables }, "rootfs": { "type": "layers", "diff_ids": [digest(&tree).0] },
+    });
+    let config = blob("config.v1+json", config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+    add("index.json", json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string().as_bytes());
+    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
     archive.into_inner().expect("an archive")
 }
 

@@ -14,9 +14,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
-use tests::docker::{Engine, Registry};
+use tests::docker::{Engine, Registry, oci_archive};
 use tests::double::{Double, DoubleConfig};
 use tests::node::BootNode;
+use tests::tools::system;
 
 const BUCKET: &str = "test-bucket";
 const IMAGE: &str = "registry.example/busybox:1";
@@ -402,9 +403,7 @@ fn images(site: &Site) {
     }
     let tar = site.node.path().join("image.tar");
     site.engine.client(&["save", "--output", tar.to_str().unwrap(), &name]);
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(&std::fs::read(&tar).unwrap()).unwrap();
-    site.double.put(BUCKET, "image.tar.gz", gzip.finish().unwrap());
+    site.double.put(BUCKET, "image.tar.gz", gzipped(&std::fs::read(&tar).unwrap()));
     let forget = || site.engine.client(&["rmi", "--force", &name]);
     let line = "/bin/sh -c 'echo $WHO'";
     forget();
@@ -448,11 +447,78 @@ fn images(site: &Site) {
     site.assert_clean();
 }
 
+fn gzipped(content: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(content).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn zstandard(content: &[u8]) -> Vec<u8> {
+    let mut zstd = Command::new(system("zstd", "zstd"));
+    let mut zstd = zstd.args(["-q", "-1", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, content) = (zstd.stdin.take().unwrap(), content.to_vec());
+    let writer = std::thread::spawn(move || to.write_all(&content));
+    let output = zstd.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// OCI archives, whose layers may be compressed in two ways, and which may be compressed as a whole.
+fn oci_archives(site: &Site) {
+    let archive = |kind: &str, compress: fn(&[u8]) -> Vec<u8>| oci_archive("1", &[&format!("WHO={kind}")], kind, compress);
+    let whole = gzipped(&oci_archive("1", &["WHO=whole"], "gzip", gzipped));
+    for (kind, content) in [("gzip", archive("gzip", gzipped)), ("zstd", archive("zstd", zstandard)), ("whole", whole)] {
+        site.double.put(BUCKET, &format!("{kind}.oci"), content);
+        let job = |path: &str| {
+            own(json!({"command": ["/bin/sh", "-c", "echo $WHO"],
+                "container": {"image": format!("registry.example/{kind}:1"), "archive": format!("oss://test-bucket/{path}")}}))
+        };
+        let run = site.run(&job(&format!("{kind}.oci")));
+        assert_eq!(run.status, 0, "{kind}: {run:#?}\n{}", site.engine.log());
+        assert_eq!(site.log("stdout", &run), format!("{kind}\n"));
+    }
+    site.double.put(BUCKET, "none.oci", "PK\x03\x04 something else");
+    let nothing = own(json!({"command": "/bin/true", "container": {"image": "x:1", "archive": "oss://test-bucket/none.oci"}}));
+    assert_failed(&site.run(&nothing), 65, "user", &["none.oci", "no archive of an image"]);
+    site.assert_clean();
+}
+
+/// Devices and networks that a job asks for, and none that it does not.
+fn devices_and_networks(site: &Site) {
+    let says = |line: &str, container: Value| {
+        let mut job = own(json!({"command": ["/bin/sh", "-c", line]}));
+        merge(&mut job["tasks"]["task"]["container"], &container);
+        let run = site.run(&job);
+        assert_eq!(run.status, 0, "{run:#?}\n{}", site.engine.log());
+        site.log("stdout", &run)
+    };
+    // Seeing a device is one thing, and being let use it another.
+    let look = "if [ -c /dev/fuse ]; then (exec 3<>/dev/fuse) && echo usable; else echo none; fi";
+    assert_eq!(says(look, json!({})), "none\n");
+    assert_eq!(says(look, json!({"devices": ["/dev/fuse"]})), "usable\n");
+    let absent = own(json!({"command": "/bin/true", "container": {"image": IMAGE, "devices": ["/dev/no-such"]}}));
+    assert_failed(&site.run(&absent), 71, "platform", &["/dev/no-such"]);
+
+    let interfaces = "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev";
+    let here = std::fs::read_to_string("/proc/net/dev").unwrap();
+    let here: Vec<&str> = here.lines().filter_map(|line| line.split_once(':').map(|(name, _)| name.trim())).collect();
+    let host = says(interfaces, json!({}));
+    assert_eq!(host.lines().collect::<Vec<_>>(), here);
+    assert_eq!(says(interfaces, json!({"network": "none"})), "lo\n");
+    site.assert_clean();
+}
+
 #[test]
 fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
     let site = Site::new(Engine::docker());
     plain(&site);
     cromwell(&site);
+    devices_and_networks(&site);
+    // The engine here has no bridge. That is nobody's fault but the machine's.
+    let bridged = own(json!({"command": "/bin/true", "container": {"image": IMAGE, "network": "bridge"}}));
+    assert_failed(&site.run(&bridged), 71, "platform", &["bridge"]);
+    site.assert_clean();
 }
 
 #[test]
@@ -473,7 +539,9 @@ fn docker_every_ending_has_its_cause() {
 
 #[test]
 fn docker_images_come_from_registries_and_object_storage() {
-    images(&Site::new(Engine::docker()));
+    let site = Site::new(Engine::docker());
+    images(&site);
+    oci_archives(&site);
 }
 
 /// The node's daemon is killed twice while the container runs, the second time with its shim, and the third one brings its results home.
@@ -537,7 +605,9 @@ fn soak_podman_endings_and_images() {
     killed(&site);
     shim_killed(&site);
     reserved(&site);
+    devices_and_networks(&site);
     images(&site);
+    oci_archives(&site);
 }
 
 #[test]
