@@ -37,8 +37,18 @@ use result::{Course, ending, outcome};
 pub(crate) use telemetry::Evidence;
 use telemetry::Telemetry;
 
-/// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
-/// it.
+/// An attempt that is over. What it has made is still there, and is to be taken away ([`Over::close`]) once it is written down how it
+/// ended.
+pub(super) struct Over {
+    pub(super) outcome: InstanceOutcome,
+    /// Whether there will be another one, whose outputs are then the ones that count.
+    pub(super) next: Next,
+    pub(super) evidence: Evidence,
+    /// What it has made, unless that stays for a person to look into.
+    remains: Option<Workspace>,
+}
+
+/// Runs one attempt. `tries` are those before it.
 ///
 /// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
 /// which may have ended meanwhile, is gone on with.
@@ -49,7 +59,7 @@ pub(super) async fn run(
     tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> (InstanceOutcome, Next, Evidence) {
+) -> Over {
     let mut course = Course::default();
     let mut opened = open(context, attempt, begun).await;
     match &mut opened {
@@ -69,14 +79,28 @@ pub(super) async fn run(
         program_ran,
     });
     let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
-    if let Ok(workspace) = opened {
+    let remains = opened.ok().filter(|workspace| {
         // A node that is being taken back is nobody's to look into.
         let is_wanted = program_ran && next == Next::Over && !stop.is_asked() && task.reserve_on_fail;
-        if !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome)) {
-            close(context, attempt, &workspace).await;
+        !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome))
+    });
+    Over { outcome, next, evidence, remains }
+}
+
+impl Over {
+    /// Takes everything away again.
+    pub(super) async fn close(&self, context: &Context) {
+        if let Some(workspace) = &self.remains {
+            take_away(context, &workspace.record).await;
         }
     }
-    (outcome, next, evidence)
+}
+
+/// Takes away what an attempt has made.
+pub(super) async fn take_away(context: &Context, record: &Record) {
+    if let Err(error) = clean_up(record, &context.node, &context.mounter, &context.mount_points).await {
+        tracing::error!(attempt = record.id, error, "not everything could be removed; the next run tries again");
+    }
 }
 
 /// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
@@ -94,13 +118,6 @@ fn stays(context: &Context, mut record: Record, outcome: &mut InstanceOutcome) -
         None => words,
     });
     stays
-}
-
-/// Takes everything away again.
-async fn close(context: &Context, attempt: Attempt<'_>, workspace: &Workspace) {
-    if let Err(error) = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await {
-        tracing::error!(task = name(attempt), error, "not everything could be removed; the next run tries again");
-    }
 }
 
 /// What comes after an attempt that failed this way.
