@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, fstatfs};
 use oss::growing::{GrowingMark, GrowingObject};
 use tokio::task::JoinHandle;
 
@@ -202,10 +203,27 @@ fn punch(file: &Arc<File>, ranges: &[Range<u64>], punched: u64) -> u64 {
     now
 }
 
-fn punch_hole(file: &impl AsFd, range: Range<u64>) -> nix::Result<()> {
+fn punch_hole(file: &(impl AsFd + AsRawFd), range: Range<u64>) -> nix::Result<()> {
+    settle_pages(file, &range);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| Errno::EFBIG);
     fallocate(file, flags, offset(range.start)?, offset(range.end - range.start)?)
+}
+
+/// Waits for the disk to have what it is being given of this range. Punching would wait for that as well, and all the while it keeps
+/// everybody else from writing to the file: a task would have to wait for the disk.
+///
+/// Bytes that have not been given to the disk yet are dropped by ext4 without ever being written there. Others (xfs, btrfs) write them
+/// first, and that is done here, too.
+fn settle_pages(file: &(impl AsFd + AsRawFd), range: &Range<u64>) {
+    let is_ext4 = fstatfs(file).is_ok_and(|system| system.filesystem_type() == EXT4_SUPER_MAGIC);
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+    let flags = if is_ext4 { wait } else { wait | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER };
+    let offset = |bytes: u64| libc::off64_t::try_from(bytes).unwrap_or(libc::off64_t::MAX);
+    let (start, len) = (offset(range.start), offset(range.end - range.start));
+    // It only makes the next call quicker, so it may fail.
+    // SAFETY: no memory is handed over, and the descriptor is open as long as `file` is borrowed.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) };
 }
 
 #[cfg(test)]
