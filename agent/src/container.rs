@@ -12,6 +12,7 @@
 //! without a container, no address is translated on the way of bulk data, no port has to be published, and nothing is made
 //! that would have to be removed. `network: bridge` or `none` asks for something else.
 
+mod accounts;
 mod archive;
 mod ending;
 pub mod engine;
@@ -19,6 +20,7 @@ mod error;
 mod files;
 mod http;
 mod image;
+mod kept;
 pub mod login;
 mod manifest;
 mod output;

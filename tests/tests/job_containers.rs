@@ -221,12 +221,35 @@ fn endings(site: &Site) {
     site.assert_clean();
 }
 
-/// The kernel kills it for the memory it takes. Podman's monitor does not see that on every machine with cgroups of version 1.
+/// The kernel kills it for the memory it takes, all of it or a part; and what a container uses is told as of any task.
 fn out_of_memory(site: &Site) {
-    let hungry =
-        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
-    let hungry = site.run(&own(hungry));
+    const HUNGRY: &str = "head -c 300000000 /dev/zero | tail";
+    let run = |script: &str| {
+        site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})))
+    };
+    let hungry = run(HUNGRY);
     assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
+    let at_once = run(&format!("exec {HUNGRY}").replace("head", "tail -c 300000000 /dev/zero; head"));
+    assert_eq!(at_once.instance("task", 0)["cause"], "out-of-memory", "{at_once:#?}");
+    // One that survives the end of its child has finished, and both are told.
+    let survivor = run(&format!("{HUNGRY}; sleep 1; exit 0"));
+    assert_eq!(survivor.status, 0, "{survivor:#?}");
+    assert!(survivor.instance("task", 0)["usage"]["oom_kills"].as_u64() >= Some(1), "{survivor:#?}");
+    // What looks like it and is not.
+    let killed = run("kill -9 $$; exit 137");
+    assert_eq!(killed.instance("task", 0)["cause"], "user", "{killed:#?}");
+    assert_eq!(killed.instance("task", 0)["usage"]["oom_kills"], 0, "{killed:#?}");
+
+    let used = site.run(&own(json!({"command": ["/bin/sh", "-c",
+        "head -c 60000000 /dev/zero | tail > /dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]})));
+    let usage = &used.instance("task", 0)["usage"];
+    let (cpu, peak) = (&usage["user_ms"], &usage["memory_peak_bytes"]);
+    assert!(cpu.as_u64() >= Some(20) && peak.as_u64() >= Some(60_000_000), "{used:#?}");
+    let figures = &used.instance("task", 0)["figures"]["task"];
+    assert!(figures["memory"]["peak"].as_f64() >= Some(60e6), "{figures:#} of {used:#?}");
+    // However short it is.
+    let short = site.run(&own(json!({"command": "/bin/true"})));
+    assert!(short.instance("task", 0)["usage"]["memory_peak_bytes"].as_u64() > Some(0), "{short:#?}");
     site.assert_clean();
 }
 
@@ -379,6 +402,7 @@ fn without_an_engine_a_task_is_told_so() {
 fn soak_podman_endings_and_images() {
     let site = Site::new(Engine::podman());
     endings(&site);
+    out_of_memory(&site);
     killed(&site);
     images(&site);
 }

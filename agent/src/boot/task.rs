@@ -36,6 +36,9 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
     end_reservations(known, boot).await?;
     let story = boot.teller.story();
     if let Some(outcome) = has_ended(&story, wanted) {
+        if let Some(job) = story.job_id.as_ref().and_then(|id| id.parse().ok()) {
+            instance::forget(&known.node, &job, &outcome.task, outcome.instance);
+        }
         let message = format!("it ended before: {}", outcome.summary());
         return Ok(Came::To(Some(outcome), Some(message)));
     }
@@ -59,10 +62,11 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         teller.note(|story| story.program_started_ms = story.program_started_ms.or(Some(elapsed_ms)));
     });
-    let context = context(known, boot, job_id, on_start);
+    let context = context(known, boot, job_id.clone(), on_start);
     let outcome = instance::run(&context, &task, wanted.instance, boot.stop.clone()).await;
     let summary = outcome.summary();
     boot.teller.change(|story| story.outcome = serde_json::to_value(&outcome).ok())?;
+    instance::forget(&known.node, &job_id, &task.name, wanted.instance);
     Ok(Came::To(Some(outcome), Some(summary)))
 }
 

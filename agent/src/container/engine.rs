@@ -90,9 +90,17 @@ pub(super) struct State {
     pub exit_code: i32,
     /// Why it could not be started.
     pub error: String,
+    /// When it was started and when it ended, as the engine's clock has it; long ago when it was not.
+    pub started_at: String,
+    pub finished_at: String,
 }
 
 impl State {
+    /// Whether it has not been started.
+    pub(super) fn is_new(&self) -> bool {
+        !self.running && matches!(self.status.as_str(), "created" | "configured" | "initialized")
+    }
+
     /// Whether it ran and runs no more.
     pub(super) fn is_over(&self) -> bool {
         !self.running
@@ -223,10 +231,18 @@ impl Engine {
             .ok_or_else(|| EngineError::Nonsense { action: action.to_owned(), problem: "no id in it".to_owned() })
     }
 
-    /// Starts it. The words of a refusal say whether the program is to blame.
-    pub(super) fn start(&self, container: &str) -> Result<(), EngineError> {
+    /// Begins to start it: what is answered says [`started`](Self::started). Meanwhile it can be looked at.
+    pub(super) fn start(&self, container: &str) -> Result<UnixStream, EngineError> {
         let path = format!("/containers/{container}/start");
-        match self.call("start the container", "POST", &path, Body::None, LONG_SILENCE) {
+        let mut stream = self.connect(Some(LONG_SILENCE))?;
+        self.io(self.send(&mut stream, Request { method: "POST", path: &path, headers: &[] }, Body::None))?;
+        Ok(stream)
+    }
+
+    /// Waits until it is started. The words of a refusal say whether the program is to blame.
+    pub(super) fn started(&self, starting: UnixStream) -> Result<(), EngineError> {
+        let answer = self.io(http::answer(starting, false))?;
+        match self.checked("start the container", answer) {
             // Running already.
             Err(EngineError::Refused { status: 304, .. }) => Ok(()),
             other => other.map(drop),
@@ -256,6 +272,22 @@ impl Engine {
         self.io(stream.set_read_timeout(Some(SILENCE)))?;
         let answer = self.checked("show what the container prints", self.io(http::answer(stream, false))?)?;
         Ok(answer)
+    }
+
+    /// What the engine has kept of what the container has printed, as frames; with what it prints from then on, if that `follows`.
+    pub(super) fn kept(&self, container: &str, follows: bool) -> Result<Answer, EngineError> {
+        let follow = u8::from(follows);
+        let path = format!("{}/containers/{container}/logs?stdout=1&stderr=1&follow={follow}", self.version);
+        let mut stream = self.connect(Some(LONG_SILENCE))?;
+        self.io(http::ask_for_stream(&mut stream, &path))?;
+        self.checked("show what the container has printed", self.io(http::answer(stream, false))?)
+    }
+
+    /// Whether its containers go on while it is started anew.
+    pub(super) fn spares_containers(&self) -> bool {
+        let lives_on = || self.ask("say how it is set up", "GET", "/info", Body::None).ok()?["LiveRestoreEnabled"].as_bool();
+        // Podman has no process that they depend on.
+        self.maker == Maker::Podman || lives_on().unwrap_or(false)
     }
 
     /// Asks to be told when the container has ended: the answer comes then.

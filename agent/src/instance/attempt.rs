@@ -24,21 +24,31 @@ use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
 use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
-use crate::durable::FileError;
+use crate::durable::{self, FileError};
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
-use crate::shim::{ExitRecord, ProcessId, Shim};
+use crate::shim::{ExitRecord, ProcessId, Shim, ShimError, Spec};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
 pub(crate) use telemetry::Evidence;
 use telemetry::Telemetry;
 
-/// Runs one attempt, and says whether there will be another one, whose outputs are then the ones that count. `tries` are those before
-/// it.
+/// An attempt that is over. What it has made is still there, and is to be taken away ([`Over::close`]) once it is written down how it
+/// ended.
+pub(super) struct Over {
+    pub(super) outcome: InstanceOutcome,
+    /// Whether there will be another one, whose outputs are then the ones that count.
+    pub(super) next: Next,
+    pub(super) evidence: Evidence,
+    /// What it has made, unless that stays for a person to look into.
+    remains: Option<Workspace>,
+}
+
+/// Runs one attempt. `tries` are those before it.
 ///
 /// `begun` is what another agent has written down of this very attempt, before it was killed: then the program that it has started,
 /// which may have ended meanwhile, is gone on with.
@@ -49,7 +59,7 @@ pub(super) async fn run(
     tries: Tries,
     begun: Option<Record>,
     stop: StopSignal,
-) -> (InstanceOutcome, Next, Evidence) {
+) -> Over {
     let mut course = Course::default();
     let mut opened = open(context, attempt, begun).await;
     match &mut opened {
@@ -69,14 +79,28 @@ pub(super) async fn run(
         program_ran,
     });
     let next = failed.map_or(Next::Over, |failed| goes_on(context, task, tries, failed, &stop));
-    if let Ok(workspace) = opened {
+    let remains = opened.ok().filter(|workspace| {
         // A node that is being taken back is nobody's to look into.
         let is_wanted = program_ran && next == Next::Over && !stop.is_asked() && task.reserve_on_fail;
-        if !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome)) {
-            close(context, attempt, &workspace).await;
+        !(is_wanted && failed.is_some() && stays(context, workspace.record.clone(), &mut outcome))
+    });
+    Over { outcome, next, evidence, remains }
+}
+
+impl Over {
+    /// Takes everything away again.
+    pub(super) async fn close(&self, context: &Context) {
+        if let Some(workspace) = &self.remains {
+            take_away(context, &workspace.record).await;
         }
     }
-    (outcome, next, evidence)
+}
+
+/// Takes away what an attempt has made.
+pub(super) async fn take_away(context: &Context, record: &Record) {
+    if let Err(error) = clean_up(record, &context.node, &context.mounter, &context.mount_points).await {
+        tracing::error!(attempt = record.id, error, "not everything could be removed; the next run tries again");
+    }
 }
 
 /// Keeps what the attempt has made, and says so in its outcome. Says whether it stays.
@@ -94,13 +118,6 @@ fn stays(context: &Context, mut record: Record, outcome: &mut InstanceOutcome) -
         None => words,
     });
     stays
-}
-
-/// Takes everything away again.
-async fn close(context: &Context, attempt: Attempt<'_>, workspace: &Workspace) {
-    if let Err(error) = clean_up(&workspace.record, &context.node, &context.mounter, &context.mount_points).await {
-        tracing::error!(task = name(attempt), error, "not everything could be removed; the next run tries again");
-    }
 }
 
 /// What comes after an attempt that failed this way.
@@ -225,7 +242,7 @@ async fn prepare_and_run(
     };
     telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
-    let exit = wait(shim, attempt, stop).await?;
+    let exit = wait(context, shim, attempt, stop, workspace).await?;
     Ok(Ran { exit, sources })
 }
 
@@ -353,13 +370,33 @@ async fn answering(targets: &[&Path]) -> Result<(), Failure> {
     ))
 }
 
-/// Waits for the end of the program, or asks for it.
-async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Result<ExitRecord, Failure> {
+/// How often a shim that was killed is replaced.
+const REPLACEMENTS: u32 = 5;
+
+/// Waits for the end of the program, or asks for it. A program in a container does not need its shim: another one goes on in its place.
+async fn wait(
+    context: &Context,
+    mut shim: Shim,
+    attempt: Attempt<'_>,
+    mut stop: StopSignal,
+    workspace: &mut Workspace,
+) -> Result<ExitRecord, Failure> {
     let label = name(attempt);
     let mut urgency = Urgency::None;
+    let mut replacements = 0;
     let exit = loop {
         tokio::select! {
-            ended = shim.ended() => break ended.map_err(Failure::platform)?,
+            ended = shim.ended() => match ended {
+                Err(ShimError::Lost(how)) if workspace.record.container.is_some() && replacements < REPLACEMENTS => {
+                    tracing::warn!(task = label, "its shim was lost ({how}); another one goes on with the container");
+                    replacements += 1;
+                    shim = replace(context, workspace).await?;
+                    if urgency > Urgency::None {
+                        shim.stop(urgency.mode());
+                    }
+                }
+                ended => break ended.map_err(Failure::platform)?,
+            },
             asked = stop.beyond(urgency) => {
                 tracing::info!(task = label, "stopping the program");
                 urgency = asked;
@@ -383,6 +420,17 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
         tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
+}
+
+/// Starts another shim for a container whose shim was lost.
+async fn replace(context: &Context, workspace: &mut Workspace) -> Result<Shim, Failure> {
+    let file = workspace.shim_spec();
+    let spec: Option<Spec> = durable::read_json(&file).map_err(Failure::platform)?;
+    let spec = spec.ok_or_else(|| Failure::platform(format!("{} is gone", file.display())))?;
+    let shim = Shim::start(&file, &Spec { takes_over: true, ..spec }).await.map_err(Failure::platform)?;
+    workspace.record.shim = Some(shim.id().clone());
+    workspace.record.save(&context.node).map_err(Failure::platform)?;
+    Ok(shim)
 }
 
 async fn fetch_package(context: &Context, location: &Location, workspace: &Workspace) -> Result<(), Failure> {
