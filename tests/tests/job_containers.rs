@@ -224,9 +224,8 @@ fn endings(site: &Site) {
 /// The kernel kills it for the memory it takes, all of it or a part; and what a container uses is told as of any task.
 fn out_of_memory(site: &Site) {
     const HUNGRY: &str = "head -c 300000000 /dev/zero | tail";
-    let run = |script: &str| {
-        site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})))
-    };
+    let run =
+        |script: &str| site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})));
     let hungry = run(HUNGRY);
     assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
     let at_once = run(&format!("exec {HUNGRY}").replace("head", "tail -c 300000000 /dev/zero; head"));

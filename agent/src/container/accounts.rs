@@ -188,9 +188,13 @@ mod tests {
             accounts.last = GroupUsage { user_ms: Some(7), oom_kills, ..GroupUsage::default() };
             accounts
         };
-        for (read, said, told) in
-            [(None, false, None), (None, true, Some(1)), (Some(0), true, Some(1)), (Some(2), true, Some(2)), (Some(2), false, Some(2))]
-        {
+        for (read, said, told) in [
+            (None, false, None),
+            (None, true, Some(1)),
+            (Some(0), true, Some(1)),
+            (Some(2), true, Some(2)),
+            (Some(2), false, Some(2)),
+        ] {
             let usage = accounts(read).close(said);
             assert_eq!((usage.user_ms, usage.oom_kills), (7, told), "{read:?} {said}");
         }

@@ -210,15 +210,13 @@ fn punch_hole(file: &(impl AsFd + AsRawFd), range: Range<u64>) -> nix::Result<()
     fallocate(file, flags, offset(range.start)?, offset(range.end - range.start)?)
 }
 
-/// Waits for the disk to have what it is being given of this range. Punching would wait for that as well, and all the while it keeps
-/// everybody else from writing to the file: a task would have to wait for the disk.
-///
-/// Bytes that have not been given to the disk yet are dropped by ext4 without ever being written there. Others (xfs, btrfs) write them
-/// first, and that is done here, too.
+/// Has the disk take this range. xfs and btrfs would have it do so while they punch, and all the while they keep everybody else from
+/// writing to the file: the task would wait for the disk. ext4 drops what the disk has not been given yet, so there is nothing to wait for.
 fn settle_pages(file: &(impl AsFd + AsRawFd), range: &Range<u64>) {
-    let is_ext4 = fstatfs(file).is_ok_and(|system| system.filesystem_type() == EXT4_SUPER_MAGIC);
-    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
-    let flags = if is_ext4 { wait } else { wait | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER };
+    if fstatfs(file).is_ok_and(|system| system.filesystem_type() == EXT4_SUPER_MAGIC) {
+        return;
+    }
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let offset = |bytes: u64| libc::off64_t::try_from(bytes).unwrap_or(libc::off64_t::MAX);
     let (start, len) = (offset(range.start), offset(range.end - range.start));
     // It only makes the next call quicker, so it may fail.
