@@ -22,9 +22,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::accounts::Accounts;
+use super::accounts::{self, Accounts};
 use super::ending;
-use super::engine::State;
+use super::engine::{Maker, State};
 use super::error::EngineError;
 use super::http::Answer;
 use super::output::Output;
@@ -79,6 +79,7 @@ struct Watched<'a> {
 
 /// Makes and starts the container of `spec`, or takes it over from a shim that was killed, and stays with it to its end.
 pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signals, begun: Clock) -> ExitRecord {
+    accounts::hurry();
     let beginning = match made_before(spec, container) {
         Some(id) => take_over(spec, container, id),
         None => begin(spec, container),
@@ -141,7 +142,8 @@ pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signal
                 let ran_out_of_time = spec.timeout_ms.is_some_and(|limit| record.elapsed_ms >= limit);
                 record.stopped = stopped.or(ran_out_of_time.then_some(Stopped::Timeout));
             }
-            match watched.ended_with_engine(&state).filter(|_| record.stopped.is_none() && !engine_says_oom) {
+            let asked = record.stopped.is_some() || engine_says_oom;
+            match if asked { None } else { watched.ended_from_outside(&state) } {
                 Some(why) => record.lost = Some(why),
                 None => record.exit_code = Some(state.exit_code),
             }
@@ -396,17 +398,34 @@ impl<'a> Watched<'a> {
         (ended.monotonic < self.since?).then_some(ended)
     }
 
-    /// Why a container ended that its engine may have taken with it. An engine that stops, or that is started anew, ends its containers,
-    /// unless it is told to spare them: as a stop does, by signals, or without knowing how they ended (255). Whatever a program makes of such
-    /// a signal, only that it has succeeded is believed of it.
-    fn ended_with_engine(&self, state: &State) -> Option<String> {
-        if !self.lost_engine || state.exit_code == 0 || self.spec.engine.spares_containers() {
+    /// Why a container ended that nobody here has asked to, if it is not the program's doing. An engine that stops, or that is started anew,
+    /// ends its containers, unless it is told to spare them: as `docker stop` does, by signals, or without knowing how they ended (255).
+    /// Whatever a program makes of such a signal, only that it has succeeded is believed of it.
+    fn ended_from_outside(&self, state: &State) -> Option<String> {
+        let engine = &self.spec.engine;
+        // Podman has no process that its containers depend on.
+        if state.exit_code == 0 || engine.maker == Maker::Podman {
             return None;
         }
-        Some(format!(
-            "the container engine was stopped or started anew while the program ran, and its containers ended with it (exit code {});              live-restore in Docker's settings would spare them",
-            state.exit_code
-        ))
+        let code = state.exit_code;
+        let with_engine = || {
+            format!(
+                "the container engine was stopped or started anew while the program ran, and its containers ended with it (exit code \
+                 {code}); live-restore in Docker's settings would spare them"
+            )
+        };
+        if self.lost_engine && !engine.spares_containers() {
+            return Some(with_engine());
+        }
+        match engine.has_signalled(&self.id) {
+            Ok(false) => None,
+            Ok(true) => Some(format!(
+                "the container was stopped through its engine, and not by batch-agent: somebody has stopped it, or the engine was stopped \
+                 or started anew (exit code {code}); live-restore in Docker's settings would spare containers then"
+            )),
+            // It goes away at the moment at which the container has ended.
+            Err(_) => Some(with_engine()),
+        }
     }
 
     /// Asks all of the container's processes to end. Stopped ones are woken, or they would never hear of it.
