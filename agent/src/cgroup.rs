@@ -33,8 +33,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, FileError};
 use crate::job::Limits;
-use hierarchy::{Controller, Hierarchy, Version};
 pub use foreign::{ForeignGroup, OomNews, OomWatch};
+use hierarchy::{Controller, Hierarchy, Version};
 pub use usage::GroupUsage;
 
 /// Our directory at the top of a tree that systemd does not manage.

@@ -112,7 +112,8 @@ fn visit(record: &Record, container: &ContainerRecord, command: &[String]) -> Re
     let variable = |name: &str| std::env::var(name).ok().map(|value| (name.to_owned(), value));
     let is_new = |(name, _): &(String, String)| !spec.environment.contains_key(name);
     let variables = TERMINAL.into_iter().filter_map(variable).filter(is_new).collect();
-    let status = Visit { record: container, spec: &spec, container: described, command: words(command), variables }.run();
+    let status =
+        Visit { record: container, spec: &spec, container: described, command: words(command), variables }.run();
     let is_over = !record.shim.as_ref().is_some_and(ProcessId::is_alive) && !record.shim_spec().exists();
     if is_over {
         eprintln!("\nbatch-agent: {} is over, and what was started beside it ends with it", record.id);

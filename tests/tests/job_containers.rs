@@ -228,9 +228,8 @@ fn endings(site: &Site) {
 fn out_of_memory(site: &Site) {
     // A line without an end.
     const HUNGRY: &str = "tail /dev/zero";
-    let run = |script: &str| {
-        site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})))
-    };
+    let run =
+        |script: &str| site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})));
     let hungry = run(HUNGRY);
     assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
     let at_once = run(&format!("exec {HUNGRY}"));
@@ -272,10 +271,12 @@ fn killed(site: &Site) {
 fn shims(below: &Path) -> Vec<Pid> {
     let is_ours = |command_line: &[u8]| {
         let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-        words.get(1) == Some(&&b"shim"[..]) && words.get(2).is_some_and(|path| path.starts_with(below.as_os_str().as_bytes()))
+        words.get(1) == Some(&&b"shim"[..])
+            && words.get(2).is_some_and(|path| path.starts_with(below.as_os_str().as_bytes()))
     };
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let ours = processes.filter(|process| std::fs::read(process.path().join("cmdline")).is_ok_and(|line| is_ours(&line)));
+    let ours =
+        processes.filter(|process| std::fs::read(process.path().join("cmdline")).is_ok_and(|line| is_ours(&line)));
     ours.filter_map(|process| process.file_name().to_str()?.parse().ok().map(Pid::from_raw)).collect()
 }
 
@@ -307,7 +308,10 @@ fn shim_killed(site: &Site) {
     site.assert_clean();
 
     // A time limit holds for what it ran under the shim before, and who stops it is heard.
-    let child = site.start("stopped-orphan", &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})));
+    let child = site.start(
+        "stopped-orphan",
+        &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})),
+    );
     kill_shim(site.node.path());
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     let run = finished(&child.wait_with_output().unwrap());
@@ -330,10 +334,15 @@ fn engine_restarted(mut site: Site) {
     // A second attempt is not counted.
     let script = "if [ -e /home/in/go ]; then exit 3; fi; echo up; exec sleep 1000";
     site.double.put(BUCKET, "in/x", "x");
-    let twice = task(&format!("/bin/sh -c '{script}'"), json!({"MaxRetryCount": 1, "InputMapping": {"oss://test-bucket/in/": "/home/in/"}}));
+    let twice = task(
+        &format!("/bin/sh -c '{script}'"),
+        json!({"MaxRetryCount": 1, "InputMapping": {"oss://test-bucket/in/": "/home/in/"}}),
+    );
     let mut command = site.command(&twice, &["--job-id", "twice", "--fault-retries=1"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    eventually("the program is up", LIMIT, || site.double.get(BUCKET, "logs/stdout.twice.task.0").is_some_and(|log| log == b"up\n"));
+    eventually("the program is up", LIMIT, || {
+        site.double.get(BUCKET, "logs/stdout.twice.task.0").is_some_and(|log| log == b"up\n")
+    });
     site.double.put(BUCKET, "in/go", "go");
     site.engine.restart(Signal::SIGKILL);
     let run = finished(&child.wait_with_output().unwrap());
@@ -348,23 +357,36 @@ fn reserved(site: &Site) {
     let said = |words: &[&str], input: &str| {
         let mut command = site.node.agent();
         command.arg(words[0]).arg("--state-dir").arg(site.node.path().join("state")).args(&words[1..]);
-        let mut child = site.engine.join(&mut command).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = site
+            .engine
+            .join(&mut command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         (output.status.code().unwrap_or(-1), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
     site.double.put(BUCKET, "in/a.txt", "alpha\n");
     let job = |line: &str| {
-        task(line, json!({
-            "Parameters": {"Command": {"EnvVars": {"MINE": "yes"}}},
-            "InputMapping": {"oss://test-bucket/in/": "/home/in/"},
-            "OutputMapping": {"/home/out/": "oss://test-bucket/out/"},
-            "AutoCluster": {"ReserveOnFail": true},
-        }))
+        task(
+            line,
+            json!({
+                "Parameters": {"Command": {"EnvVars": {"MINE": "yes"}}},
+                "InputMapping": {"oss://test-bucket/in/": "/home/in/"},
+                "OutputMapping": {"/home/out/": "oss://test-bucket/out/"},
+                "AutoCluster": {"ReserveOnFail": true},
+            }),
+        )
     };
     // While it runs: in the container itself.
-    let child = site.start("kept", &job("/bin/sh -c 'echo up; echo made > made; echo own > /tmp/own; echo part > /home/out/part; \
-                                         while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 3'"));
+    let child = site.start(
+        "kept",
+        &job("/bin/sh -c 'echo up; echo made > made; echo own > /tmp/own; echo part > /home/out/part; \
+                                         while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 3'"),
+    );
     let look = "pwd; cat made /tmp/own /home/in/a.txt /home/out/part; echo $MINE $BATCH_COMPUTE_DAG_TASK_ID; exit 7";
     let seen = "/batchcompute/workdir\nmade\nown\nalpha\npart\nyes task\n";
     assert_eq!(said(&["enter", "task", "/bin/sh", "-c", look], ""), (7, seen.to_owned()));
@@ -466,9 +488,11 @@ fn zstandard(content: &[u8]) -> Vec<u8> {
 
 /// OCI archives, whose layers may be compressed in two ways, and which may be compressed as a whole.
 fn oci_archives(site: &Site) {
-    let archive = |kind: &str, compress: fn(&[u8]) -> Vec<u8>| oci_archive("1", &[&format!("WHO={kind}")], kind, compress);
+    let archive =
+        |kind: &str, compress: fn(&[u8]) -> Vec<u8>| oci_archive("1", &[&format!("WHO={kind}")], kind, compress);
     let whole = gzipped(&oci_archive("1", &["WHO=whole"], "gzip", gzipped));
-    for (kind, content) in [("gzip", archive("gzip", gzipped)), ("zstd", archive("zstd", zstandard)), ("whole", whole)] {
+    for (kind, content) in [("gzip", archive("gzip", gzipped)), ("zstd", archive("zstd", zstandard)), ("whole", whole)]
+    {
         site.double.put(BUCKET, &format!("{kind}.oci"), content);
         let job = |path: &str| {
             own(json!({"command": ["/bin/sh", "-c", "echo $WHO"],
@@ -479,7 +503,8 @@ fn oci_archives(site: &Site) {
         assert_eq!(site.log("stdout", &run), format!("{kind}\n"));
     }
     site.double.put(BUCKET, "none.oci", "PK\x03\x04 something else");
-    let nothing = own(json!({"command": "/bin/true", "container": {"image": "x:1", "archive": "oss://test-bucket/none.oci"}}));
+    let nothing =
+        own(json!({"command": "/bin/true", "container": {"image": "x:1", "archive": "oss://test-bucket/none.oci"}}));
     assert_failed(&site.run(&nothing), 65, "user", &["none.oci", "no archive of an image"]);
     site.assert_clean();
 }

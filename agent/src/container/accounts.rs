@@ -211,9 +211,13 @@ mod tests {
             accounts.is_final = true;
             accounts
         };
-        for (read, said, told) in
-            [(None, false, None), (None, true, Some(1)), (Some(0), true, Some(1)), (Some(2), true, Some(2)), (Some(2), false, Some(2))]
-        {
+        for (read, said, told) in [
+            (None, false, None),
+            (None, true, Some(1)),
+            (Some(0), true, Some(1)),
+            (Some(2), true, Some(2)),
+            (Some(2), false, Some(2)),
+        ] {
             let usage = accounts(read).close(said);
             assert_eq!((usage.user_ms, usage.oom_kills), (7, told), "{read:?} {said}");
         }

@@ -310,7 +310,8 @@ impl Engine {
 
     /// Whether its containers go on while it is started anew.
     pub(super) fn spares_containers(&self) -> bool {
-        let lives_on = || self.ask("say how it is set up", "GET", "/info", Body::None).ok()?["LiveRestoreEnabled"].as_bool();
+        let lives_on =
+            || self.ask("say how it is set up", "GET", "/info", Body::None).ok()?["LiveRestoreEnabled"].as_bool();
         lives_on().unwrap_or(false)
     }
 

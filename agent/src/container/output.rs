@@ -133,7 +133,12 @@ impl Output {
             sink.has = match seam.place() {
                 Place::After(has) => has,
                 Place::Lost => {
-                    remark(sink, &format!("a part of the program's {name} is missing here: the container engine has not kept it"));
+                    remark(
+                        sink,
+                        &format!(
+                            "a part of the program's {name} is missing here: the container engine has not kept it"
+                        ),
+                    );
                     0
                 }
             };

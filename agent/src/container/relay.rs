@@ -69,12 +69,11 @@ impl Relay<'_> {
         self.tell_size();
         loop {
             let has_more = program.has_more();
-            let from_program = if pending.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
+            let from_program =
+                if pending.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
             let stdin = io::stdin();
-            let mut polled = vec![
-                PollFd::new(to_program.as_fd(), from_program),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            ];
+            let mut polled =
+                vec![PollFd::new(to_program.as_fd(), from_program), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             if pending.is_empty() && !input_is_over {
                 polled.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
             }
@@ -112,7 +111,9 @@ impl Relay<'_> {
         let count = match program.read(&mut piece) {
             Ok(0) => return Ok(true),
             Ok(count) => count,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return Ok(false),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(false);
+            }
             // It has hung up.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(true),
             Err(error) => return Err(error),

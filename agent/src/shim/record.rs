@@ -127,7 +127,8 @@ impl ExitRecord {
             version: VERSION,
             started: timestamp(started.wall),
             ended: timestamp(ended.wall),
-            elapsed_ms: u64::try_from(ended.monotonic.saturating_duration_since(started.monotonic).as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms: u64::try_from(ended.monotonic.saturating_duration_since(started.monotonic).as_millis())
+                .unwrap_or(u64::MAX),
             exit_code: None,
             signal: None,
             stopped: None,
