@@ -15,6 +15,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
 
 use super::budget::Open;
+use super::buffers::Buffers;
 use super::plan::{part_size, pieces};
 use super::{Progress, TransferBudget, blocking, local};
 use crate::error::{Error, ErrorKind, Result};
@@ -221,11 +222,13 @@ struct Source {
     size: u64,
     /// Length and time of the last change, which a write during the upload would change.
     stamp: (u64, i64, i64),
+    /// What its parts are read into.
+    buffers: Buffers,
 }
 
 impl Source {
     fn new(location: Location, file: File, size: u64) -> Result<Self> {
-        let mut source = Self { location, file, size, stamp: (size, 0, 0) };
+        let mut source = Self { location, file, size, stamp: (size, 0, 0), buffers: Buffers::default() };
         source.stamp = source.stamp_now()?;
         if source.stamp.0 != size {
             return Err(source.changed());
@@ -248,13 +251,13 @@ impl Source {
         blocking(OPERATION, &self.location, move || {
             let length = usize::try_from(range.end - range.start)
                 .map_err(|_| source.unreadable(io::ErrorKind::OutOfMemory.into()))?;
-            let mut bytes = vec![0; length];
-            source.file.read_exact_at(&mut bytes, range.start).map_err(|error| match error.kind() {
+            let bytes = source.buffers.fill(length, |buffer| source.file.read_exact_at(buffer, range.start));
+            let bytes = bytes.map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => source.changed(),
                 _ => source.unreadable(error),
             })?;
             let sums = Sums::of(&bytes);
-            Ok((Bytes::from(bytes), sums))
+            Ok((bytes, sums))
         })
         .await?
     }
