@@ -36,6 +36,8 @@ pub struct Errand {
     pub directory: PathBuf,
     /// What all keys begin with, without a slash at the end.
     pub prefix: String,
+    /// Whether it is about many small files.
+    pub many: bool,
     /// For settings and logs.
     pub work: PathBuf,
     /// The server's port on 127.0.0.1.

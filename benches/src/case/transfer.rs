@@ -211,7 +211,7 @@ impl Case for Transfer {
                 (memory.path.join("files"), self.directory().to_owned())
             }
         };
-        let errand = Errand { way: self.way, directory, prefix, work: place.work, port: place.port };
+        let errand = Errand { way: self.way, directory, prefix, many: self.small, work: place.work, port: place.port };
         let sample = stage.measure(self.unit(), None, || run(copier, &errand, GIVEN_UP).map(|()| self.done()));
         let expected = self.names().map(|name| Ok((name.clone(), self.object(stage, &name)?)));
         let expected: Vec<(String, Object)> = expected.collect::<anyhow::Result<_>>()?;
