@@ -67,7 +67,7 @@ joined() {
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
     ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip
     strace:strace systemd-analyze:systemd mmdebstrap:mmdebstrap sfdisk:fdisk setpriv:util-linux
-    dockerd:docker.io containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static docker-registry:docker-registry"
+    dockerd:docker.io containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static docker-registry:docker-registry zstd:zstd"
 readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...

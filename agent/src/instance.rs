@@ -8,6 +8,7 @@ mod mount_point;
 mod network_mounts;
 pub(crate) mod outputs;
 mod package;
+mod progress;
 pub mod record;
 pub mod reserve;
 pub mod retry;
@@ -27,8 +28,12 @@ pub use follow::{Followed, Follower, Origin, Place as LogSource, Sent, open_log}
 pub use inputs::{Mounter, meaning_of};
 pub use mount_point::MountPoints;
 pub use network_mounts::NetworkMounter;
+pub use progress::forget;
 pub use stop::{Reason, StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
+
+pub use outputs::LeftBehind;
+pub use outputs::early::{EarlyUpload, EarlyUploadError};
 
 pub(crate) use attempt::Evidence;
 #[cfg(test)]
@@ -44,6 +49,7 @@ use crate::node::Node;
 use crate::outcome::InstanceOutcome;
 use crate::report::{self, Timeline};
 use message::{Stage, Streams};
+use progress::{Ended, Progress};
 use record::{Record, stop_request};
 use retry::{Next, Tries};
 
@@ -78,6 +84,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What came before, for reports.
     pub timeline: Timeline,
+    /// How outputs are sent while the task runs.
+    pub early: EarlyUpload,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// How long what a failed instance has made stays, if its job asks for that.
@@ -124,31 +132,44 @@ pub struct Place {
     pub path: Option<String>,
 }
 
-/// How often the instance was tried before, and the attempt that an agent before this one has left unfinished; only the node's own
-/// daemon goes on with one.
-fn left_unfinished(context: &Context, task: &Task, instance: u32) -> (Tries, Option<Record>) {
-    if !context.of_the_node {
-        return (Tries::default(), None);
-    }
+/// The attempt that an agent before this one has left unfinished and which is gone on with. What it has left of others, which are over, is
+/// taken away.
+async fn left_unfinished(
+    context: &Context,
+    task: &Task,
+    first: Attempt<'_>,
+    progress: &mut Option<Progress>,
+) -> Option<Record> {
     let records = Record::all(&context.node).unwrap_or_else(|error| {
         tracing::warn!(%error, "what an agent before this one has left cannot be read");
         Vec::new()
     });
-    let attempt =
-        |tries: Tries| Attempt { job: context.job.as_str(), task: &task.name, instance, number: tries.attempt() };
-    let begun = |tries: Tries| {
-        let id = attempt(tries).to_string();
-        let is_left = |record: &&Record| record.of_the_node && !record.agent.is_alive();
-        records.iter().filter(is_left).find(|record| record.id == id).cloned()
-    };
-    let tries = record::read_tries(&context.node, &attempt(Tries::default()).to_string());
-    if let Some(record) = begun(tries) {
-        return (tries, Some(record));
+    let id = |tries: Tries| Attempt { number: tries.attempt(), ..first }.to_string();
+    let is_left = |record: &&Record| record.of_the_node && !record.agent.is_alive();
+    let left: Vec<&Record> = records.iter().filter(is_left).collect();
+    if progress.is_none() {
+        // What is running counts, should the file be gone.
+        let counted = (1..=task.max_retries).rev().map(|retries| Tries { retries, faults: 0 });
+        let running = counted.into_iter().find(|tries| left.iter().any(|record| record.id == id(*tries)));
+        *progress = running.map(|tries| Progress { tries, ..Progress::default() });
     }
-    // What is running counts, should the file be gone.
-    let counted = (1..=task.max_retries).rev().map(|retries| Tries { retries, faults: 0 });
-    let running = counted.filter_map(|tries| Some((tries, Some(begun(tries)?)))).next();
-    running.unwrap_or((tries, None))
+    let ended = progress.as_mut().is_some_and(|progress| {
+        let has_ended = progress.end.is_some();
+        if progress.is_to_be_run_again() {
+            (progress.end, progress.boot_id) = (None, None);
+        }
+        has_ended
+    });
+    let tries = progress.as_ref().map_or_else(Tries::default, |progress| progress.tries);
+    let current = (!ended).then(|| id(tries));
+    let is_over = |record: &&&Record| {
+        let mut tries = (0..tries.attempt()).map(|retries| Tries { retries, faults: 0 });
+        record.reserved.is_none() && tries.any(|tries| record.id == id(tries))
+    };
+    for record in left.iter().filter(|record| Some(&record.id) != current.as_ref()).filter(is_over) {
+        attempt::take_away(context, record).await;
+    }
+    left.into_iter().find(|record| Some(&record.id) == current.as_ref()).cloned()
 }
 
 /// Tells what has become of an instance.
@@ -171,26 +192,59 @@ pub fn expect(context: &Context, task: &Task, number: u32) {
 }
 
 /// Runs instance `number` of `task` to its end. Never fails: whatever happens becomes the outcome.
+///
+/// The node's own daemon writes down how far it is, and goes on where one before it was. It has to [`forget`] that when it has written down
+/// the outcome.
 pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) -> InstanceOutcome {
-    let started = Timestamp::now();
     let first = Attempt { job: context.job.as_str(), task: &task.name, instance: number, number: 1 };
-    let (mut tries, mut begun) = left_unfinished(context, task, number);
     let request = stop_request(&context.node, first);
-    if begun.is_none() && tries == Tries::default() {
+    let mut progress = context.of_the_node.then(|| Progress::read(&context.node, &first.to_string())).flatten();
+    let begun = match context.of_the_node {
+        true => left_unfinished(context, task, first, &mut progress).await,
+        false => None,
+    };
+    if begun.is_none() && progress.is_none() {
         // It was meant for one of the same name.
         let _ = std::fs::remove_file(&request);
     }
-    let (mut stop, _listening) = stop.with_requests_in(request.clone());
-    let (outcome, evidence) = loop {
+    let Progress { tries, end, .. } = progress.unwrap_or_default();
+    let Ended { outcome, report } = match end {
+        Some(ended) => ended,
+        None => {
+            let (of_this, _listening) = stop.clone().with_requests_in(request.clone());
+            attempts(context, task, first, tries, begun, (of_this, &stop)).await
+        }
+    };
+    let _ = std::fs::remove_file(&request);
+    if let Some(report) = report {
+        report.publish(context).await;
+    }
+    let last = Attempt { number: outcome.attempts, ..first };
+    tell(context, task, last, outcome.state.into(), Some(outcome.started), Some(&outcome));
+    outcome
+}
+
+/// Runs one attempt after the other. Nothing of them is left when it is over. The machine asks for the end with the second signal; the
+/// first one is that with what others ask.
+async fn attempts(
+    context: &Context,
+    task: &Task,
+    first: Attempt<'_>,
+    mut tries: Tries,
+    mut begun: Option<Record>,
+    (mut stop, of_the_machine): (StopSignal, &StopSignal),
+) -> Ended {
+    let started = Timestamp::now();
+    let name = format!("{}.{}", task.name, first.instance);
+    let over = loop {
         let attempt = Attempt { number: tries.attempt(), ..first };
         tell(context, task, attempt, Stage::Running, Some(started), None);
-        let (mut outcome, next, evidence) =
-            attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
-        (outcome.retries, outcome.attempts) = (tries.retries, tries.attempt());
-        outcome.started = started;
-        let Next::Again { tries: next, pause } = next else { break (outcome, evidence) };
+        let mut over = attempt::run(context, task, attempt, tries, begun.take(), stop.clone()).await;
+        let outcome = &mut over.outcome;
+        (outcome.retries, outcome.attempts, outcome.started) = (tries.retries, tries.attempt(), started);
+        let Next::Again { tries: next, pause } = over.next else { break over };
         tracing::warn!(
-            task = %format_args!("{}.{number}", task.name),
+            task = name,
             pause_s = pause.as_secs(),
             "{}; trying again ({})",
             outcome.message.as_deref().unwrap_or("it failed"),
@@ -201,20 +255,26 @@ pub async fn run(context: &Context, task: &Task, number: u32, stop: StopSignal) 
             },
         );
         tries = next;
-        if context.of_the_node
-            && let Err(error) = record::write_tries(&context.node, &first.to_string(), tries)
-        {
-            tracing::warn!(%error, "that it was tried cannot be written down; after a crash it is not remembered");
-        }
+        write_down(context, first, &Progress { tries, ..Progress::default() });
+        over.close(context).await;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = stop.beyond(Urgency::None) => break (outcome, evidence),
+            _ = stop.beyond(Urgency::None) => break over,
         }
     };
-    record::forget_tries(&context.node, &first.to_string());
-    let _ = std::fs::remove_file(&request);
-    report::publish(context, task, &outcome, &evidence).await;
-    let last = Attempt { number: outcome.attempts, ..first };
-    tell(context, task, last, outcome.state.into(), Some(started), Some(&outcome));
-    outcome
+    let report = report::report(context, task, &over.outcome, &over.evidence);
+    let ended = Ended { outcome: over.outcome.clone(), report };
+    let boot_id = of_the_machine.is_asked().then(progress::this_boot).flatten();
+    write_down(context, first, &Progress { tries, end: Some(ended.clone()), boot_id });
+    over.close(context).await;
+    ended
+}
+
+/// Writes down, for an agent that comes after this one, how far the instance is.
+fn write_down(context: &Context, first: Attempt<'_>, progress: &Progress) {
+    if context.of_the_node
+        && let Err(error) = progress.save(&context.node, &first.to_string())
+    {
+        tracing::warn!(%error, "how far the task is cannot be written down; after a crash it is not remembered");
+    }
 }

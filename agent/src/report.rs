@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use oss::PutMode;
+use oss::{Location, PutMode};
 use serde_json::Value;
 
 use crate::events::Events;
@@ -104,9 +104,17 @@ pub(crate) struct Subject<'a> {
     pub events: Vec<Value>,
 }
 
-/// Writes the page of an instance beside its logs. That it could not be written is said, and no more than that.
-pub(crate) async fn publish(context: &Context, task: &Task, outcome: &InstanceOutcome, evidence: &Evidence) {
-    let Some(beside) = &evidence.beside else { return };
+/// A page that is to be written.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Report {
+    /// Where to.
+    target: String,
+    page: String,
+}
+
+/// The report of an instance that has ended, to be written beside its logs; none if it has none.
+pub(crate) fn report(context: &Context, task: &Task, outcome: &InstanceOutcome, evidence: &Evidence) -> Option<Report> {
+    let beside = evidence.beside.as_ref()?;
     let attempt = Attempt { job: context.job.as_str(), task: &task.name, instance: outcome.instance, number: 1 };
     let mut timeline = context.timeline.spans();
     timeline.extend(own_spans(outcome, evidence.program));
@@ -118,16 +126,24 @@ pub(crate) async fn publish(context: &Context, task: &Task, outcome: &InstanceOu
         timeline,
         events: of_the_instance(&context.events, context.job.as_str(), &task.name, outcome.instance),
     };
-    let target = beside.sibling(&attempt.report());
-    let page = page(&subject);
-    let put = async {
-        let store = context.stores.open(&target)?;
-        store.put(target.key(), page.into(), PutMode::Overwrite).await
-    };
-    match tokio::time::timeout(LIMIT, put).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!("report {}: {error}", target.escaped()),
-        Err(_) => tracing::warn!("report {}: storage does not take it", target.escaped()),
+    Some(Report { target: beside.sibling(&attempt.report()).to_string(), page: page(&subject) })
+}
+
+impl Report {
+    /// Writes it. That it could not be written is said, and no more than that.
+    pub(crate) async fn publish(&self, context: &Context) {
+        let put = async {
+            let target: Location = self.target.parse().map_err(|error| format!("{error}"))?;
+            let store = context.stores.open(&target).map_err(|error| error.to_string())?;
+            let put = store.put(target.key(), self.page.clone().into(), PutMode::Overwrite);
+            put.await.map(drop).map_err(|error| error.to_string())
+        };
+        let target = self.target.escape_debug();
+        match tokio::time::timeout(LIMIT, put).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("report {target}: {error}"),
+            Err(_) => tracing::warn!("report {target}: storage does not take it"),
+        }
     }
 }
 

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use batch_agent::cgroup::agent_mark;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::agent::{eventually, script};
+use crate::agent::{control_groups, eventually, script};
 use crate::mounts::{Ran, alive};
 use crate::programs;
 
@@ -169,6 +170,19 @@ impl BootNode {
     pub fn mounts(&self) -> Vec<PathBuf> {
         let mounts = fuse_oss::mountpoint::mounts().unwrap_or_default();
         mounts.into_iter().map(|mount| mount.path).filter(|path| path.starts_with(self.directory.path())).collect()
+    }
+
+    /// What mounts, control groups and files of tasks there are, one line each: none when no task is running or reserved.
+    pub fn left_behind(&self) -> Vec<String> {
+        let mark = agent_mark(&self.path("run"));
+        let groups = control_groups().into_iter().filter(|group| group.to_string_lossy().contains(&mark));
+        let mut left: Vec<String> = groups.map(|group| format!("control group: {}", group.display())).collect();
+        left.extend(self.mounts().iter().map(|mount| format!("mount: {}", mount.display())));
+        for directory in ["run/tasks", "state/instances", "state/scratch/tasks"] {
+            let entries = fs::read_dir(self.path(directory)).into_iter().flatten().flatten();
+            left.extend(entries.map(|entry| format!("file: {}", entry.path().display())));
+        }
+        left
     }
 
     /// Every process that was started for it.

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::outputs::Source;
 use super::reserve::Reservation;
-use super::retry::Tries;
 use crate::container::ContainerRecord;
 use crate::durable::{self, FileError};
 use crate::job::names::Attempt;
@@ -142,6 +141,16 @@ impl Record {
         self.runtime.join("group.json")
     }
 
+    /// Where the shim says which control group the engine has made for the container.
+    pub fn container_group(&self) -> PathBuf {
+        self.runtime.join("container-group.json")
+    }
+
+    /// Where the shim says that it has made the container, before it is started.
+    pub fn container_made(&self) -> PathBuf {
+        self.runtime.join("container.json")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))
@@ -198,27 +207,6 @@ impl Record {
         records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
     }
-}
-
-/// How often an instance was tried before, by the id of its first attempt; not at all when nothing says so.
-pub(super) fn read_tries(node: &Node, first: &str) -> Tries {
-    durable::read_json(&tries_path(node, first)).ok().flatten().unwrap_or_default()
-}
-
-/// Writes down how often it was tried, for an agent that comes after this one.
-pub(super) fn write_tries(node: &Node, first: &str, tries: Tries) -> Result<(), FileError> {
-    durable::replace_json(&tries_path(node, first), &tries)
-}
-
-/// The instance is over.
-pub(super) fn forget_tries(node: &Node, first: &str) {
-    if let Err(error) = durable::remove(&tries_path(node, first)) {
-        tracing::warn!(%error, "how often an instance was tried cannot be forgotten");
-    }
-}
-
-fn tries_path(node: &Node, first: &str) -> PathBuf {
-    node.records().join(format!("{}.tries", file_name(first)))
 }
 
 fn this_agent() -> Result<ProcessId, FileError> {

@@ -139,6 +139,8 @@ impl Shim {
     /// When the kernel cannot watch processes (before Linux 5.3).
     pub fn find(id: ProcessId, exit_record: PathBuf) -> Result<Self, ShimError> {
         let process = match open_process(id.pid) {
+            // Nobody has its number: its agent was killed before it could write that down.
+            _ if id.pid <= 0 => Process::Ended,
             // Looked at after it was opened: from here on the number cannot become another's.
             Ok(process) if id.is_alive() => {
                 // SAFETY: the descriptor is owned by what is registered, gives the same number each time it is asked, and stays open
@@ -207,7 +209,7 @@ pub fn find_by_spec(spec: &Path) -> Vec<ProcessId> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
+pub(crate) fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
     // SAFETY: takes two plain numbers and makes a new descriptor, which is ours.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     match i32::try_from(descriptor) {
@@ -243,8 +245,11 @@ mod tests {
         // Another process under the same number is not it.
         let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         let other = ProcessId { start_ticks: me.start_ticks + 1, ..me };
-        let mut none = Shim::find(other, record).unwrap();
+        let mut none = Shim::find(other, record.clone()).unwrap();
         none.stop(StopMode::AtOnce);
         assert!(matches!(none.ended().await, Err(ShimError::Lost(_))));
+        // One of which nobody knows more than that it has left a record.
+        let unknown = ProcessId { pid: 0, start_ticks: 0, boot_id: String::new() };
+        assert!(matches!(Shim::find(unknown, record).unwrap().ended().await, Err(ShimError::Lost(_))));
     }
 }

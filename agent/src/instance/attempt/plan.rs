@@ -137,6 +137,7 @@ pub(super) fn plan(
             // Of a container, only its shim is in the group; the engine limits the container.
             limits: if image.is_some() { Limits::default() } else { task.limits },
         }),
+        takes_over: false,
         account: account.cloned(),
     };
     Ok(Planned { spec, sources, mount_points: view.mount_points, fetched: view.fetched })

@@ -1,209 +1,21 @@
 //! Logs of running tasks: through storage that fails, agents that are killed and disks that fill up; and `batch-agent logs`, which reads
 //! them.
 
+mod outage;
+mod place;
+mod survival;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tests::agent::eventually;
 use tests::disk::LoopDisk;
-use tests::double::{Double, DoubleConfig, Fault, FaultId, Often, Operation, Outage, When};
-use tests::mounts::Ran;
-use tests::node::{BootNode, LIMIT};
+use tests::double::{DoubleConfig, Operation, Outage};
+use tests::node::LIMIT;
 
-const BUCKET: &str = "test-bucket";
-
-/// How long a whole log may take on a machine that is busy with other tests.
-const LONG: Duration = Duration::from_secs(300);
-
-/// A node whose storage is a double.
-struct Place {
-    node: BootNode,
-    double: Double,
-    scheme: &'static str,
-}
-
-impl Place {
-    fn new(scheme: &'static str, config: DoubleConfig) -> Self {
-        Self { node: BootNode::new(), double: Double::start(config), scheme }
-    }
-
-    fn location(&self, key: &str) -> String {
-        format!("{}://{BUCKET}/{key}", self.scheme)
-    }
-
-    fn storage(&self) -> Value {
-        let store = json!({
-            "endpoint": self.double.endpoint(), "region": "cn-test",
-            "access_key_id": "test-key", "access_key_secret": "test-secret",
-        });
-        json!({ self.scheme: store })
-    }
-
-    /// Settings for a task that runs this line in a shell.
-    fn settings(&self, line: &str, more: &Value) {
-        let mut task = json!({
-            "command": ["bash", "-c", line], "stdout": self.location("logs/"), "stderr": self.location("logs/"),
-        });
-        tests::agent::merge(&mut task, more);
-        let job = json!({"version": 1, "name": "a job", "tasks": {"only": task}});
-        self.node.settings(&json!({"storage": self.storage(), "task": {"job": job, "job_id": "job-1"}}));
-    }
-
-    /// `batch-agent logs`.
-    fn logs(&self, arguments: &[&str]) -> Ran {
-        let config = self.node.path("node.yaml");
-        let config = config.to_string_lossy();
-        self.node.run(&[&["logs", "--config", &config][..], arguments].concat())
-    }
-
-    /// The file of a stream while the task runs.
-    fn file(&self, stream: &str) -> PathBuf {
-        self.node.path("state/scratch/tasks/job-1.only.0/logs").join(stream)
-    }
-
-    /// The log as its objects have it, without `batch-agent logs`.
-    fn stored(&self, key: &str) -> Vec<u8> {
-        let part = |number: usize| if number == 0 { key.to_owned() } else { format!("{key}.part-{number}") };
-        (0..).map_while(|number| self.double.get(BUCKET, &part(number))).collect::<Vec<_>>().concat()
-    }
-}
-
-/// What [`writer`] writes, line by line.
-fn line(number: u64) -> String {
-    format!("{number:012} the quick brown fox jumps over the lazy dog and comes back again to do it once more an\n")
-}
-
-const LINE: u64 = 100;
-
-/// A shell line that writes lines `from..to` as quickly as it can.
-fn writer(from: u64, to: u64) -> String {
-    format!(
-        "seq -f '%012.0f the quick brown fox jumps over the lazy dog and comes back again to do it once more an' {from} {}",
-        to - 1
-    )
-}
-
-/// That these bytes are the lines `0..lines`.
-#[track_caller]
-fn assert_lines(chunks: impl IntoIterator<Item = bytes::Bytes>, lines: u64) {
-    let (mut at, mut rest) = (0, Vec::new());
-    for chunk in chunks {
-        rest.extend_from_slice(&chunk);
-        let whole = rest.len() / 100 * 100;
-        for found in rest[..whole].chunks(100) {
-            assert!(found == line(at).as_bytes(), "line {at} is {:?}", String::from_utf8_lossy(found));
-            at += 1;
-        }
-        rest.drain(..whole);
-    }
-    assert!(rest.is_empty() && at == lines, "{at} of {lines} lines, and {} bytes", rest.len());
-}
-
-#[test]
-fn a_line_is_what_the_writer_writes() {
-    assert_eq!(line(7).len() as u64, LINE);
-    let written = std::process::Command::new("bash").arg("-c").arg(writer(3, 6)).output().expect("bash is there");
-    assert_eq!(String::from_utf8_lossy(&written.stdout), [3, 4, 5].map(line).concat());
-}
-
-/// All chunks of a log's objects in order.
-fn chunks(place: &Place, key: &str) -> Vec<bytes::Bytes> {
-    let part = |number: usize| if number == 0 { key.to_owned() } else { format!("{key}.part-{number}") };
-    let objects = (0..).map_while(|number| place.double.object(BUCKET, &part(number)));
-    objects.flat_map(|object| object.content.chunks(0..object.content.len())).collect()
-}
-
-/// Every kind of request fails in its own way, one in `1 / chance` altogether.
-fn trouble(double: &Double, chance: f64) -> Vec<FaultId> {
-    let faults = [
-        Fault::InternalError,
-        Fault::SlowDown { retry_after: None },
-        Fault::ResetEarly,
-        Fault::ResetLate,
-        Fault::LoseReply,
-    ];
-    let share = chance / 5.0;
-    faults.into_iter().map(|fault| double.fault(fault, When::any(), Often::Chance(share))).collect()
-}
-
-/// A log of so many lines at full speed, through faults, an outage, and agents that are killed.
-fn survive(scheme: &'static str, lines: u64, outage: Duration, kills: u32, append_limit: u64) {
-    let config = DoubleConfig { append_limit, spill: Some("/var/tmp".into()), ..DoubleConfig::default() };
-    let place = Place::new(scheme, config);
-    let faults = trouble(&place.double, 0.1);
-    place.settings(&writer(0, lines), &json!({}));
-    let began = Instant::now();
-    let mut agent = place.node.boot();
-    let key = "logs/stdout.job-1.only.0";
-    let arrived = |least: u64| {
-        let bytes: u64 = place
-            .double
-            .objects(BUCKET)
-            .iter()
-            .filter(|(name, _)| name.starts_with(key))
-            .map(|(_, o)| o.content.len())
-            .sum();
-        bytes >= least
-    };
-    let ended = |agent: &mut std::process::Child| agent.try_wait().expect("it is ours").is_some();
-    for kill in 0..kills {
-        // They are spread over the log.
-        let least = (lines * LINE) * u64::from(kill) / u64::from(kills + 1);
-        eventually("more of the log has arrived", LONG, || arrived(least) || ended(&mut agent));
-        if kill == kills / 2 {
-            place.double.outage(if scheme == "oss" { Outage::Refuse } else { Outage::Silent });
-            std::thread::sleep(outage);
-            place.double.restore();
-        }
-        std::thread::sleep(Duration::from_millis(u64::from(kill) * 37 % 300));
-        agent.kill().expect("it is ours");
-        agent.wait().expect("it is ours");
-        agent = place.node.boot();
-    }
-    eventually("the task and its log are over", LONG + outage, || ended(&mut agent));
-    let happened: u64 = faults.iter().map(|fault| place.double.happened(*fault)).sum();
-    place.double.clear_faults();
-    eprintln!(
-        "{scheme}: {} MB in {:?}, {kills} kills, {happened} faults in {} requests, {} bytes sent",
-        lines * LINE / 1_000_000,
-        began.elapsed(),
-        place.double.requests().len(),
-        place.double.requests().iter().map(|request| request.received).sum::<u64>()
-    );
-    assert_eq!(place.node.status()["outcome"]["exit_code"], 0, "{}", place.node.log());
-    assert_lines(chunks(&place, key), lines);
-    if scheme == "oss" && lines * LINE > append_limit {
-        assert!(place.double.object(BUCKET, &format!("{key}.part-1")).is_some(), "it goes on in another object");
-    } else {
-        assert!(place.double.object(BUCKET, &format!("{key}.part-1")).is_none(), "it is one object");
-    }
-    assert!(place.double.uploads(BUCKET).is_empty(), "a multipart upload is left open");
-}
-
-#[test]
-fn a_long_log_arrives_on_oss_through_faults_an_outage_and_kills() {
-    survive("oss", 1_500_000, Duration::from_secs(5), 6, 64 << 20);
-}
-
-#[test]
-fn a_long_log_arrives_on_s3_through_faults_an_outage_and_kills() {
-    survive("s3", 1_500_000, Duration::from_secs(5), 6, 5 << 30);
-}
-
-#[test]
-#[ignore = "soak: run by `make soak`"]
-fn soak_ten_gigabytes_of_log_arrive_on_oss() {
-    survive("oss", 100_000_000, Duration::from_secs(300), 20, 1 << 30);
-}
-
-#[test]
-#[ignore = "soak: run by `make soak`"]
-fn soak_ten_gigabytes_of_log_arrive_on_s3() {
-    survive("s3", 100_000_000, Duration::from_secs(300), 20, 5 << 30);
-}
+use place::{BUCKET, LINE, LONG, Place, WORDS, assert_lines, chunks, line, writer};
 
 /// The scratch disk is small, storage is away, and the program writes more than fits: the program is not disturbed, the newest lines
 /// arrive, and the log says how many bytes are missing.
@@ -215,7 +27,7 @@ fn a_disk_that_fills_up_costs_the_oldest_lines_and_the_log_says_so() {
     // 600 MB in small steps, and then an end that can be waited for.
     let go = place.node.path("go");
     let command = format!(
-        "for i in $(seq 0 99); do seq -f '%012.0f the quick brown fox jumps over the lazy dog and comes back again to do it once more an' \
+        "for i in $(seq 0 99); do seq -f '%012.0f {WORDS}' \
          $((i*60000)) $((i*60000+59999)) || exit 9; sleep 0.1; done; while [ ! -e {} ]; do sleep 0.1; done",
         go.display()
     );
