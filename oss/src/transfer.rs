@@ -9,6 +9,7 @@
 //! which the store knows an MD5 only, which cannot be combined).
 
 mod budget;
+mod buffers;
 mod compare;
 mod download;
 mod plan;

@@ -12,6 +12,7 @@ use super::OPERATION;
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::Location;
 use crate::sums::Sums;
+use crate::transfer::buffers::Buffers;
 use crate::transfer::{blocking, local};
 
 /// Which file, and which content of it: two equal stamps of one machine mean equal bytes, as long as nobody had the file open for
@@ -60,12 +61,14 @@ pub(super) struct Source {
     file: File,
     pub(super) size: u64,
     pub(super) stamp: FileStamp,
+    /// What its parts are read into.
+    buffers: Buffers,
 }
 
 impl Source {
     pub(super) fn new(location: Location, file: File, size: u64) -> Result<Self> {
         let stamp = FileStamp::of(&file).map_err(|error| unreadable(&location, error))?;
-        let source = Self { location, file, size, stamp };
+        let source = Self { location, file, size, stamp, buffers: Buffers::default() };
         if stamp.size == size { Ok(source) } else { Err(source.changed()) }
     }
 
@@ -82,13 +85,13 @@ impl Source {
         blocking(OPERATION, &self.location, move || {
             let length = usize::try_from(range.end - range.start)
                 .map_err(|_| unreadable(&source.location, io::ErrorKind::OutOfMemory.into()))?;
-            let mut bytes = vec![0; length];
-            source.file.read_exact_at(&mut bytes, range.start).map_err(|error| match error.kind() {
+            let bytes = source.buffers.fill(length, |buffer| source.file.read_exact_at(buffer, range.start));
+            let bytes = bytes.map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => source.changed(),
                 _ => unreadable(&source.location, error),
             })?;
             let sums = Sums::of(&bytes);
-            Ok((Bytes::from(bytes), sums))
+            Ok((bytes, sums))
         })
         .await?
     }
