@@ -2,6 +2,8 @@
 //!
 //! One machine boots and runs one job after the other; what each came to is in its report.
 
+#![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
+
 use serde_json::{Value, json};
 use tests::vm::plan::Plan;
 use tests::vm::site::{Cloud, Site};
