@@ -142,6 +142,11 @@ impl OomWatch {
         Ok(Self::Numbers { kills, removal })
     }
 
+    /// Whether it has told of every kill when the group is gone.
+    pub fn outlives_group(&self) -> bool {
+        matches!(self, Self::Numbers { .. })
+    }
+
     /// What to wait for.
     pub fn events(&self) -> PollFlags {
         match self {

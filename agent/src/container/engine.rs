@@ -221,14 +221,35 @@ impl Engine {
 
     /// Makes a container and answers with its id.
     pub(super) fn create(&self, name: &str, container: &Value) -> Result<String, EngineError> {
-        let action = "make the container";
-        let path = format!("/containers/create?name={name}");
-        let answer = self.call(action, "POST", &path, Body::Json(container), LONG_SILENCE)?;
+        self.made("make the container", &format!("/containers/create?name={name}"), container)
+    }
+
+    /// Asks for something to be made and answers with its id.
+    pub(super) fn made(&self, action: &str, path: &str, wanted: &Value) -> Result<String, EngineError> {
+        let answer = self.call(action, "POST", path, Body::Json(wanted), LONG_SILENCE)?;
         let made = self.parsed(action, answer)?;
         made["Id"]
             .as_str()
             .map(str::to_owned)
             .ok_or_else(|| EngineError::Nonsense { action: action.to_owned(), problem: "no id in it".to_owned() })
+    }
+
+    /// What it says of something.
+    pub(super) fn look(&self, path: &str) -> Result<Value, EngineError> {
+        self.ask("say what there is", "GET", path, Body::None)
+    }
+
+    /// Has it do something of which there is nothing to be said.
+    pub(super) fn tell(&self, action: &str, path: &str) -> Result<(), EngineError> {
+        self.call(action, "POST", path, Body::None, SILENCE).map(drop)
+    }
+
+    /// Removes an image, unless it is not there. What others use of it stays.
+    pub(super) fn remove_image(&self, image: &str) -> Result<(), EngineError> {
+        match self.call("remove the image", "DELETE", &format!("/images/{image}?force=1"), Body::None, LONG_SILENCE) {
+            Err(error) if error.is_missing() => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Begins to start it: what is answered says [`started`](Self::started). Meanwhile it can be looked at.
@@ -264,14 +285,18 @@ impl Engine {
     /// What the container prints from now on, as frames; see [`Output`](super::output::Output).
     pub(super) fn attach(&self, container: &str) -> Result<Answer, EngineError> {
         let path = format!("/containers/{container}/attach?stream=1&stdout=1&stderr=1");
+        self.talk("show what the container prints", &path, None)
+    }
+
+    /// Turns a request into a conversation with a program.
+    pub(super) fn talk(&self, action: &str, path: &str, wanted: Option<&Value>) -> Result<Answer, EngineError> {
         let headers = [("Connection", "Upgrade"), ("Upgrade", "tcp")];
-        let request = Request { method: "POST", path: &path, headers: &headers };
+        let request = Request { method: "POST", path, headers: &headers };
         // A program may be silent for days; reading is preceded by polling.
         let mut stream = self.connect(None)?;
-        self.io(self.send(&mut stream, request, Body::None))?;
+        self.io(self.send(&mut stream, request, wanted.map_or(Body::None, Body::Json)))?;
         self.io(stream.set_read_timeout(Some(SILENCE)))?;
-        let answer = self.checked("show what the container prints", self.io(http::answer(stream, false))?)?;
-        Ok(answer)
+        self.checked(action, self.io(http::answer(stream, false))?)
     }
 
     /// What the engine has kept of what the container has printed, as frames; with what it prints from then on, if that `follows`.
@@ -287,8 +312,17 @@ impl Engine {
     pub(super) fn spares_containers(&self) -> bool {
         let lives_on =
             || self.ask("say how it is set up", "GET", "/info", Body::None).ok()?["LiveRestoreEnabled"].as_bool();
-        // Podman has no process that they depend on.
-        self.maker == Maker::Podman || lives_on().unwrap_or(false)
+        lives_on().unwrap_or(false)
+    }
+
+    /// Whether the container was sent a signal through the engine, by somebody or by the engine itself.
+    pub(super) fn has_signalled(&self, container: &str) -> Result<bool, EngineError> {
+        let filter = json!({ "container": [container], "event": ["kill"] }).to_string();
+        let now = jiff::Timestamp::now();
+        let until = format!("{}.{:09}", now.as_second(), now.subsec_nanosecond());
+        let path = format!("/events?since=1&until={until}&filters={}", encoded(&filter));
+        let answer = self.call("say what has happened to the container", "GET", &path, Body::None, SILENCE)?;
+        Ok(!self.io(answer.whole())?.trim_ascii().is_empty())
     }
 
     /// Asks to be told when the container has ended: the answer comes then.
@@ -449,7 +483,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Text for a query, every byte that could mean something there encoded.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/' | b'~');
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -188,6 +188,11 @@ impl Answer {
         self.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
     }
 
+    /// The connection, to say more on.
+    pub(super) fn connection(&self) -> io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
+    }
+
     /// All of the body, which must not be longer than [`MAX_ANSWER`].
     pub(super) fn whole(mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();

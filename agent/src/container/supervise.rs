@@ -22,9 +22,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::accounts::Accounts;
+use super::accounts::{self, Accounts};
 use super::ending;
-use super::engine::State;
+use super::engine::{Maker, State};
 use super::error::EngineError;
 use super::http::Answer;
 use super::output::Output;
@@ -71,14 +71,13 @@ struct Watched<'a> {
     away_since: Option<Instant>,
     /// Since when it is ours, if another shim had it before.
     since: Option<Instant>,
-    /// Whether the kernel says that its first process has ended.
-    has_ended: bool,
-    /// Whether the engine was away while that process ran.
+    /// Whether the engine was away before it said that the container had ended.
     lost_engine: bool,
 }
 
 /// Makes and starts the container of `spec`, or takes it over from a shim that was killed, and stays with it to its end.
 pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signals, begun: Clock) -> ExitRecord {
+    accounts::hurry();
     let beginning = match made_before(spec, container) {
         Some(id) => take_over(spec, container, id),
         None => begin(spec, container),
@@ -141,7 +140,8 @@ pub(crate) fn supervise(spec: &Spec, container: &ContainerSpec, signals: &Signal
                 let ran_out_of_time = spec.timeout_ms.is_some_and(|limit| record.elapsed_ms >= limit);
                 record.stopped = stopped.or(ran_out_of_time.then_some(Stopped::Timeout));
             }
-            match watched.ended_with_engine(&state).filter(|_| record.stopped.is_none() && !engine_says_oom) {
+            let asked = record.stopped.is_some() || engine_says_oom;
+            match if asked { None } else { watched.ended_from_outside(&state) } {
                 Some(why) => record.lost = Some(why),
                 None => record.exit_code = Some(state.exit_code),
             }
@@ -160,7 +160,7 @@ enum Ended {
 
 /// What there is to look after.
 enum Beginning<'a> {
-    Runs(Watched<'a>, Clock),
+    Runs(Box<Watched<'a>>, Clock),
     /// It ran, and nobody knows how it ended.
     Lost(String),
 }
@@ -197,7 +197,7 @@ fn begin<'a>(spec: &Spec, container: &'a ContainerSpec) -> Result<Beginning<'a>,
     watched.attached = Some(attached);
     watched.start().map_err(start_failed)?;
     watched.end = engine.wait(&watched.id).ok();
-    Ok(Beginning::Runs(watched, Clock::now()))
+    Ok(Beginning::Runs(Box::new(watched), Clock::now()))
 }
 
 /// Goes on with a container that may have been started, and may have ended since.
@@ -209,7 +209,10 @@ fn take_over<'a>(spec: &Spec, container: &'a ContainerSpec, id: String) -> Resul
         match engine.state(&watched.id) {
             Ok(Some(state)) => break state,
             Ok(None) => return Ok(Beginning::Lost(watched.is_gone())),
-            Err(_) if since.elapsed() < ENGINE_AWAY || !processes(&watched.id).is_empty() => std::thread::sleep(LOOK),
+            Err(_) if since.elapsed() < ENGINE_AWAY || !processes(&watched.id).is_empty() => {
+                watched.lost_engine = true;
+                std::thread::sleep(LOOK);
+            }
             Err(error) => return Ok(Beginning::Lost(format!("the container was lost: {error}"))),
         }
     };
@@ -223,7 +226,7 @@ fn take_over<'a>(spec: &Spec, container: &'a ContainerSpec, id: String) -> Resul
     watched.listen_again();
     watched.end = engine.wait(&watched.id).ok();
     let started = state.started_at.parse().map_or_else(|_| Clock::now(), Clock::at);
-    Ok(Beginning::Runs(watched, started))
+    Ok(Beginning::Runs(Box::new(watched), started))
 }
 
 fn engine_failed(error: EngineError) -> StartFailure {
@@ -252,7 +255,6 @@ impl<'a> Watched<'a> {
             ask: true,
             away_since: None,
             since: None,
-            has_ended: false,
             lost_engine: false,
         }
     }
@@ -299,9 +301,7 @@ impl<'a> Watched<'a> {
         drop(happened);
         drop(polled);
         // Before anything else: its group will be gone in a moment.
-        if self.accounts.follow(process, memory) {
-            (self.has_ended, self.ask) = (true, true);
-        }
+        self.ask |= self.accounts.follow(process, memory);
         if printed || has_more {
             self.take_output();
         }
@@ -353,7 +353,7 @@ impl<'a> Watched<'a> {
             }
             Ok(None) => Some(Ended::Lost(self.is_gone())),
             Err(error) => {
-                self.lost_engine |= !self.has_ended;
+                self.lost_engine = true;
                 let since = *self.away_since.get_or_insert_with(Instant::now);
                 let is_lost = since.elapsed() >= ENGINE_AWAY && processes(&self.id).is_empty();
                 is_lost.then(|| Ended::Lost(format!("the container was lost: {error}")))
@@ -396,17 +396,34 @@ impl<'a> Watched<'a> {
         (ended.monotonic < self.since?).then_some(ended)
     }
 
-    /// Why a container ended that its engine may have taken with it. An engine that stops, or that is started anew, ends its containers,
-    /// unless it is told to spare them: as a stop does, by signals, or without knowing how they ended (255). Whatever a program makes of such
-    /// a signal, only that it has succeeded is believed of it.
-    fn ended_with_engine(&self, state: &State) -> Option<String> {
-        if !self.lost_engine || state.exit_code == 0 || self.spec.engine.spares_containers() {
+    /// Why a container ended that nobody here has asked to, if it is not the program's doing. An engine that stops, or that is started anew,
+    /// ends its containers, unless it is told to spare them: as `docker stop` does, by signals, or without knowing how they ended (255).
+    /// Whatever a program makes of such a signal, only that it has succeeded is believed of it.
+    fn ended_from_outside(&self, state: &State) -> Option<String> {
+        let engine = &self.spec.engine;
+        // Podman has no process that its containers depend on.
+        if state.exit_code == 0 || engine.maker == Maker::Podman {
             return None;
         }
-        Some(format!(
-            "the container engine was stopped or started anew while the program ran, and its containers ended with it (exit code {});              live-restore in Docker's settings would spare them",
-            state.exit_code
-        ))
+        let code = state.exit_code;
+        let with_engine = || {
+            format!(
+                "the container engine was stopped or started anew while the program ran, and its containers ended with it (exit code \
+                 {code}); live-restore in Docker's settings would spare them"
+            )
+        };
+        if self.lost_engine && !engine.spares_containers() {
+            return Some(with_engine());
+        }
+        match engine.has_signalled(&self.id) {
+            Ok(false) => None,
+            Ok(true) => Some(format!(
+                "the container was stopped through its engine, and not by batch-agent: somebody has stopped it, or the engine was stopped \
+                 or started anew (exit code {code}); live-restore in Docker's settings would spare containers then"
+            )),
+            // It goes away at the moment at which the container has ended.
+            Err(_) => Some(with_engine()),
+        }
     }
 
     /// Asks all of the container's processes to end. Stopped ones are woken, or they would never hear of it.
