@@ -11,7 +11,7 @@ use crate::durable::{self, FileError};
 use crate::events::Events;
 use crate::events::message::{self, Stage};
 use crate::exit;
-use crate::instance::{self, Context, LeftBehind, StopSignal, Stopper, Urgency};
+use crate::instance::{self, Context, LeftBehind, Reason, StopSignal, Stopper, Urgency};
 use crate::job::check::{Abilities, Report};
 use crate::job::{JobDescription, Task};
 use crate::outcome::{self, InstanceOutcome, JobOutcome, State, TaskOutcome};
@@ -274,7 +274,7 @@ async fn run_all(
             asked = stop.beyond(urgency) => {
                 urgency = asked;
                 schedule.stop();
-                stopper.ask();
+                stopper.ask_for(stop.reason().unwrap_or(Reason::Cancelled));
             }
         }
     }

@@ -248,7 +248,7 @@ impl Subject<'_> {
 fn measure(
     stage: &Stage,
     case: &dyn Case,
-    (mounters, copiers): (&[Box<dyn Mounter>], &[Box<dyn Copier>]),
+    (mounters, copiers): (&Mounters, &Copiers),
     repeat: u32,
 ) -> CaseReport {
     let ours = case.ours();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tests::agent::{Node, command, eventually, job, merge};
 use tests::bucket::sample;
-use tests::double::{Double, DoubleConfig, Fault, Often, Operation, Request, When};
+use tests::double::{Content, Double, DoubleConfig, Fault, Often, Operation, Request, When};
 use tests::node::BootNode;
 
 const BUCKET: &str = "test-bucket";
@@ -132,11 +132,21 @@ os.rename(told + ".new", told)
     format!("{program} {out} {} {} {small} {large} {size} {seed}", go.display(), told.display())
 }
 
-/// Objects of the outputs by their names.
+/// The outputs in storage, with their checksums.
 fn objects(double: &Double) -> BTreeMap<String, String> {
     let all = double.objects(BUCKET);
     let outputs = all.iter().filter_map(|(key, object)| Some((key.strip_prefix("out/")?.to_owned(), object)));
-    outputs.map(|(key, object)| (key, hex::encode(Sha256::digest(object.bytes())))).collect()
+    let sum = |content: &Content| {
+        let chunks = content.chunks(0..content.len());
+        hex::encode(chunks.iter().fold(Sha256::new(), |sum, chunk| sum.chain_update(chunk)).finalize())
+    };
+    outputs.map(|(key, object)| (key, sum(&object.content))).collect()
+}
+
+/// Their names.
+fn names(double: &Double) -> Vec<String> {
+    let all = double.objects(BUCKET).into_keys();
+    all.filter_map(|key| key.strip_prefix("out/").map(str::to_owned)).collect()
 }
 
 fn succeeded(operation: Operation) -> impl Fn(&Request) -> bool {
@@ -191,10 +201,10 @@ fn survives(scheme: &str, load: &Load) {
     };
     eventually("the large files have travelled", 10 * LONG, || large(&double) == load.large);
     let ahead = parts();
-    assert_eq!(objects(&double).keys().collect::<Vec<_>>(), ["theirs"], "nothing is seen before the end");
+    assert_eq!(names(&double), ["theirs"], "nothing is seen before the end");
 
     fs::write(node.path("go"), "").unwrap();
-    eventually("outputs arrive", LONG, || objects(&double).len() > 1);
+    eventually("outputs arrive", LONG, || names(&double).len() > 1);
     kill(agent);
     let begun = Instant::now();
     let mut agent = node.boot();
@@ -211,8 +221,7 @@ fn survives(scheme: &str, load: &Load) {
     expected.insert("theirs".to_owned(), hex::encode(Sha256::digest("untouched")));
     expected.remove("./");
     let there = objects(&double);
-    let names = |objects: &BTreeMap<String, String>| objects.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&there), names(&expected));
+    assert_eq!(names(&double), expected.keys().cloned().collect::<Vec<_>>());
     let wrong: Vec<_> = expected.iter().filter(|(name, sum)| there[*name] != **sum).collect();
     assert!(wrong.is_empty(), "other content: {wrong:?}");
     let open = double.uploads(BUCKET);
@@ -291,11 +300,11 @@ fn parts_of_an_attempt_that_is_retried_or_was_never_finished_are_given_up() {
     );
     let run = node.start(&waiting(&node, &rest, &json!({"MaxRetryCount": 1})), &[]);
     eventually("parts travel", LONG, has_travelled);
-    assert_eq!(objects(&double).len(), 1, "nothing is seen before the end");
+    assert_eq!(names(&double).len(), 1, "nothing is seen before the end");
     fs::write(node.path().join("go"), "").unwrap();
     let run = run.wait();
     assert_eq!((run.status, run.instance("task", 0)["retries"].as_u64()), (0, Some(1)), "{run:?}");
-    assert_eq!(objects(&double).into_keys().collect::<Vec<_>>(), ["theirs"]);
+    assert_eq!(names(&double), ["theirs"]);
     assert_eq!(double.uploads(BUCKET).len(), 1);
     node.assert_clean();
 
@@ -307,7 +316,7 @@ fn parts_of_an_attempt_that_is_retried_or_was_never_finished_are_given_up() {
     run.signal(Signal::SIGTERM);
     assert_eq!(run.wait().status, 143);
     assert_eq!(double.count(|request| request.operation == Operation::UploadPart && request.key == "out/file"), 0);
-    assert_eq!((objects(&double).len(), double.uploads(BUCKET).len()), (2, 1));
+    assert_eq!((names(&double).len(), double.uploads(BUCKET).len()), (2, 1));
 
     // A killed agent's parts are given up by whoever comes next, and nobody else's.
     double.delete(BUCKET, "out/file");
@@ -318,7 +327,7 @@ fn parts_of_an_attempt_that_is_retried_or_was_never_finished_are_given_up() {
     assert_eq!(node.run(&job(&command("true"))).status, 0);
     let open = double.uploads(BUCKET);
     assert_eq!(open.iter().map(|upload| &upload.id).collect::<Vec<_>>(), [&other]);
-    assert_eq!(objects(&double).into_keys().collect::<Vec<_>>(), ["theirs"]);
+    assert_eq!(names(&double), ["theirs"]);
     node.assert_clean();
 }
 
@@ -333,7 +342,7 @@ fn nothing_travels_before_the_end_where_that_is_not_wanted() {
     fs::write(node.path().join("go"), "").unwrap();
     assert_eq!(run.wait().status, 0);
     assert_eq!(double.count(|request| request.operation == Operation::CreateUpload), 0);
-    assert_eq!(objects(&double).into_keys().collect::<Vec<_>>(), ["file"]);
+    assert_eq!(names(&double), ["file"]);
     let wrong = early(&double, "cpu=all").run(&job(&command("true")));
     assert!(wrong.status == 64 && wrong.stderr.contains("cpu=all"), "{wrong:?}");
 }
@@ -350,7 +359,7 @@ fn storage_that_refuses_parts_meanwhile_is_no_failure() {
     let run = run.wait();
     assert_eq!(run.status, 0, "{run:?}");
     assert_eq!(double.happened(fault), 1);
-    assert_eq!(objects(&double).into_keys().collect::<Vec<_>>(), ["file"]);
+    assert_eq!(names(&double), ["file"]);
     assert!(double.uploads(BUCKET).is_empty());
     node.assert_clean();
 }

@@ -71,9 +71,7 @@ struct Watched<'a> {
     away_since: Option<Instant>,
     /// Since when it is ours, if another shim had it before.
     since: Option<Instant>,
-    /// Whether the kernel says that its first process has ended.
-    has_ended: bool,
-    /// Whether the engine was away while that process ran.
+    /// Whether the engine was away before it said that the container had ended.
     lost_engine: bool,
 }
 
@@ -162,7 +160,7 @@ enum Ended {
 
 /// What there is to look after.
 enum Beginning<'a> {
-    Runs(Watched<'a>, Clock),
+    Runs(Box<Watched<'a>>, Clock),
     /// It ran, and nobody knows how it ended.
     Lost(String),
 }
@@ -199,7 +197,7 @@ fn begin<'a>(spec: &Spec, container: &'a ContainerSpec) -> Result<Beginning<'a>,
     watched.attached = Some(attached);
     watched.start().map_err(start_failed)?;
     watched.end = engine.wait(&watched.id).ok();
-    Ok(Beginning::Runs(watched, Clock::now()))
+    Ok(Beginning::Runs(Box::new(watched), Clock::now()))
 }
 
 /// Goes on with a container that may have been started, and may have ended since.
@@ -211,7 +209,10 @@ fn take_over<'a>(spec: &Spec, container: &'a ContainerSpec, id: String) -> Resul
         match engine.state(&watched.id) {
             Ok(Some(state)) => break state,
             Ok(None) => return Ok(Beginning::Lost(watched.is_gone())),
-            Err(_) if since.elapsed() < ENGINE_AWAY || !processes(&watched.id).is_empty() => std::thread::sleep(LOOK),
+            Err(_) if since.elapsed() < ENGINE_AWAY || !processes(&watched.id).is_empty() => {
+                watched.lost_engine = true;
+                std::thread::sleep(LOOK);
+            }
             Err(error) => return Ok(Beginning::Lost(format!("the container was lost: {error}"))),
         }
     };
@@ -225,7 +226,7 @@ fn take_over<'a>(spec: &Spec, container: &'a ContainerSpec, id: String) -> Resul
     watched.listen_again();
     watched.end = engine.wait(&watched.id).ok();
     let started = state.started_at.parse().map_or_else(|_| Clock::now(), Clock::at);
-    Ok(Beginning::Runs(watched, started))
+    Ok(Beginning::Runs(Box::new(watched), started))
 }
 
 fn engine_failed(error: EngineError) -> StartFailure {
@@ -254,7 +255,6 @@ impl<'a> Watched<'a> {
             ask: true,
             away_since: None,
             since: None,
-            has_ended: false,
             lost_engine: false,
         }
     }
@@ -301,9 +301,7 @@ impl<'a> Watched<'a> {
         drop(happened);
         drop(polled);
         // Before anything else: its group will be gone in a moment.
-        if self.accounts.follow(process, memory) {
-            (self.has_ended, self.ask) = (true, true);
-        }
+        self.ask |= self.accounts.follow(process, memory);
         if printed || has_more {
             self.take_output();
         }
@@ -355,7 +353,7 @@ impl<'a> Watched<'a> {
             }
             Ok(None) => Some(Ended::Lost(self.is_gone())),
             Err(error) => {
-                self.lost_engine |= !self.has_ended;
+                self.lost_engine = true;
                 let since = *self.away_since.get_or_insert_with(Instant::now);
                 let is_lost = since.elapsed() >= ENGINE_AWAY && processes(&self.id).is_empty();
                 is_lost.then(|| Ended::Lost(format!("the container was lost: {error}")))

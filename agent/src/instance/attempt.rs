@@ -454,12 +454,19 @@ async fn wait(
     Ok(exit)
 }
 
-/// Starts another shim for a container whose shim was lost.
+/// Starts another shim for a container whose shim was lost. It may be killed as well before it has said anything.
 async fn replace(context: &Context, workspace: &mut Workspace) -> Result<Shim, Failure> {
     let file = workspace.shim_spec();
     let spec: Option<Spec> = durable::read_json(&file).map_err(Failure::platform)?;
     let spec = spec.ok_or_else(|| Failure::platform(format!("{} is gone", file.display())))?;
-    let shim = Shim::start(&file, &Spec { takes_over: true, ..spec }).await.map_err(Failure::platform)?;
+    let spec = Spec { takes_over: true, ..spec };
+    let mut tries = 0;
+    let shim = loop {
+        match Shim::start(&file, &spec).await {
+            Err(ShimError::Start(_)) if tries < REPLACEMENTS => tries += 1,
+            started => break started.map_err(Failure::platform)?,
+        }
+    };
     workspace.record.shim = Some(shim.id().clone());
     workspace.record.save(&context.node).map_err(Failure::platform)?;
     Ok(shim)
