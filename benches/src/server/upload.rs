@@ -262,7 +262,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn content_is_the_same_in_every_frame_and_however_it_comes(chunk in 1_usize..70_000, read in 1_usize..70_000, framed: bool) {
+        fn content_is_the_same_in_every_frame_and_however_it_comes(
+            // Of pieces that are shorter than what is kept of each nothing would be known.
+            chunk in 200_usize..70_000, read in 200_usize..70_000, framed: bool
+        ) {
             let (world, object) = world();
             let content = bytes(&world, object);
             let wire = if framed {
