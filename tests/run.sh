@@ -180,8 +180,13 @@ documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-
 # What an aborted test run may have left; the tests themselves clean up after themselves.
 nothing_left() {
     local left
-    left=$(grep -E '(fuse\.)?fuse-oss|/batch-agent' /proc/self/mountinfo || true)
+    # What tests call the directories in which they mount and attach things, servers and network namespaces of theirs among them.
+    local theirs='/(batch-agent|batch-node|fuse-oss|nvme-setup|file-servers|network-test|engine)-[^/ ]*/'
+    left=$(grep -E "(fuse\.)?fuse-oss|/batch-agent|$theirs" /proc/self/mountinfo || true)
     left+=$(pgrep -fa '(^|/)(fuse-oss serve|batch-agent shim|guest-relay|qemu-system-x86_64 .*guest-relay)' || true)
+    # Of tasks, at the top of each tree of version 1 and of version 2, or in systemd's slice.
+    left+=$(find /sys/fs/cgroup -maxdepth 4 -type d \( -path '*/batch-agent/*' -o -path '*/batch-agent.slice/*' \) 2>/dev/null || true)
+    left+=$(losetup --noheadings --output NAME,BACK-FILE | grep -E "$theirs" || true)
     [ -z "$left" ] && return 0
     printf 'left behind by the tests:\n%s\n' "$left" >&2
     return 1

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -87,6 +88,35 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
         }
     }
     Ok(())
+}
+
+/// Removes what writers that were killed in the middle of [`replace`] have left in a directory. One whose process is there may still be
+/// at it; should that be another process of the same number, the file goes another time.
+///
+/// # Errors
+/// When the directory cannot be read, or a file in it cannot be removed.
+pub fn remove_torn(directory: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(directory).map_err(FileError::on("read", directory))?.flatten() {
+        let name = entry.file_name();
+        let Some(writer) = name.to_str().and_then(writer) else { continue };
+        let is_there = nix::sys::signal::kill(writer, None) != Err(nix::errno::Errno::ESRCH);
+        if is_there || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        match fs::remove_file(entry.path()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError { action: "remove", path: entry.path(), source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The process that a temporary file is named after.
+fn writer(name: &str) -> Option<Pid> {
+    let (_, writer) = name.strip_prefix('.')?.rsplit_once(".tmp-")?;
+    writer.parse().ok().filter(|pid| *pid > 0).map(Pid::from_raw)
 }
 
 /// [`replace`] with a JSON document.
@@ -172,6 +202,31 @@ mod tests {
         remove(&path).unwrap();
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["other.json"]);
+    }
+
+    #[test]
+    fn what_killed_writers_left_goes_and_what_living_ones_write_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let dead = child.id();
+        child.wait().unwrap();
+        let living = std::process::id();
+        let names = [".a.json.tmp-x", ".b.tmp-0", "a.tmp-1", "a.json"].map(str::to_owned);
+        let kept = [names.to_vec(), vec![format!(".a.json.tmp-{living}")]].concat();
+        for name in kept.iter().chain([&format!(".a.json.tmp-{dead}"), &format!(".b.tmp-1.tmp-{dead}")]) {
+            fs::write(directory.path().join(name), "{").unwrap();
+        }
+        fs::create_dir(directory.path().join(format!(".d.tmp-{dead}"))).unwrap();
+        remove_torn(directory.path()).unwrap();
+        let mut left: Vec<String> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected = [kept, vec![format!(".d.tmp-{dead}")]].concat();
+        expected.sort();
+        assert_eq!(left, expected);
+        assert!(remove_torn(&directory.path().join("none")).is_err());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -135,7 +135,7 @@ impl Events {
     /// When the directory cannot be written, or another agent has it.
     pub fn open(directory: &Path, scope: &str, anew: bool) -> Result<Self, FileError> {
         durable::private_directory(directory)?;
-        let lock = lock(directory)?;
+        let lock = lock(directory, PATIENCE)?;
         let log = Log::open(directory, anew)?;
         if anew {
             log.set_cursor(BEGIN, log.end())?;
@@ -335,11 +335,23 @@ impl Hub {
     }
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>, FileError> {
+/// How long one that opens its own log waits for it: an agent that was killed may have left a copy of itself that was about to become
+/// another program.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn lock(directory: &Path, patience: Duration) -> Result<Flock<File>, FileError> {
     let path = directory.join("lock");
     let file = File::options().write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(FileError::on("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+    let began = Instant::now();
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    while began.elapsed() < patience
+        && let Err((file, Errno::EWOULDBLOCK)) = locked
+    {
+        std::thread::sleep(Duration::from_millis(10));
+        locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    }
+    locked.map_err(|(_, errno)| {
         let source = match errno {
             Errno::EWOULDBLOCK => std::io::Error::other("another agent has it"),
             errno => errno.into(),
@@ -354,7 +366,7 @@ pub fn left_behind(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut left = Vec::new();
     for path in entries.map(|entry| entry.path()).filter(|path| path.join("lock").exists()) {
-        let Ok(lock) = lock(&path) else { continue };
+        let Ok(lock) = lock(&path, Duration::ZERO) else { continue };
         let age = path.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age > KEPT) {
             tracing::warn!("events in {} were not delivered for a week and are given up", path.display());

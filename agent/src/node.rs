@@ -21,10 +21,10 @@ impl Node {
     /// The default of [`Node::runtime`].
     pub const RUNTIME: &str = "/run/batch-agent";
 
-    /// Makes the directories that are missing.
+    /// Makes the directories that are missing, and removes what agents that were killed while they wrote have left in those of the state.
     ///
     /// # Errors
-    /// When one cannot be made.
+    /// When one cannot be made or tidied up.
     pub fn prepare(&self) -> Result<(), FileError> {
         for path in [&self.state, &self.runtime, &self.scratch] {
             durable::private_directory(path)?;
@@ -32,12 +32,17 @@ impl Node {
         for path in [self.records(), self.outcomes(), self.tasks_runtime(), self.tasks_scratch()] {
             durable::private_directory(&path)?;
         }
-        Ok(())
+        [self.state.clone(), self.records(), self.outcomes()].iter().try_for_each(|path| durable::remove_torn(path))
     }
 
     /// One record for each instance that is not finished with.
     pub fn records(&self) -> PathBuf {
         self.state.join("instances")
+    }
+
+    /// The uploads in parts of each attempt, in a directory of its own.
+    pub fn uploads(&self) -> PathBuf {
+        self.state.join("uploads")
     }
 
     /// The outcomes of the last jobs.

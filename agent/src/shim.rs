@@ -14,6 +14,7 @@ mod pin;
 mod program;
 mod record;
 mod spec;
+mod streams;
 mod supervise;
 
 use std::io::Write;
@@ -62,6 +63,7 @@ fn run(spec: &Path) -> Result<(), String> {
         .ok_or_else(|| format!("{} is missing or damaged", spec.display()))?;
     // A session of its own: no terminal's Ctrl-C and no hang-up reaches the task but through us.
     nix::unistd::setsid().map_err(|errno| format!("setsid: {errno}"))?;
+    stay_without_agent()?;
     let signals = Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
     if spec.container.is_some() {
@@ -93,10 +95,10 @@ fn run(spec: &Path) -> Result<(), String> {
         return durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string());
     }
     let mut record = match program::start(&spec, group.as_ref()) {
-        Ok(child) => {
+        Ok((child, streams)) => {
             spare_this_process();
             say(&Hello::Started);
-            supervise::supervise(child, &spec, group.as_ref(), &signals, started)
+            supervise::supervise((child, streams), &spec, group.as_ref(), &signals, started)
         }
         Err(failure) => {
             say(&Hello::Started);
@@ -108,6 +110,12 @@ fn run(spec: &Path) -> Result<(), String> {
         group.remove_task();
     }
     durable::replace_json(&spec.exit_record, &record).map_err(|error| error.to_string())
+}
+
+/// Goes on when the agent ends. Until here its end is ours as well (see [`Shim::start`]): from now on, whoever comes after it finds us by our
+/// command line.
+fn stay_without_agent() -> Result<(), String> {
+    nix::sys::prctl::set_pdeathsig(None).map_err(|errno| format!("cannot outlive the agent: {errno}"))
 }
 
 /// Has the kernel, when the whole machine is out of memory, choose anybody but us: we are small, and have to tell what has happened.

@@ -138,6 +138,7 @@ impl Node {
             }
         };
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env("BATCH_AGENT_STATE_DIR", self.path().join("state"));
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null());
         command
@@ -203,7 +204,7 @@ impl Node {
         if self.root.exists() {
             left.push(format!("mount point: {}", self.root.display()));
         }
-        for directory in ["run/tasks", "state/instances"]
+        for directory in ["run/tasks", "state/instances", "state/uploads", "state/pushes"]
             .map(|name| self.path().join(name))
             .iter()
             .chain([&Path::new(&scratch).join("tasks")])

@@ -101,6 +101,24 @@ fn a_fault_of_the_platforms_is_not_counted() {
     node.assert_clean();
 }
 
+/// Nobody has to ask for it: three times, and what the job itself allows is left to the program.
+#[test]
+fn a_fault_of_the_platforms_is_tried_again_unless_told_otherwise() {
+    let double = Double::start(DoubleConfig::default());
+    let node = Node::with_double(&double.endpoint());
+    double.put(BUCKET, "in/a", "alpha");
+    let more = json!({"inputs": [{"source": "oss://test-bucket/in/", "target": node.mapped("in")}], "retries": 1});
+    let server = flaky_server(&node, 1);
+    let mut command = node.run_command(&with(fails(&node, 1, 3), &more), &[&server]);
+    let run = tests::agent::finished(&command.env_remove("BATCH_AGENT_FAULT_RETRIES").output().unwrap());
+    assert_eq!(run.status, 0, "{run:#?}");
+    let instance = run.instance("task", 0);
+    assert_eq!((&instance["retries"], &instance["attempts"]), (&json!(1), &json!(3)));
+    assert!(run.stderr.contains("1 of 3, not counted as a retry"), "{}", run.stderr);
+    assert_eq!(runs(&node), "2");
+    node.assert_clean();
+}
+
 #[test]
 fn faults_are_put_up_with_so_often_and_stopping_does_not_wait_for_them() {
     let double = Double::start(DoubleConfig::default());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::agent::eventually;
+use tests::agent::{Node, eventually};
 use tests::imds::Imds;
 use tests::node::{BootNode, LIMIT};
 
@@ -64,6 +64,27 @@ fn aws_takes_an_instance_back() {
 fn alibaba_cloud_takes_an_instance_back() {
     let imds = Imds::aliyun();
     reclaimed("alibaba", &imds, "instance/spot/termination-time", "2030-01-02T03:04:05Z");
+}
+
+/// Without a daemon and its settings: who the machine is, `run` finds out beside what it does.
+#[test]
+fn a_run_hears_of_it_as_well() {
+    let imds = Imds::aws();
+    imds.set("instance-life-cycle", Some("spot"));
+    let node = Node::new().environment("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds.endpoint());
+    let logs = format!("file://{}/logs/", node.path().display());
+    let line = "trap 'echo told; exit 0' TERM; echo working; while :; do sleep 0.1; done";
+    let task = json!({"command": ["bash", "-c", line], "stdout": logs, "stderr": logs, "retries": 3});
+    let running = node.start(&json!({"version": 1, "tasks": {"task": task}}), &["--job-id=j"]);
+    let printed = || std::fs::read_to_string(node.path().join("logs/stdout.j.task.0")).unwrap_or_default();
+    eventually("the task works", LIMIT, || printed().contains("working"));
+    imds.set("spot/instance-action", Some(r#"{"action": "terminate", "time": "2030-01-02T03:04:05Z"}"#));
+    let run = running.wait();
+    let outcome = run.instance("task", 0);
+    assert_eq!((&outcome["cause"], &outcome["state"]), (&json!("spot-reclaim"), &json!("Failed")), "{run:#?}");
+    assert!(run.message().contains("takes this spot instance back"), "{run:#?}");
+    assert_eq!(printed(), "working\ntold\n");
+    node.assert_clean();
 }
 
 #[test]

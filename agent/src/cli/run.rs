@@ -20,8 +20,10 @@ use crate::container::{Containers, Logins};
 use crate::durable;
 use crate::events::Events;
 use crate::exit;
+use crate::identity::{self, Sources};
 use crate::instance::{
-    Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, StopSignal, Stopper, reserve, retry,
+    Context, EarlyUpload, MountPoints, Mounter, NetworkMounter, OnStart, Place, Reason, StopSignal, Stopper, reserve,
+    retry,
 };
 use crate::job::{self, JobDescription, names::JobId};
 use crate::metrics::{Metrics, Watched};
@@ -29,6 +31,8 @@ use crate::node::Node;
 use crate::outcome::{Cause, Failure, JobOutcome, State};
 use crate::report::Timeline;
 use crate::run::{Part, RunError};
+use crate::settings::Identity;
+use crate::spot;
 
 /// What `batch-agent run` can be told.
 #[derive(Debug, Args)]
@@ -102,6 +106,11 @@ pub(super) struct RunArguments {
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
     mount_deadline: u64,
+
+    /// How large outputs are sent while the task runs, as parts that nobody sees: on, off, or some of
+    /// bandwidth=64MiB,cpu=0.1,quiet=5s,from=16MiB (bytes a second, processors, how long a file must not have changed, its least length).
+    #[arg(long, value_name = "HOW", default_value = "on", env = "BATCH_AGENT_EARLY_UPLOAD")]
+    early_upload: EarlyUpload,
 
     /// The socket of the container engine, Docker or Podman. [default: /run/docker.sock, else /run/podman/podman.sock]
     #[arg(long, value_name = "FILE", env = "BATCH_AGENT_ENGINE_SOCKET")]
@@ -177,7 +186,7 @@ pub(super) fn run(arguments: &RunArguments, console: Console) -> Result<ExitCode
         tracing::info!("this run's job id is {}", context.job);
     }
     let outcome = runtime.block_on(async {
-        let stop = listen()?;
+        let stop = listen(context.stores.settings())?;
         let news = recipients.start(&context)?;
         context.events = news.events.clone();
         context.metrics =
@@ -247,6 +256,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         events: Events::default(),
         metrics: Metrics::default(),
         timeline: Timeline::default(),
+        early: arguments.early_upload,
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
         reserve: Duration::from_secs(arguments.reserve_for),
@@ -294,12 +304,14 @@ fn storage_settings(arguments: &RunArguments) -> Result<Settings, Failure> {
     Ok(settings)
 }
 
-/// Turns SIGINT and SIGTERM into requests to stop: the first one is polite.
-fn listen() -> Result<StopSignal, Failure> {
+/// Turns SIGINT and SIGTERM into requests to stop, of which the first one is polite, and so the cloud's notice that it takes the instance back.
+fn listen(storage: &Settings) -> Result<StopSignal, Failure> {
     let failed = |error| Failure::platform(format!("cannot listen to signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let (stopper, stop) = Stopper::new();
+    let stopper = Arc::new(stopper);
+    tokio::spawn(watch_for_reclaim(Arc::clone(&stopper), Sources::with_storage(storage)));
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
@@ -313,6 +325,15 @@ fn listen() -> Result<StopSignal, Failure> {
         }
     });
     Ok(stop)
+}
+
+/// Looks out for the cloud taking the instance back. On a machine that is no cloud's it finds that out, and nobody waits for it.
+async fn watch_for_reclaim(stopper: Arc<Stopper>, sources: Sources) {
+    let (identity, _) = identity::discover(&Identity::default(), &sources).await;
+    let Some(watch) = spot::Watch::of(&identity, &sources) else { return };
+    let words = watch.notice().await.text();
+    tracing::warn!("{words}; what runs ends now, and what it has is sent");
+    stopper.ask_for(Reason::SpotReclaim(words));
 }
 
 fn report(arguments: &RunArguments, outcome: &JobOutcome) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Bringing a log file to object storage while it is being written.
 //!
-//! The task writes into a plain file on the scratch disk and is never slowed down by storage. A follower reads the file
+//! What the task prints is in a plain file on the scratch disk, so that it is never slowed down by storage. A follower reads the file
 //! behind it and appends what is new to a growing object: at most [`LOOK`] after a write when nothing was sent
 //! lately, else when the object says that the next piece is worth sending. What could not be sent is sent again, exactly, as soon
 //! as storage answers; the file keeps it until then.

@@ -1,8 +1,8 @@
 //! Starting the task's program, and saying exactly why it could not be started.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,15 +12,20 @@ use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use super::streams::Streams;
 use super::{Place, Spec, StartFailure};
 use crate::account::Account;
 use crate::cgroup::TaskGroup;
+use crate::instance::open_log;
 
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Starts the program of `spec` in a process group of its own and in `group`, with nothing of ours but the two log files.
-pub(super) fn start(spec: &Spec, group: Option<&TaskGroup>) -> Result<Child, StartFailure> {
+/// A program that was started, and its streams if it has not the log files themselves.
+pub(super) type Started = (Child, Option<Streams>);
+
+/// Starts the program of `spec` in a process group of its own and in `group`, with nothing of ours but its two streams.
+pub(super) fn start(spec: &Spec, group: Option<&TaskGroup>) -> Result<Started, StartFailure> {
     let Some((name, arguments)) = spec.command.split_first() else {
         return Err(StartFailure {
             exit_code: NOT_FOUND,
@@ -42,14 +47,14 @@ pub(super) fn start(spec: &Spec, group: Option<&TaskGroup>) -> Result<Child, Sta
     .map_err(|error| explain(name, &program, &error))
 }
 
-fn spawn(program: &Path, arguments: &[String], spec: &Spec, group: Option<&TaskGroup>) -> io::Result<Child> {
-    let log = |path: &Path| -> io::Result<File> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        if let Some(account) = &spec.account {
-            // Programs open /dev/stdout, too.
-            std::os::unix::fs::fchown(&file, Some(account.uid), Some(account.gid))?;
+fn spawn(program: &Path, arguments: &[String], spec: &Spec, group: Option<&TaskGroup>) -> io::Result<Started> {
+    let logs = [&*spec.stdout, &*spec.stderr];
+    let (streams, [stdout, stderr]) = match spec.place {
+        Place::Own => {
+            let (streams, its) = Streams::new(logs, spec.account.as_ref())?;
+            (Some(streams), its.map(Stdio::from))
         }
-        Ok(file)
+        Place::Machine => (None, [open_log(logs[0])?.into(), open_log(logs[1])?.into()]),
     };
     let newborn = Newborn::new(spec, group)?;
     let mut command = Command::new(program);
@@ -59,15 +64,16 @@ fn spawn(program: &Path, arguments: &[String], spec: &Spec, group: Option<&TaskG
         .envs(&spec.environment)
         .current_dir(&spec.workdir)
         .stdin(Stdio::null())
-        .stdout(log(&spec.stdout)?)
-        .stderr(log(&spec.stderr)?)
+        .stdout(stdout)
+        .stderr(stderr)
         .process_group(0);
     // SAFETY: the function calls nothing between fork and exec that is not async-signal-safe, and takes no memory.
     unsafe { command.pre_exec(move || newborn.prepare()) };
     if spec.command.first().is_some_and(|name| !name.contains('/')) && program.file_name().is_some() {
         command.arg0(program.file_name().unwrap_or_default());
     }
-    command.spawn()
+    // With the command go our copies of the program's ends.
+    Ok((command.spawn()?, streams))
 }
 
 /// How many files a task may have open, unless it asks for more and may have them. Enough for tools that open hundreds at once; more than

@@ -21,7 +21,7 @@ pub struct Spec {
     pub environment: BTreeMap<String, String>,
     /// Its working directory, as it sees it.
     pub workdir: PathBuf,
-    /// Receives its standard output; appended to.
+    /// Receives its standard output; appended to. A program with a view of its own writes to it through a pipe.
     pub stdout: PathBuf,
     /// Receives its standard error; appended to.
     pub stderr: PathBuf,

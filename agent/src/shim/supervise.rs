@@ -11,7 +11,9 @@ use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
+use super::program::Started;
 use super::record::Clock;
+use super::streams::Streams;
 use super::{ExitRecord, Place, Spec, Stopped, Usage, descendants};
 use crate::cgroup::TaskGroup;
 
@@ -32,17 +34,23 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// Waits for a signal, at most until `until`.
-    fn wait(&self, until: Option<Instant>) -> Option<Signal> {
+    /// Waits for a signal, at most until `until`; or until something came through the streams, which is moved.
+    fn wait(&self, until: Option<Instant>, streams: &mut Option<Streams>) -> Option<Signal> {
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // Rounded up, so that a deadline has passed when the wait for it is over.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) | Err(_) => None,
-            Ok(_) => self.next(),
+        let streams_in = streams.iter().flat_map(Streams::descriptors);
+        let all = std::iter::once(self.0.as_fd()).chain(streams_in);
+        let mut all: Vec<PollFd<'_>> = all.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
+        if !poll(&mut all, timeout).is_ok_and(|ready| ready > 0) {
+            return None;
         }
+        if let Some(streams) = streams {
+            streams.pump();
+        }
+        self.next()
     }
 
     /// The next signal that has come, if any.
@@ -73,9 +81,9 @@ enum Phase {
 /// How often it is looked whether a task whose program has heard SIGTERM and ended has anything left.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Runs until `child` and everything that has come of it is gone.
+/// Runs until the program and everything that has come of it is gone.
 pub(super) fn supervise(
-    child: Child,
+    (child, mut streams): Started,
     spec: &Spec,
     group: Option<&TaskGroup>,
     signals: &Signals,
@@ -99,7 +107,7 @@ pub(super) fn supervise(
         if matches!(phase, Phase::Terminating { .. }) && task.ended.is_some() && task.is_gone() {
             break;
         }
-        let signal = signals.wait(until);
+        let signal = signals.wait(until, &mut streams);
         let now = Instant::now();
         match signal {
             Some(signal) if signal == KILL => {
@@ -136,6 +144,9 @@ pub(super) fn supervise(
         let told = if matches!(phase, Phase::Killed) { &mut record.outlived_grace } else { &mut record.left_behind };
         *told = killed;
         record.stuck = stuck;
+    }
+    if let Some(streams) = streams {
+        streams.finish();
     }
     if let Some((status, usage)) = task.ended {
         (record.exit_code, record.signal) = status;

@@ -4,6 +4,7 @@
 //! notes when it wrote how much, this program when how much was there. What an hour costs is what the time that was measured cost,
 //! in proportion.
 
+mod reader;
 mod row;
 mod writer;
 
@@ -18,6 +19,7 @@ use clap::Parser;
 use serde_json::json;
 use tests::double::{Double, DoubleConfig};
 
+use reader::Reader;
 use row::{Run, Seen};
 
 /// Where the log goes.
@@ -46,6 +48,9 @@ struct Arguments {
     /// Also run the same writer into a plain file, with no agent and no storage, to see whether the agent slows it down.
     #[arg(long)]
     plain: bool,
+    /// Also run `batch-agent logs -f`, on the node and with the log's URL, and see when these print what was written.
+    #[arg(long)]
+    follow: bool,
     /// The batch-agent program [default: the one beside this program].
     #[arg(long, value_name = "FILE")]
     batch_agent: Option<PathBuf>,
@@ -113,6 +118,15 @@ fn measure(arguments: &Arguments, agent: &Path, own: &Path, store: &str, rate: u
     let task = json!({"command": command(arguments, own, rate, &notes), "stdout": location, "stderr": location});
     fs::write(path("job.yaml"), json!({"version": 1, "name": "bench", "tasks": {"only": task}}).to_string())?;
     let mut running = start(agent, directory.path(), &double)?;
+    let readers = if arguments.follow {
+        let url = format!("{store}://{BUCKET}/{KEY}");
+        vec![
+            Reader::start("-f", agent, &double, directory.path(), None)?,
+            Reader::start("-f URL", agent, &double, directory.path(), Some(url))?,
+        ]
+    } else {
+        Vec::new()
+    };
     let file = path("scratch/tasks/bench.only.0/logs/stdout");
     let observed = observe(arguments, &double, running.id(), &file, rate);
     // Whatever came of it, the agent ends and cleans up, or is ended.
@@ -123,32 +137,40 @@ fn measure(arguments: &Arguments, agent: &Path, own: &Path, store: &str, rate: u
     let said = fs::read_to_string(path("messages")).unwrap_or_default();
     let (seen, most_on_disk) = observed.with_context(|| said.clone())?;
     ensure!(status.success(), "the agent failed: {said}");
+    let followed = readers.into_iter().map(Reader::finish).collect::<anyhow::Result<_>>()?;
     let requests = double.requests().into_iter().filter(|request| request.key.starts_with(KEY)).collect();
-    Ok(Run { rate, seen, most_on_disk, written: writer::read(&notes)?, plain, requests })
+    Ok(Run { rate, seen, most_on_disk, followed, written: writer::read(&notes)?, plain, requests })
+}
+
+/// The agent's program, which finds its storage.
+fn command_of(agent: &Path, double: &Double) -> Command {
+    let mut command = Command::new(agent);
+    for (name, value) in [
+        ("OSS_ENDPOINT", double.endpoint()),
+        ("OSS_ACCESS_KEY_ID", "test-key".to_owned()),
+        ("OSS_ACCESS_KEY_SECRET", "test-secret".to_owned()),
+        ("OSS_REGION", "cn-test".to_owned()),
+        ("AWS_ENDPOINT_URL", double.endpoint()),
+        ("AWS_ACCESS_KEY_ID", "test-key".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "test-secret".to_owned()),
+        ("AWS_REGION", "cn-test".to_owned()),
+    ] {
+        command.env(name, value);
+    }
+    command.stdin(Stdio::null());
+    command
 }
 
 /// Starts an agent that runs the job.
 fn start(agent: &Path, directory: &Path, double: &Double) -> anyhow::Result<Child> {
     let path = |name: &str| directory.join(name);
-    let mut running = Command::new(agent);
-    running.arg("run").arg(path("job.yaml"));
-    running.args(["--job-id", "bench", "--region", "cn-test", "--region", "s3=cn-test"]);
+    let mut running = command_of(agent, double);
+    running.arg("run").arg(path("job.yaml")).args(["--job-id", "bench"]);
     for (option, name) in [("--state-dir", "state"), ("--runtime-dir", "run"), ("--scratch", "scratch")] {
         running.arg(option).arg(path(name));
     }
-    for (name, value) in [
-        ("OSS_ENDPOINT", double.endpoint()),
-        ("OSS_ACCESS_KEY_ID", "test-key".to_owned()),
-        ("OSS_ACCESS_KEY_SECRET", "test-secret".to_owned()),
-        ("AWS_ENDPOINT_URL", double.endpoint()),
-        ("AWS_ACCESS_KEY_ID", "test-key".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "test-secret".to_owned()),
-    ] {
-        running.env(name, value);
-    }
     let messages = fs::File::create(path("messages"))?;
-    let running = running.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages);
-    running.spawn().context("cannot start the agent")
+    running.stdout(Stdio::null()).stderr(messages).spawn().context("cannot start the agent")
 }
 
 /// Ends an agent and its task.

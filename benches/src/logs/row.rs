@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use tests::double::{Operation, Request};
 
+use super::reader::Followed;
 use super::{KEY, float};
 
 /// What S3 keeps in one object, which is sent again with every request.
@@ -25,6 +26,8 @@ pub struct Run {
     pub seen: Vec<Seen>,
     /// The most of the log's file that was on the disk, in bytes.
     pub most_on_disk: u64,
+    /// What those have seen who follow the log.
+    pub followed: Vec<Followed>,
     /// How much was written when, in seconds since 1970.
     pub written: Vec<(u64, f64)>,
     /// The same without an agent.
@@ -71,8 +74,7 @@ impl Run {
     /// What there is to say of these bytes of the log, which are in the objects of these keys.
     fn print_stretch(&self, name: &str, bytes: Range<u64>, is_in: impl Fn(&str) -> bool) {
         let ends: Vec<_> = self.written.iter().filter(|(end, _)| bytes.start < *end && *end <= bytes.end).collect();
-        let mut latencies: Vec<f64> = ends.iter().filter_map(|(end, at)| Some(self.seen_at(*end)? - at)).collect();
-        latencies.sort_by(f64::total_cmp);
+        let latencies = sorted_latencies(&ends, &self.seen);
         let (Some((_, first)), Some((_, last))) = (ends.first(), ends.last()) else { return };
         let seconds = (last - first).max(1.0);
         let is_write = |request: &&Request| {
@@ -100,12 +102,11 @@ impl Run {
             took(&self.written),
             float(self.most_on_disk) / 1e6,
         );
-    }
-
-    /// When the first so many bytes could be read.
-    fn seen_at(&self, length: u64) -> Option<f64> {
-        let index = self.seen.partition_point(|seen| seen.length < length);
-        self.seen.get(index).map(|seen| seen.at)
+        for Followed { name, seen } in &self.followed {
+            let latencies = sorted_latencies(&ends, seen);
+            let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| at(&latencies, share));
+            println!("  {name:<14} {:>11} {p50:>6.2} {p99:>6.2} {max:>6.2}", "");
+        }
     }
 
     /// Processor time of the agent up to then.
@@ -113,6 +114,14 @@ impl Run {
         let index = self.seen.partition_point(|seen| seen.at <= at);
         index.checked_sub(1).and_then(|index| self.seen.get(index)).map_or(0.0, |seen| seen.cpu)
     }
+}
+
+/// From when so much was written to when it was seen, in seconds, sorted.
+fn sorted_latencies(written: &[&(u64, f64)], seen: &[Seen]) -> Vec<f64> {
+    let seen_at = |length: u64| seen.get(seen.partition_point(|seen| seen.length < length)).map(|seen| seen.at);
+    let mut latencies: Vec<f64> = written.iter().filter_map(|(end, at)| Some((seen_at(*end)? - at).max(0.0))).collect();
+    latencies.sort_by(f64::total_cmp);
+    latencies
 }
 
 /// The value that this share of them do not exceed.

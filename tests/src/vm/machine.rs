@@ -76,6 +76,8 @@ pub struct Machine {
     firmware: Firmware,
     network: Network,
     disks: Vec<(Bus, Disk, String)>,
+    /// What its kernel is told beside what it is always told.
+    told: Vec<String>,
 }
 
 impl Machine {
@@ -88,12 +90,17 @@ impl Machine {
         let relay = folder.join("guest-relay");
         symlink(programs::path("guest-relay"), &relay).unwrap_or_else(|error| panic!("cannot make a link: {error}"));
         let console = folder.join("console.log");
-        Self { kernel: kernel.to_owned(), console, relay, firmware, network, disks: Vec::new() }
+        Self { kernel: kernel.to_owned(), console, relay, firmware, network, disks: Vec::new(), told: Vec::new() }
     }
 
     /// Starts another kernel from now on.
     pub fn boot_with(&mut self, kernel: &Path) {
         kernel.clone_into(&mut self.kernel);
+    }
+
+    /// Tells its kernel, and so the service manager, something more from now on.
+    pub fn tell_kernel(&mut self, argument: &str) {
+        self.told.push(argument.to_owned());
     }
 
     /// Attaches a disk with a serial number. The first one is the root disk.
@@ -184,7 +191,7 @@ impl Machine {
         }
         add("-kernel", self.kernel.display().to_string());
         let kernel = [
-            &format!("root=PARTUUID={ROOT_PARTITION}"),
+            &*format!("root=PARTUUID={ROOT_PARTITION}"),
             "rootwait rw console=ttyS0 net.ifnames=0 quiet panic=-1",
             // What the service manager does is in the journal, and so on the console; that it still waits for something is no progress.
             "systemd.show_status=no",
@@ -193,7 +200,8 @@ impl Machine {
             // A disk of the fabric is one disk, as on an instance, and not one path of several.
             "nvme_core.multipath=N",
         ];
-        add("-append", kernel.join(" "));
+        let told = self.told.iter().map(String::as_str);
+        add("-append", kernel.into_iter().chain(told).collect::<Vec<_>>().join(" "));
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             all.push(flag.to_owned());
         }

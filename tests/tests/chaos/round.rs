@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -51,20 +51,26 @@ impl<'a> ChaosNode<'a> {
             let processes = self.node.processes();
             self.left().into_iter().chain(processes.iter().map(|pid| format!("process {pid}"))).collect::<Vec<_>>()
         };
-        eventually(&format!("nothing is left of node {}", self.number), LIMIT, || {
-            let left = left();
-            if !left.is_empty() {
-                println!("still there: {left:?}");
-                std::thread::sleep(Duration::from_millis(500));
-            }
-            left.is_empty()
-        });
+        assert_gone(&format!("node {}", self.number), left);
     }
 }
 
 impl Drop for ChaosNode<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.mapped);
+    }
+}
+
+/// Waits until nothing is left of something.
+fn assert_gone(name: &str, left: impl Fn() -> Vec<String>) {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let left = left();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "left behind by {name}:\n{}", left.join("\n"));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -139,14 +145,7 @@ impl<'a> Round<'a> {
             let released = self.node.node.run(&["release", &self.job]);
             assert_eq!(released.code, Some(0), "{}: {released:?}", self.name);
         }
-        eventually(&format!("{}: nothing is left of it", self.name), LIMIT, || {
-            let left = self.left();
-            if !left.is_empty() {
-                println!("{}: still there: {left:?}", self.name);
-                std::thread::sleep(Duration::from_millis(500));
-            }
-            left.is_empty()
-        });
+        assert_gone(&self.name, || self.left());
         fs::remove_dir_all(&self.directory).unwrap();
         self.kills
     }

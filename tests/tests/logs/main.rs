@@ -1,6 +1,7 @@
 //! Logs of running tasks: through storage that fails, agents that are killed and disks that fill up; and `batch-agent logs`, which reads
 //! them.
 
+mod flood;
 mod outage;
 mod place;
 mod survival;
@@ -11,52 +12,10 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tests::agent::eventually;
-use tests::disk::LoopDisk;
-use tests::double::{DoubleConfig, Operation, Outage};
+use tests::double::{DoubleConfig, Operation};
 use tests::node::LIMIT;
 
-use place::{BUCKET, LINE, LONG, Place, WORDS, assert_lines, chunks, line, writer};
-
-/// The scratch disk is small, storage is away, and the program writes more than fits: the program is not disturbed, the newest lines
-/// arrive, and the log says how many bytes are missing.
-#[test]
-fn a_disk_that_fills_up_costs_the_oldest_lines_and_the_log_says_so() {
-    let place = Place::new("oss", DoubleConfig::default());
-    let disk = LoopDisk::ext4(400 << 20);
-    let scratch = disk.mounted();
-    // 600 MB in small steps, and then an end that can be waited for.
-    let go = place.node.path("go");
-    let command = format!(
-        "for i in $(seq 0 99); do seq -f '%012.0f {WORDS}' \
-         $((i*60000)) $((i*60000+59999)) || exit 9; sleep 0.1; done; while [ ! -e {} ]; do sleep 0.1; done",
-        go.display()
-    );
-    place.settings(&command, &json!({}));
-    let text = fs::read_to_string(place.node.path("node.yaml")).expect("they were written");
-    let mut settings: Value = serde_json::from_str(&text).expect("JSON is YAML");
-    settings["scratch"] = json!(scratch);
-    place.node.settings(&settings);
-    let stdout = "logs/stdout.job-1.only.0";
-    let mut agent = place.node.boot();
-    eventually("the log has begun to arrive", LIMIT, || place.double.object(BUCKET, stdout).is_some());
-    place.double.outage(Outage::Refuse);
-    let file = scratch.join("tasks/job-1.only.0/logs/stdout");
-    eventually("everything is written", LONG, || fs::metadata(&file).is_ok_and(|file| file.len() == 600_000_000));
-    place.double.restore();
-    fs::write(&go, "").expect("it is written");
-    eventually("the task and its log are over", LONG, || agent.try_wait().expect("it is ours").is_some());
-    assert_eq!(place.node.status()["outcome"]["exit_code"], 0, "{}", place.node.log());
-    let log = String::from_utf8(place.stored(stdout)).expect("it is text");
-    let notes: Vec<&str> = log.lines().filter(|line| line.starts_with("[batch-agent: ")).collect();
-    assert!(!notes.is_empty(), "nothing was dropped");
-    let count = |note: &&str| note.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).expect("a count");
-    let missing: u64 = notes.iter().map(count).sum();
-    // Each note is a line of its own, with a line break before it.
-    let ours: usize = notes.iter().map(|note| note.len() + 2).sum();
-    assert_eq!(log.len() as u64 - ours as u64 + missing, 600_000_000, "{notes:?}");
-    assert!(log.ends_with(&line(5_999_999)), "the newest lines are there");
-    assert!(place.logs(&["only"]).stdout == log, "the reader says what the objects say");
-}
+use place::{BUCKET, LINE, LONG, Place, assert_lines, chunks, writer};
 
 /// `batch-agent logs` on the node, from the first line to the last, while holes are punched and after the end; and from anywhere.
 #[test]

@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, fstatfs};
 use oss::growing::{GrowingMark, GrowingObject};
 use tokio::task::JoinHandle;
 
@@ -202,10 +203,25 @@ fn punch(file: &Arc<File>, ranges: &[Range<u64>], punched: u64) -> u64 {
     now
 }
 
-fn punch_hole(file: &impl AsFd, range: Range<u64>) -> nix::Result<()> {
+fn punch_hole(file: &(impl AsFd + AsRawFd), range: Range<u64>) -> nix::Result<()> {
+    settle_pages(file, &range);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| Errno::EFBIG);
     fallocate(file, flags, offset(range.start)?, offset(range.end - range.start)?)
+}
+
+/// Has the disk take this range. xfs and btrfs would have it do so while they punch, and all the while they keep everybody else from
+/// writing to the file: the task would wait for the disk. ext4 drops what the disk has not been given yet, so there is nothing to wait for.
+fn settle_pages(file: &(impl AsFd + AsRawFd), range: &Range<u64>) {
+    if fstatfs(file).is_ok_and(|system| system.filesystem_type() == EXT4_SUPER_MAGIC) {
+        return;
+    }
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let offset = |bytes: u64| libc::off64_t::try_from(bytes).unwrap_or(libc::off64_t::MAX);
+    let (start, len) = (offset(range.start), offset(range.end - range.start));
+    // It only makes the next call quicker, so it may fail.
+    // SAFETY: no memory is handed over, and the descriptor is open as long as `file` is borrowed.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) };
 }
 
 #[cfg(test)]
