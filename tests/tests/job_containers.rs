@@ -35,11 +35,16 @@ struct Site {
 
 impl Site {
     fn new(engine: Engine) -> Self {
+        Self::with_faults(engine, 0)
+    }
+
+    /// One on which faults of the platform are answered so often by another attempt.
+    fn with_faults(engine: Engine, faults: u32) -> Self {
         let double = Double::start(DoubleConfig::default().bucket("my-bucket", "cn-test"));
         let node = Node::with_double(&double.endpoint())
             .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap())
             .option("--pull-timeout=2")
-            .option("--fault-retries=0");
+            .option(&format!("--fault-retries={faults}"));
         Self { node, engine, double }
     }
 
@@ -338,7 +343,7 @@ fn engine_restarted(mut site: Site) {
         &format!("/bin/sh -c '{script}'"),
         json!({"MaxRetryCount": 1, "InputMapping": {"oss://test-bucket/in/": "/home/in/"}}),
     );
-    let mut command = site.command(&twice, &["--job-id", "twice", "--fault-retries=1"]);
+    let mut command = site.command(&twice, &["--job-id", "twice"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     eventually("the program is up", LIMIT, || {
         site.double.get(BUCKET, "logs/stdout.twice.task.0").is_some_and(|log| log == b"up\n")
@@ -391,7 +396,8 @@ fn reserved(site: &Site) {
     let seen = "/batchcompute/workdir\nmade\nown\nalpha\npart\nyes task\n";
     assert_eq!(said(&["enter", "task", "/bin/sh", "-c", look], ""), (7, seen.to_owned()));
     assert_eq!(said(&["enter", "task", "cat"], "from outside"), (0, "from outside".to_owned()));
-    assert_eq!(said(&["enter", "task", "no-such-program"], "").0, 127);
+    // Docker before version 23 says 126 of a program that is not there.
+    assert!(matches!(said(&["enter", "task", "no-such-program"], "").0, 126 | 127));
     assert_eq!(said(&["enter", "task", "touch", "/tmp/go"], "").0, 0);
     let run = finished(&child.wait_with_output().unwrap());
     assert_eq!(run.status, 3, "{run:#?}");
@@ -540,10 +546,6 @@ fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
     plain(&site);
     cromwell(&site);
     devices_and_networks(&site);
-    // The engine here has no bridge. That is nobody's fault but the machine's.
-    let bridged = own(json!({"command": "/bin/true", "container": {"image": IMAGE, "network": "bridge"}}));
-    assert_failed(&site.run(&bridged), 71, "platform", &["bridge"]);
-    site.assert_clean();
 }
 
 #[test]
@@ -638,7 +640,7 @@ fn soak_podman_endings_and_images() {
 #[test]
 #[ignore = "soak: run by `make soak`"]
 fn soak_docker_is_started_anew_under_a_container() {
-    engine_restarted(Site::new(Engine::docker()));
+    engine_restarted(Site::with_faults(Engine::docker(), 1));
 }
 
 /// Podman's containers do not depend on its service.
