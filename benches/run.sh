@@ -2,7 +2,7 @@
 # Builds the release programs and runs the benchmarks; arguments go to the program (benches/run.sh --help).
 #
 # Needs root, because it mounts: as another user, sudo runs the benchmark and nothing else. Peers are measured where they are:
-# s3fs, rclone and mount-s3 on the PATH, those that benches/peers.sh has installed, and the mount-s3 that MOUNT_S3 names.
+# s3fs, rclone, aws and mount-s3 on the PATH, those that benches/peers.sh has installed, and the mount-s3 that MOUNT_S3 names.
 # Nothing is installed here.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -34,11 +34,40 @@ step() { # step NAME COMMAND...: runs the command and takes its time; stops ever
     timings+=("$(printf '%5d s  %s' $((SECONDS - start)) "$name")")
 }
 
+# What mostly waits for the network and the disk is done beside what needs the processors.
+beside_pid=""
+beside() { # beside NAME COMMAND...: starts the command; `joined` waits for it
+    beside_name=$1 beside_start=$SECONDS
+    beside_log=$(mktemp)
+    shift
+    # A group of its own, so that nothing of it goes on when this ends.
+    set -m
+    "$@" >"$beside_log" 2>&1 &
+    beside_pid=$!
+    set +m
+    trap 'kill -- "-$beside_pid" 2>/dev/null || true; rm -f "$beside_log"' EXIT
+}
+joined() {
+    [ -n "$beside_pid" ] || return 0
+    printf '\n==> %s (begun before)\n' "$beside_name"
+    local status=0
+    wait "$beside_pid" || status=$?
+    trap - EXIT
+    beside_pid=""
+    cat "$beside_log"
+    rm -f "$beside_log"
+    if [ $status != 0 ]; then
+        printf '\nFAILED: %s (after %d s)\n' "$beside_name" $((SECONDS - beside_start)) >&2
+        exit 1
+    fi
+    timings+=("$(printf '%5d s  %s, beside others' $((SECONDS - beside_start)) "$beside_name")")
+}
+
 # The programs the tests use, each with the package that has it; and what is run in mounts to see whether it works there.
 readonly PROGRAMS="cc:gcc make:make fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount unshare:util-linux
     ps:procps python3:python3 curl:curl bwa:bwa samtools:samtools git:git rsync:rsync zip:zip unzip:unzip
     strace:strace systemd-analyze:systemd mmdebstrap:mmdebstrap sfdisk:fdisk setpriv:util-linux
-    dockerd:docker.io containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static docker-registry:docker-registry"
+    dockerd:docker.io containerd:containerd runc:runc podman:podman conmon:conmon busybox:busybox-static docker-registry:docker-registry zstd:zstd"
 readonly SOAK_PROGRAMS="stress-ng:stress-ng blender:blender depmod:kmod"
 
 debian_packages() { # debian_packages PROGRAM:PACKAGE...
@@ -139,10 +168,10 @@ setup() {
     mkdir -p "$ENV_DIR"
     # shellcheck disable=SC2086 # a list of words
     step "packages" debian_packages $PROGRAMS "$@"
+    beside "image of a virtual machine" machine_image
     step "Python environment" python_environment
     step "pjdfstest and fsx" suites
     step "emulator" emulator
-    step "image of a virtual machine" machine_image
     step "packager" packager
 }
 
@@ -165,11 +194,15 @@ nothing_left() {
 
 export TEST_PYTHON="$ENV_DIR/bin/python"
 case "${1:-test}" in
-setup) setup ;;
+setup)
+    setup
+    joined
+    ;;
 test)
     setup
     step "format" cargo fmt --all --check
     step "build" cargo build --quiet --locked --workspace --all-targets
+    joined
     step "tests" cargo test --quiet --locked --workspace
     step "nothing left behind" nothing_left
     skipped
@@ -182,6 +215,7 @@ test)
 soak)
     # shellcheck disable=SC2086 # a list of words
     setup $SOAK_PROGRAMS
+    joined
     step "newer kernel of a virtual machine" $SUDO bash tests/vm/kernel.sh "$ENV_DIR/vm"
     step "build" cargo build --quiet --locked --workspace --all-targets
     step "soak tests" cargo test --quiet --locked --workspace -- --ignored --nocapture soak

@@ -16,6 +16,7 @@
 //! A group says who is in it, and so proves that nobody is. It does not keep root from leaving: a task that runs as root
 //! may move itself elsewhere. So whoever ends a task looks below its shim as well (see the shim's `descendants`).
 
+mod foreign;
 mod hierarchy;
 mod killing;
 mod systemd;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, FileError};
 use crate::job::Limits;
+pub use foreign::{ForeignGroup, OomNews, OomWatch};
 use hierarchy::{Controller, Hierarchy, Version};
 pub use usage::GroupUsage;
 
@@ -270,21 +272,9 @@ impl Branch {
         if is_whole { self.base.clone() } else { self.task() }
     }
 
-    /// Whether the task's group has this controller. Asked of the kernel: a v2 group has the files of what was enabled for it, a v1 group
-    /// those of its hierarchy.
+    /// Whether the task's group has this controller.
     fn has(&self, controller: Controller) -> bool {
-        let file = match (controller, self.version) {
-            (Controller::Cpu, Version::V2) => "cpu.max",
-            (Controller::Cpu, Version::V1) => "cpu.cfs_quota_us",
-            (Controller::Cpuacct, Version::V2) => "cpu.stat",
-            (Controller::Cpuacct, Version::V1) => "cpuacct.usage",
-            (Controller::Memory, Version::V2) => "memory.max",
-            (Controller::Memory, Version::V1) => "memory.limit_in_bytes",
-            (Controller::Pids, _) => "pids.max",
-            (Controller::Freezer, Version::V2) => "cgroup.freeze",
-            (Controller::Freezer, Version::V1) => "freezer.state",
-        };
-        self.task().join(file).exists()
+        has(&self.task(), self.version, controller)
     }
 
     /// Makes the two groups. `beside_systemd` says that systemd manages this machine, and so what is above our own directories.
@@ -316,6 +306,23 @@ impl Branch {
         }
         make(&self.task()).map_err(FileError::on("make the group", &self.task()))
     }
+}
+
+/// Whether a group has this controller. Asked of the kernel: a v2 group has the files of what was enabled for it, a v1 group those of its
+/// hierarchy.
+fn has(group: &Path, version: Version, controller: Controller) -> bool {
+    let file = match (controller, version) {
+        (Controller::Cpu, Version::V2) => "cpu.max",
+        (Controller::Cpu, Version::V1) => "cpu.cfs_quota_us",
+        (Controller::Cpuacct, Version::V2) => "cpu.stat",
+        (Controller::Cpuacct, Version::V1) => "cpuacct.usage",
+        (Controller::Memory, Version::V2) => "memory.max",
+        (Controller::Memory, Version::V1) => "memory.limit_in_bytes",
+        (Controller::Pids, _) => "pids.max",
+        (Controller::Freezer, Version::V2) => "cgroup.freeze",
+        (Controller::Freezer, Version::V1) => "freezer.state",
+    };
+    group.join(file).exists()
 }
 
 /// Lets the groups inside of a v2 group have the controllers that it has itself. Those that it cannot pass on they do not have, which

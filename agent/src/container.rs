@@ -12,17 +12,21 @@
 //! without a container, no address is translated on the way of bulk data, no port has to be published, and nothing is made
 //! that would have to be removed. `network: bridge` or `none` asks for something else.
 
+mod accounts;
 mod archive;
 mod ending;
 pub mod engine;
+mod enter;
 mod error;
 mod files;
 mod http;
 mod image;
+mod kept;
 pub mod login;
 mod manifest;
 mod output;
 pub mod reference;
+mod relay;
 mod spec;
 mod supervise;
 mod tree;
@@ -35,6 +39,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use engine::{Engine, Image};
+pub use enter::Visit;
 pub use error::{EngineError, ImageError};
 pub use login::{Login, Logins};
 pub use reference::{Reference, ReferenceError};

@@ -1,4 +1,5 @@
-//! A process beside a task, in its namespace: with its mounts, its variables and its working directory, and nothing of the agent's.
+//! A process beside a task, in its namespace: with its mounts, its variables and its working directory, and nothing of the agent's. Where the
+//! task runs in a container, its engine does it ([`Visit`]).
 //!
 //! A task that runs is found by its shim, one that is over and reserved by the mount that holds its namespace. A number of a process is
 //! never believed: the namespace is opened first, and then the shim must still be who it was. Whoever enters goes with the
@@ -16,11 +17,12 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use crate::container::{ContainerRecord, Visit};
 use crate::durable::{self, FileError};
 use crate::instance::record::Record;
 use crate::instance::reserve::{Anchor, end_all_in};
 use crate::node::Node;
-use crate::shim::Spec;
+use crate::shim::{ProcessId, Spec};
 
 /// How often is looked whether the task or the command is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -89,18 +91,48 @@ fn choose(records: Vec<Record>, name: Option<&str>) -> Result<Record, EnterError
     }
 }
 
-/// Runs a command beside the task, a shell when there are no words, and answers with how it ended.
+/// Runs a command beside the task, a shell when there are no words, and answers with its exit status, as a shell would.
 ///
 /// # Errors
 /// When that is not possible.
-pub fn enter(record: &Record, command: &[String]) -> Result<ExitStatus, EnterError> {
+pub fn enter(record: &Record, command: &[String]) -> Result<u8, EnterError> {
+    match &record.container {
+        Some(container) => visit(record, container, command),
+        None => enter_namespace(record, command).map(exit_status),
+    }
+}
+
+/// Runs a command in the task's container, or beside it.
+fn visit(record: &Record, container: &ContainerRecord, command: &[String]) -> Result<u8, EnterError> {
+    let not_there = || EnterError::NotThere(record.id.clone());
+    let spec: Spec = durable::read_json(&record.shim_spec())?.ok_or_else(not_there)?;
+    // It is written before the container is started.
+    let made = durable::read_json::<String>(&record.container_made())?;
+    let described = spec.container.as_ref().filter(|_| made.is_some()).ok_or_else(not_there)?;
+    let variable = |name: &str| std::env::var(name).ok().map(|value| (name.to_owned(), value));
+    let is_new = |(name, _): &(String, String)| !spec.environment.contains_key(name);
+    let variables = TERMINAL.into_iter().filter_map(variable).filter(is_new).collect();
+    let status =
+        Visit { record: container, spec: &spec, container: described, command: words(command), variables }.run();
+    let is_over = !record.shim.as_ref().is_some_and(ProcessId::is_alive) && !record.shim_spec().exists();
+    if is_over {
+        eprintln!("\nbatch-agent: {} is over, and what was started beside it ends with it", record.id);
+    }
+    status.map_err(|error| EnterError::Failed(record.id.clone(), io::Error::other(error)))
+}
+
+/// The command, or what runs when there is none.
+fn words(command: &[String]) -> Vec<String> {
+    if command.is_empty() { SHELL.map(str::to_owned).to_vec() } else { command.to_vec() }
+}
+
+fn enter_namespace(record: &Record, command: &[String]) -> Result<ExitStatus, EnterError> {
     let failed = |error: io::Error| EnterError::Failed(record.id.clone(), error);
     let not_there = || EnterError::NotThere(record.id.clone());
     let namespace = namespace(record).map_err(failed)?.ok_or_else(not_there)?;
     let spec: Spec = durable::read_json(&record.shim_spec())?.ok_or_else(not_there)?;
-    let words: Vec<&str> =
-        if command.is_empty() { SHELL.to_vec() } else { command.iter().map(String::as_str).collect() };
-    let mut process = Command::new(words[0]);
+    let words = words(command);
+    let mut process = Command::new(&words[0]);
     process.args(&words[1..]).env_clear().envs(&spec.environment);
     for name in TERMINAL {
         if let Some(value) = std::env::var_os(name).filter(|_| !spec.environment.contains_key(name)) {
@@ -153,7 +185,7 @@ pub fn enter(record: &Record, command: &[String]) -> Result<ExitStatus, EnterErr
 }
 
 /// The exit status a shell would give.
-pub fn exit_status(status: ExitStatus) -> u8 {
+fn exit_status(status: ExitStatus) -> u8 {
     crate::outcome::exit_status(status.code(), status.signal()).unwrap_or(crate::exit::INTERNAL)
 }
 

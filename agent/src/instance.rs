@@ -32,6 +32,9 @@ pub use progress::forget;
 pub use stop::{Reason, StopRequest, StopSignal, Stopper, Urgency};
 pub use workspace::clean_up;
 
+pub use outputs::LeftBehind;
+pub use outputs::early::{EarlyUpload, EarlyUploadError};
+
 pub(crate) use attempt::Evidence;
 #[cfg(test)]
 pub(crate) use outputs::Arrived;
@@ -81,6 +84,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What came before, for reports.
     pub timeline: Timeline,
+    /// How outputs are sent while the task runs.
+    pub early: EarlyUpload,
     /// How long a program may take to end after SIGTERM.
     pub grace: Duration,
     /// How long what a failed instance has made stays, if its job asks for that.

@@ -40,6 +40,11 @@ impl Node {
         self.state.join("instances")
     }
 
+    /// The uploads in parts of each attempt, in a directory of its own.
+    pub fn uploads(&self) -> PathBuf {
+        self.state.join("uploads")
+    }
+
     /// The outcomes of the last jobs.
     pub fn outcomes(&self) -> PathBuf {
         self.state.join("outcomes")

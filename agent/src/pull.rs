@@ -222,7 +222,12 @@ async fn one(
     }
     // The descriptor is the directory, wherever somebody moves it meanwhile.
     let target = PathBuf::from(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()));
-    let options = DownloadOptions { progress: Some(bar.share()), called: Some(shown), ..DownloadOptions::default() };
+    let options = DownloadOptions {
+        listed: Some(size),
+        progress: Some(bar.share()),
+        called: Some(shown),
+        ..DownloadOptions::default()
+    };
     let done = download(store, &key, &target, &options, budget).await;
     // Not before: the path leads through it.
     drop(parent);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::task::JoinSet;
@@ -10,7 +11,7 @@ use crate::durable::{self, FileError};
 use crate::events::Events;
 use crate::events::message::{self, Stage};
 use crate::exit;
-use crate::instance::{self, Context, Reason, StopSignal, Stopper, Urgency};
+use crate::instance::{self, Context, LeftBehind, Reason, StopSignal, Stopper, Urgency};
 use crate::job::check::{Abilities, Report};
 use crate::job::{JobDescription, Task};
 use crate::outcome::{self, InstanceOutcome, JobOutcome, State, TaskOutcome};
@@ -19,6 +20,9 @@ use crate::sweep::sweep;
 
 /// How many outcomes are kept on the node; the oldest go.
 const OUTCOMES_KEPT: usize = 1000;
+
+/// How long a job that has ended waits until parts of uploads that a killed agent has left are given up.
+const LEFT_BEHIND: Duration = Duration::from_secs(30);
 
 /// Up to so many instances are told to be waiting when the job begins; those of a job with more, as each is about to begin.
 const FORETOLD: u64 = 1000;
@@ -92,6 +96,9 @@ pub async fn run(
     check(&job, &part)?;
     context.node.prepare()?;
     sweep(&context.node, &context.mounter, &context.mount_points).await?;
+    // Beside the job: storage may be far away, or out of reach.
+    let (left, stores) = (LeftBehind::find(&context.node), Arc::clone(&context.stores));
+    let given_up = tokio::spawn(async move { left.give_up(&stores).await });
 
     let started = Timestamp::now();
     tracing::info!(job = %context.job, "running {:?}", job.name);
@@ -109,6 +116,8 @@ pub async fn run(
         news.end(&outcome);
     }
     save(&context, &outcome)?;
+    // What is not given up by then is, by the next run.
+    let _ = tokio::time::timeout(LEFT_BEHIND, given_up).await;
     Ok(outcome)
 }
 

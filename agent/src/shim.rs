@@ -22,6 +22,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub(crate) use control::open_process;
 pub use control::{Shim, ShimError, StopMode, find_by_spec, stop_shim};
 pub use descendants::{ProcessId, kill_descendants};
 pub(crate) use record::Clock;
@@ -66,8 +67,10 @@ fn run(spec: &Path) -> Result<(), String> {
     let signals = Signals::block().map_err(|errno| format!("cannot block signals: {errno}"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
     if spec.container.is_some() {
-        // An engine sees the host's mounts, and none of ours.
-        namespace::build(&spec)?;
+        // An engine sees the host's mounts, and none of ours. Those that a shim before us has made are there.
+        if !spec.takes_over {
+            namespace::build(&spec)?;
+        }
     } else if spec.place == Place::Own {
         let host = pin::host();
         namespace::enter(&spec)?;

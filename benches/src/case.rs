@@ -7,6 +7,7 @@ mod no_op;
 mod random;
 mod sequential;
 mod small_files;
+mod transfer;
 mod view;
 mod walk;
 
@@ -18,6 +19,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::cleanup::Scratch;
 use crate::content::World;
+use crate::copier::Copier;
 use crate::figures::{Unit, float, gib_per_second};
 use crate::goal::Goal;
 use crate::mounter::{Ceiling, FuseOss, Mounted, Mounter, Place};
@@ -50,8 +52,13 @@ pub trait Case: Sync {
     /// Those of them that bound every mount: ratios refer to the lowest. None when there is no such thing.
     fn yardstick(&self) -> &[Limit];
 
-    /// What our own mount must reach.
+    /// What our own program must reach.
     fn goals(&self) -> Vec<Goal>;
+
+    /// The program that is judged: [`OURS`](crate::OURS), or [`COPIER`](crate::COPIER) where not mounts but copiers are measured.
+    fn ours(&self) -> &'static str {
+        crate::OURS
+    }
 
     /// Whether only our own mount is measured, because no peer has such a thing.
     fn ours_only(&self) -> bool {
@@ -69,6 +76,14 @@ pub trait Case: Sync {
     /// # Errors
     /// When it cannot be measured or brings wrong bytes.
     fn mounted(&self, stage: &Stage, mounter: &dyn Mounter, check: bool) -> anyhow::Result<Sample>;
+
+    /// The same of a program that copies.
+    ///
+    /// # Errors
+    /// As [`Self::mounted`].
+    fn copied(&self, _stage: &Stage, copier: &dyn Copier, _check: bool) -> anyhow::Result<Sample> {
+        anyhow::bail!("{} mounts nothing", copier.name())
+    }
 }
 
 /// A yardstick.
@@ -180,6 +195,7 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Case>> {
     cases.push(Box::new(no_op::NoOp));
     cases.push(Box::new(boot::Boot));
     cases.extend(memory::cases(scale));
+    cases.extend(transfer::cases(scale));
     cases
 }
 

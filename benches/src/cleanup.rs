@@ -436,6 +436,53 @@ impl Drop for Served {
     }
 }
 
+/// A program that does something and ends. When dropped, it is gone.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it. Only from the main thread, as [`Served::start`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(mut command: Command) -> anyhow::Result<Self> {
+        let program = command.get_program().to_owned();
+        command.process_group(0);
+        die_with_parent(&mut command);
+        let mut registry = registry();
+        if registry.ending {
+            bail!("the benchmark is ending");
+        }
+        let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        registry.entries.push(Entry::Process(pid(&child)));
+        Ok(Self(child))
+    }
+
+    /// Waits for its end; nothing when that does not come in time.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn ends_within(&mut self, limit: Duration) -> anyhow::Result<Option<std::process::ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let ended = self.0.try_wait().context("cannot wait for a program")?;
+            if ended.is_some() || Instant::now() >= deadline {
+                return Ok(ended);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What has ended already is left alone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        forget(&Entry::Process(pid(&self.0)));
+    }
+}
+
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process numbers are below 2^22"))
 }
@@ -477,6 +524,21 @@ mod tests {
         std::fs::write(scratch.path().join("x"), "x").unwrap();
         drop(scratch);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_program_is_waited_for_and_one_that_hangs_is_ended() {
+        let start = |seconds: &str| {
+            let mut command = Command::new("sleep");
+            command.arg(seconds);
+            Running::start(command).unwrap()
+        };
+        assert!(start("0").ends_within(Duration::from_secs(60)).unwrap().unwrap().success());
+        let mut hanging = start("600");
+        assert_eq!(hanging.ends_within(Duration::from_millis(20)).unwrap(), None);
+        let pid = pid(&hanging.0);
+        drop(hanging);
+        assert!(!alive(pid) && !registry().entries.contains(&Entry::Process(pid)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use oss::crc::Crc64Nvme;
 
 /// Length of the repeating buffer. Not a multiple of any block size, so that a block served from the wrong place shows.
 const PERIOD: usize = (8 << 20) + 4099;
@@ -42,6 +43,8 @@ impl Object {
 pub struct World {
     buffer: Vec<u8>,
     objects: BTreeMap<String, Object>,
+    /// CRC-64/NVME of those whose readers shall be able to verify them.
+    sums: BTreeMap<String, u64>,
 }
 
 impl World {
@@ -49,13 +52,33 @@ impl World {
     pub fn new() -> Self {
         let mut buffer = vec![0; PERIOD];
         fastrand::Rng::with_seed(0x0bea_5717).fill(&mut buffer);
-        Self { buffer, objects: BTreeMap::new() }
+        Self { buffer, objects: BTreeMap::new(), sums: BTreeMap::new() }
     }
 
     /// Adds an object of `size` bytes; one that is there already must have the same size.
     pub fn add(&mut self, key: impl Into<String>, size: u64) {
         let seed = fastrand::Rng::with_seed(u64::try_from(self.objects.len()).unwrap_or(0)).u64(..);
         self.objects.entry(key.into()).or_insert(Object { size, seed });
+    }
+
+    /// The same with a checksum, which takes as long as reading it.
+    pub fn add_summed(&mut self, key: impl Into<String>, size: u64) {
+        let key = key.into();
+        self.add(key.clone(), size);
+        let Some(object) = self.get(&key).filter(|_| !self.sums.contains_key(&key)) else { return };
+        let mut sum = Crc64Nvme::new();
+        let mut offset = 0;
+        while offset < object.size {
+            let piece = self.bytes(object, offset, object.size - offset);
+            sum.update(piece);
+            offset += u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        }
+        self.sums.insert(key, sum.value());
+    }
+
+    /// The CRC-64/NVME of the object of that key, if it has one.
+    pub fn sum(&self, key: &str) -> Option<u64> {
+        self.sums.get(key).copied()
     }
 
     /// The object of that key.

@@ -15,6 +15,8 @@ pub enum Goal {
     Share(f64),
     /// This many times as good as the best peer.
     Peers(f64),
+    /// At most the processor time per GiB of the peer that needs least.
+    PeersCpu,
     /// This figure or a better one, at full scale.
     Figure(f64),
     /// At most this much more than the yardstick, in the case's unit.
@@ -36,6 +38,10 @@ pub struct Evidence {
     pub yardstick: Option<f64>,
     /// The best peer's.
     pub best_peer: Option<f64>,
+    /// Our processor seconds per GiB.
+    pub cpu: Option<f64>,
+    /// The least of any peer.
+    pub least_cpu: Option<f64>,
     /// The most of any of our samples.
     pub requests: Option<f64>,
     /// The same of requests for objects.
@@ -71,12 +77,19 @@ impl Goal {
             Self::Peers(times) => {
                 let ratio = evidence.figure.zip(evidence.best_peer).map(|(figure, of)| unit.share(figure, of));
                 let goal = if times > 1.0 {
-                    format!("at least {times:.0} x the best peer")
+                    format!("at least {times} x the best peer")
                 } else {
                     "ahead of every peer".to_owned()
                 };
-                (goal, ratio.map(|ratio| (format!("{ratio:.1} x"), at_least(ratio, times))))
+                let digits = if times.fract() > 0.0 { 2 } else { 1 };
+                (goal, ratio.map(|ratio| (format!("{ratio:.digits$} x"), at_least(ratio, times))))
             }
+            Self::PeersCpu => (
+                "no more CPU per GiB than any peer".to_owned(),
+                evidence.cpu.zip(evidence.least_cpu).map(|(cpu, least)| {
+                    (format!("{cpu:.2} to {least:.2} s"), at_least(Unit::Seconds.share(cpu, least), 1.0))
+                }),
+            ),
             Self::Figure(bound) => {
                 let good = |figure: f64| at_least(unit.share(figure, bound), 1.0);
                 let word = if unit.share(1.0, 2.0) < 1.0 { "at least" } else { "at most" };
@@ -146,6 +159,8 @@ mod tests {
         figure: Some(2.0),
         yardstick: Some(4.0),
         best_peer: Some(0.5),
+        cpu: Some(0.5),
+        least_cpu: Some(0.4),
         requests: Some(21.0),
         object_requests: Some(0.0),
         fetched_per_operation: Some(4096.0),
@@ -164,6 +179,8 @@ mod tests {
             (Goal::Share(0.8), Unit::Seconds, "at least 0.80 of the lower of a and b: 2.00, reached"),
             (Goal::Peers(8.0), Unit::PerSecond, "at least 8 x the best peer: 4.0 x, SHORT"),
             (Goal::Peers(1.0), Unit::PerSecond, "ahead of every peer: 4.0 x, reached"),
+            (Goal::Peers(1.2), Unit::PerSecond, "at least 1.2 x the best peer: 4.00 x, reached"),
+            (Goal::PeersCpu, Unit::GibPerSecond, "no more CPU per GiB than any peer: 0.50 to 0.40 s, SHORT"),
             (Goal::Figure(1.3), Unit::Seconds, "at most 1.30 s: 2.00 s, SHORT"),
             (Goal::Figure(1.3), Unit::GibPerSecond, "at least 1.30 GiB/s: 2.00 GiB/s, reached"),
             (Goal::Above(0.3), Unit::Seconds, "at most 0.30 s more than the lower of a and b: -2.00 s, reached"),

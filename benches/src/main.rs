@@ -1,6 +1,8 @@
-//! `bench`: measures `fuse-oss` beside other mounts and beside the limit of disk and wire, on a store of its own.
+//! `bench`: measures `fuse-oss` beside other mounts, `batch-agent push` and `pull` beside other programs that copy, and all beside the
+//! limit of disk and wire, on a store of its own.
 //!
-//! From the top down: a [`case`] says what is done and what bounds it; a [`mounter`] is a program that mounts; [`server`] is the
+//! From the top down: a [`case`] says what is done and what bounds it; a [`mounter`] is a program that mounts, a [`copier`] one
+//! that copies; [`server`] is the
 //! store, with made-up [`content`]; [`raw`] and [`files`] do the reading; [`figures`] and [`report`] are what comes out.
 //! [`cleanup`] sees to it that nothing stays behind.
 
@@ -10,6 +12,7 @@ mod child;
 mod cleanup;
 mod cli;
 mod content;
+mod copier;
 mod daemon;
 mod disk;
 mod figures;
@@ -32,6 +35,7 @@ use clap::Parser as _;
 
 use case::{Case, Limit, Sample, Scale, Stage};
 use cli::Arguments;
+use copier::{Aws, BatchAgent, Copier, RcloneCopy};
 use mounter::{FuseOss, MountS3, Mounter, Rclone, S3fs};
 use report::{CaseReport, Program, Report, Row};
 
@@ -46,6 +50,9 @@ const GIVEN_UP: Duration = Duration::from_secs(240);
 
 /// The mount that is judged.
 const OURS: &str = "fuse-oss";
+
+/// The program that is judged where directories are copied.
+const COPIER: &str = "batch-agent";
 
 fn main() -> ExitCode {
     let own: Vec<_> = std::env::args_os().skip(1).collect();
@@ -76,7 +83,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     cleanup::guard()?;
 
     let ours = ours(arguments)?;
-    let (mounters, programs) = mounters(arguments, &ours)?;
+    let copies = cases.iter().any(|case| case.ours() == COPIER);
+    let mounts = cases.iter().any(|case| case.ours() == OURS);
+    let (mounters, mut programs) = if mounts { mounters(arguments, &ours)? } else { Default::default() };
+    let (copiers, others) = if copies { copiers(arguments, &ours)? } else { Default::default() };
+    programs.extend(others);
     let machine = machine::Machine::look(&arguments.dir);
     if machine::file_system(&arguments.dir) == "tmpfs" {
         eprintln!(
@@ -93,7 +104,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     println!("{}", report.head());
     let begun = Instant::now();
     for case in &cases {
-        let result = measure(&stage, case.as_ref(), &mounters, arguments.repeat);
+        let result = measure(&stage, case.as_ref(), (&mounters, &copiers), arguments.repeat);
         if cleanup::is_ending() {
             // What failed just now failed because of that; the thread that cleans up ends the program.
             loop {
@@ -113,7 +124,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(path) = &arguments.svg {
         std::fs::write(path, chart::chart(&report)).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(if report.failed(OURS) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if report.failed(&[OURS, COPIER]) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn chosen(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn Case>>> {
@@ -168,12 +179,43 @@ fn mounters(arguments: &Arguments, ours: &FuseOss) -> anyhow::Result<(Mounters, 
         }
     }
     let here = mounters.iter().map(|mounter| {
-        let version = mounter::version(mounter.as_ref())?;
+        let version = mounter::version(mounter.version())?;
         Ok(Program { name: mounter.name().to_owned(), version })
     });
     let here = here.collect::<anyhow::Result<Vec<_>>>()?;
     programs.splice(0..0, here);
     Ok((mounters, programs))
+}
+
+/// Programs that copy.
+type Copiers = Vec<Box<dyn Copier>>;
+
+/// Ours and the peers that are here, each by default and with its best settings, and what is said about each.
+fn copiers(arguments: &Arguments, ours: &FuseOss) -> anyhow::Result<(Copiers, Vec<Program>)> {
+    let program = ours.program.with_file_name(COPIER);
+    ensure!(program.is_file(), "there is no {}; cargo build --release -p batch-agent builds it", program.display());
+    let mut copiers: Copiers = vec![Box::new(BatchAgent { program })];
+    let mut missing = Vec::new();
+    for name in ["rclone", "aws"].into_iter().filter(|_| !arguments.alone) {
+        match (mounter::on_path(name), name) {
+            (Some(program), "aws") => {
+                copiers.push(Box::new(Aws { program: program.clone(), best: false }));
+                copiers.push(Box::new(Aws { program, best: true }));
+            }
+            (Some(program), _) => {
+                copiers.push(Box::new(RcloneCopy { program: program.clone(), best: false }));
+                copiers.push(Box::new(RcloneCopy { program, best: true }));
+            }
+            (None, _) => missing.push(Program { name: name.to_owned(), version: "not installed".to_owned() }),
+        }
+    }
+    let here = copiers.iter().map(|copier| {
+        let version = format!("{}; {}", mounter::version(copier.version())?, copier.settings());
+        Ok(Program { name: copier.name().to_owned(), version })
+    });
+    let mut programs = here.collect::<anyhow::Result<Vec<_>>>()?;
+    programs.append(&mut missing);
+    Ok((copiers, programs))
 }
 
 fn beside_us() -> anyhow::Result<PathBuf> {
@@ -185,13 +227,36 @@ fn beside_us() -> anyhow::Result<PathBuf> {
 enum Subject<'a> {
     Limit(Limit),
     Mount(&'a dyn Mounter),
+    Copy(&'a dyn Copier),
+}
+
+impl Subject<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Limit(limit) => limit.name(),
+            Self::Mount(mounter) => mounter.name().to_owned(),
+            Self::Copy(copier) => copier.name().to_owned(),
+        }
+    }
+
+    fn is_limit(&self) -> bool {
+        matches!(self, Self::Limit(_))
+    }
 }
 
 /// Measures everything in a case, in turns, so that a change in the machine's load hits all alike.
-fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat: u32) -> CaseReport {
+fn measure(
+    stage: &Stage,
+    case: &dyn Case,
+    (mounters, copiers): (&[Box<dyn Mounter>], &[Box<dyn Copier>]),
+    repeat: u32,
+) -> CaseReport {
+    let ours = case.ours();
     let limits = case.limits().iter().map(|limit| Subject::Limit(*limit));
-    let measured = mounters.iter().filter(|mounter| !case.ours_only() || mounter.name() == OURS);
-    let subjects: Vec<_> = limits.chain(measured.map(|mounter| Subject::Mount(mounter.as_ref()))).collect();
+    let mounters = mounters.iter().filter(|_| ours == OURS).map(|mounter| Subject::Mount(mounter.as_ref()));
+    let copiers = copiers.iter().filter(|_| ours == COPIER).map(|copier| Subject::Copy(copier.as_ref()));
+    let measured = mounters.chain(copiers).filter(|subject| !case.ours_only() || subject.name() == ours);
+    let subjects: Vec<_> = limits.chain(measured).collect();
     let mut results: Vec<(Vec<Sample>, Option<String>, bool)> = subjects.iter().map(|_| Default::default()).collect();
     stage.server.set_conditions(case.conditions());
     for round in 0..repeat {
@@ -203,11 +268,12 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
             let sample = cleanup::Watch::start(GIVEN_UP).and_then(|_watch| match subject {
                 Subject::Limit(limit) => case.limit(stage, *limit),
                 Subject::Mount(mounter) => case.mounted(stage, *mounter, round == 0),
+                Subject::Copy(copier) => case.copied(stage, *copier, round == 0),
             });
             match sample {
                 Ok(sample) => {
                     samples.push(sample);
-                    let peer = matches!(subject, Subject::Mount(mounter) if mounter.name() != OURS);
+                    let peer = !subject.is_limit() && subject.name() != ours;
                     *enough = begun.elapsed() >= if peer { PATIENCE } else { MORE_PATIENCE };
                 }
                 Err(failure) => {
@@ -218,11 +284,11 @@ fn measure(stage: &Stage, case: &dyn Case, mounters: &[Box<dyn Mounter>], repeat
         }
     }
     let unit = case.unit();
-    let rows = subjects.iter().zip(results).map(|(subject, (samples, error, _))| match subject {
-        Subject::Limit(limit) => Row::new(limit.name(), true, unit, &samples, error),
-        Subject::Mount(mounter) => Row::new(mounter.name().to_owned(), false, unit, &samples, error),
-    });
+    let rows = subjects
+        .iter()
+        .zip(results)
+        .map(|(subject, (samples, error, _))| Row::new(subject.name(), subject.is_limit(), unit, &samples, error));
     let rows = rows.collect();
     let yardstick: Vec<String> = case.yardstick().iter().map(|limit| limit.name()).collect();
-    CaseReport::new((case.name().to_owned(), case.about(), unit), rows, &yardstick, &case.goals(), OURS)
+    CaseReport::new((case.name().to_owned(), case.about(), unit), rows, &yardstick, &case.goals(), ours)
 }

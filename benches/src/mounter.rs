@@ -19,7 +19,7 @@ use crate::cleanup::Served;
 pub use ceiling::Ceiling;
 pub use fuse_oss::FuseOss;
 pub use mount_s3::MountS3;
-pub use rclone::Rclone;
+pub use rclone::{Rclone, rclone_config};
 pub use s3fs::S3fs;
 
 /// How long a mount may take to appear.
@@ -107,10 +107,14 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-/// The first line that the program says about its version.
-pub fn version(mounter: &dyn Mounter) -> anyhow::Result<String> {
-    let program = mounter.program().display();
-    let output = mounter.version().stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
+/// The first line that a program says when it is asked for its version.
+///
+/// # Errors
+/// When it cannot be run or fails.
+pub fn version(mut command: Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_owned();
+    let program = program.display();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{program} does not say its version: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, bail};
 
+use crate::content::{Object, World};
 use crate::server::BUCKET;
 
 /// One connection, kept alive.
@@ -39,6 +40,33 @@ impl Connection {
         }
         request.push_str("\r\n");
         self.reader.get_mut().write_all(request.as_bytes()).context("the object server hung up")?;
+        self.answer(body)
+    }
+
+    /// Puts the first `length` bytes of an object made up here at `key`.
+    ///
+    /// # Errors
+    /// When the connection breaks, and for any answer but success.
+    pub fn put(&mut self, key: &str, world: &World, object: Object, length: u64) -> anyhow::Result<()> {
+        let port = self.port;
+        let head =
+            format!("PUT /{BUCKET}/{key} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n");
+        let stream = self.reader.get_mut();
+        stream.write_all(head.as_bytes()).context("the object server hung up")?;
+        let mut offset = 0;
+        while offset < length {
+            let piece = world.bytes(object, offset, length - offset);
+            stream.write_all(piece).context("the object server hung up")?;
+            offset += u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        }
+        match self.answer(&mut Vec::new())? {
+            200 => Ok(()),
+            status => bail!("the object server answered {status} to a PUT of {key}"),
+        }
+    }
+
+    /// Reads an answer and its body.
+    fn answer(&mut self, body: &mut Vec<u8>) -> anyhow::Result<u16> {
         let mut line = String::new();
         self.reader.read_line(&mut line).context("the object server did not answer")?;
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());

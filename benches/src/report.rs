@@ -139,12 +139,16 @@ impl CaseReport {
         };
         let peers = rows.iter().filter(|row| !row.limit && row.subject != ours).filter_map(median);
         let best_peer = peers.reduce(|a, b| unit.better(a, b));
+        let peers = rows.iter().filter(|row| !row.limit && row.subject != ours).filter_map(|row| row.cpu_per_gib);
+        let least_cpu = peers.reduce(f64::min);
         let mut verdicts = Vec::new();
         if let Some(row) = rows.iter().find(|row| !row.limit && row.subject == ours) {
             let evidence = Evidence {
                 figure: median(row),
                 yardstick: lowest,
                 best_peer,
+                cpu: row.cpu_per_gib,
+                least_cpu: least_cpu.filter(|_| best_peer.is_some()),
                 requests: row.requests,
                 object_requests: row.object_requests,
                 fetched_per_operation: row.fetched_per_operation,
@@ -224,7 +228,7 @@ impl Report {
             machine.directory
         );
         for program in &self.programs {
-            let _ = writeln!(out, "  {:<10} {}", program.name, program.version);
+            let _ = writeln!(out, "  {:<15} {}", program.name, program.version);
         }
         if machine.is_busy() {
             out.push_str(
@@ -239,7 +243,7 @@ impl Report {
 
     /// All goals on one page: what falls short is found by its word.
     pub fn summary(&self) -> String {
-        let mut out = String::from("goals of fuse-oss\n");
+        let mut out = String::from("goals of fuse-oss and batch-agent\n");
         for case in &self.cases {
             for verdict in &case.verdicts {
                 let _ = writeln!(
@@ -255,10 +259,10 @@ impl Report {
         out
     }
 
-    /// Whether a limit or one of our own mounts failed.
-    pub fn failed(&self, ours: &str) -> bool {
+    /// Whether a limit or one of our own programs failed.
+    pub fn failed(&self, ours: &[&str]) -> bool {
         let mut rows = self.cases.iter().flat_map(|case| &case.rows);
-        rows.any(|row| row.error.is_some() && (row.limit || row.subject == ours))
+        rows.any(|row| row.error.is_some() && (row.limit || ours.contains(&row.subject.as_str())))
     }
 }
 
@@ -269,7 +273,7 @@ mod tests {
     use crate::server::Traffic;
 
     fn sample(value: f64) -> Sample {
-        let traffic = Traffic { requests: 3, objects: 2, bytes: 1 << 20 };
+        let traffic = Traffic { requests: 3, objects: 2, bytes: 1 << 20, taken: 0 };
         let done = Done { operations: 2, bytes: 1 << 29, seconds: None };
         Sample { value, done, readers: 0.25, traffic, cpu: Some(0.5), peak_memory: Some(7 << 20) }
     }

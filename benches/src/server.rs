@@ -1,4 +1,4 @@
-//! A lean object server in this process: path-style S3, read-only, signatures ignored.
+//! A lean object server in this process: path-style S3, signatures ignored. What is uploaded is counted and sampled, not kept.
 //!
 //! It is the yardstick's other end and must not be what is measured, nor take the processors from what is: there is no
 //! framework, only a blocking thread for every connection, which writes straight from the buffer that all objects are cut from.
@@ -10,6 +10,7 @@
 mod answer;
 mod connection;
 mod listing;
+mod upload;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -18,9 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
-use crate::content::World;
+use crate::content::{Object, World};
+use upload::Uploads;
 
 /// The only bucket.
 pub const BUCKET: &str = "bench";
@@ -47,10 +49,12 @@ impl Conditions {
 pub struct Traffic {
     /// Requests of all kinds.
     pub requests: u64,
-    /// Those of them that named an object (GET and HEAD): the rest are listings.
+    /// Those of them that named an object: the rest are listings.
     pub objects: u64,
     /// Bytes of objects handed to connections. A client that hangs up early may have got fewer.
     pub bytes: u64,
+    /// Bytes that came in the bodies of requests, frames included.
+    pub taken: u64,
 }
 
 impl Traffic {
@@ -60,6 +64,7 @@ impl Traffic {
             requests: self.requests - earlier.requests,
             objects: self.objects - earlier.objects,
             bytes: self.bytes - earlier.bytes,
+            taken: self.taken - earlier.taken,
         }
     }
 }
@@ -68,11 +73,13 @@ impl Traffic {
 #[derive(Debug)]
 struct Shared {
     world: World,
+    uploads: Uploads,
     latency_micros: AtomicU64,
     bandwidth: AtomicU64,
     requests: AtomicU64,
     objects: AtomicU64,
     bytes: AtomicU64,
+    taken: AtomicU64,
     ending: AtomicBool,
     /// What is open, by number, so that it can be hung up at the end.
     open: Mutex<HashMap<u64, TcpStream>>,
@@ -107,11 +114,13 @@ impl Server {
     pub fn start(world: World) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             world,
+            uploads: Uploads::default(),
             latency_micros: AtomicU64::new(0),
             bandwidth: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
             ending: AtomicBool::new(false),
             open: Mutex::new(HashMap::new()),
         });
@@ -136,6 +145,30 @@ impl Server {
         &self.shared.world
     }
 
+    /// Forgets what was uploaded so far, and compares it with what should have been: each key once, of its length, and with the right
+    /// bytes in all places that were looked at.
+    ///
+    /// # Errors
+    /// With the first difference.
+    pub fn judge_uploads(&self, expected: &[(String, Object)]) -> anyhow::Result<()> {
+        let mut came = self.shared.uploads.take();
+        for (key, object) in expected {
+            let taken = came.remove(key).with_context(|| format!("{key} was not uploaded"))?;
+            let (is, should) = (taken.size(), object.size);
+            ensure!(taken.is(self.world(), *object), "WRONG BYTES in {key}, of which {is} came and not {should}");
+        }
+        if let Some(key) = came.keys().next() {
+            anyhow::bail!("{} objects more were uploaded than should have been, such as {key}", came.len());
+        }
+        ensure!(!self.shared.uploads.is_open(), "an upload in parts was neither completed nor given up");
+        Ok(())
+    }
+
+    /// Forgets what was uploaded so far.
+    pub fn forget_uploads(&self) {
+        self.shared.uploads.take();
+    }
+
     /// Seems to be this far away from now on.
     pub fn set_conditions(&self, conditions: Conditions) {
         let micros = u64::try_from(conditions.latency.as_micros()).unwrap_or(u64::MAX);
@@ -149,6 +182,7 @@ impl Server {
             requests: self.shared.requests.load(Ordering::Relaxed),
             objects: self.shared.objects.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
+            taken: self.shared.taken.load(Ordering::Relaxed),
         }
     }
 }

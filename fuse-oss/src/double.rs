@@ -188,6 +188,7 @@ impl Store for DoubleStore {
             max_part_size: 1,
             max_parts: 1,
             list_from_inside: true,
+            resumable_uploads: false,
         }
     }
 

@@ -16,7 +16,7 @@ use futures_util::Stream;
 use futures_util::stream::BoxStream;
 use oss::{
     AppendResponse, Capabilities, ErrorKind, GetOptions, GetResponse, Key, ListPage, ListRequest, Location, ObjectMeta,
-    PartReceipt, PutMode, PutResponse, Result, Store, UploadId,
+    PartPage, PartReceipt, PutMode, PutResponse, Result, Store, UploadId, UploadMarker, UploadPage,
 };
 
 use crate::metrics::Metrics;
@@ -121,6 +121,14 @@ impl Store for Observed {
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()> {
         self.store.abort_multipart(key, upload).await
+    }
+
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        self.store.list_parts(key, upload, after).await
+    }
+
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        self.store.list_uploads(prefix, after).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {

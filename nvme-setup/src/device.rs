@@ -176,6 +176,8 @@ pub struct Device {
     pub model: Option<String>,
     /// The serial number; a cloud's volume id.
     pub serial: Option<String>,
+    /// The world-wide identifier, as the kernel puts it: the same for every path that leads to a disk.
+    pub wwid: Option<String>,
     /// The file behind a loop device.
     #[serde(serialize_with = "serialize_optional_path")]
     pub backing_file: Option<PathBuf>,
@@ -214,6 +216,7 @@ impl Device {
             suspended: false,
             model: None,
             serial: None,
+            wwid: None,
             backing_file: None,
             by_id: Vec::new(),
             parents: BTreeSet::new(),

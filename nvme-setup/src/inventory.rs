@@ -180,6 +180,20 @@ impl Inventory {
         self.devices.iter().find(|device| device.path == real || OsStr::new(&device.name) == path.as_os_str())
     }
 
+    /// The other disks that are this one, seen over another path: they have the same world-wide identifier. Where both say a
+    /// serial number too, it must be the same; makers have been known to give a whole series one identifier.
+    pub fn other_paths(&self, device: &Device) -> Vec<&Device> {
+        let Some(wwid) = &device.wwid else { return Vec::new() };
+        let agree = |other: &Device| match (&device.serial, &other.serial) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        let is_path = |other: &&Device| {
+            other.kind == Kind::Disk && other.name != device.name && other.wwid.as_ref() == Some(wwid) && agree(other)
+        };
+        self.devices.iter().filter(is_path).collect()
+    }
+
     /// All devices that lie on this one, directly or not: partitions, arrays, mappings.
     pub fn descendants(&self, device: &Device) -> Vec<&Device> {
         let on_it: BTreeMap<&str, BTreeSet<String>> = self

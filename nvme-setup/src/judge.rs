@@ -50,6 +50,12 @@ pub enum Reason {
         /// Their names.
         by: Vec<String>,
     },
+    /// Other devices are the same disk, seen over another path. Nothing is written over one of several paths: each keeps
+    /// what it knows to itself, and two of them would make an array of one disk.
+    AnotherPath {
+        /// Their names.
+        to: Vec<String>,
+    },
     /// It has partitions.
     Partitioned {
         /// Their names.
@@ -99,6 +105,9 @@ impl fmt::Display for Reason {
             Self::Mounted { device, at } => write!(f, "{} is mounted at {}", printable(device), printable_os(at)),
             Self::Swap { device } => write!(f, "{} is used as swap", printable(device)),
             Self::Held { by } => write!(f, "it is in use by {}", printable(&by.join(", "))),
+            Self::AnotherPath { to } => {
+                write!(f, "it is the same disk as {}, seen over another path (multipath)", printable(&to.join(", ")))
+            }
             Self::Partitioned { partitions } => write!(f, "it has partitions: {}", printable(&partitions.join(", "))),
             Self::NotADisk { kind } => write!(f, "it is {kind}, not a whole disk"),
             Self::ReadOnly => f.write_str("it is read-only"),
@@ -219,6 +228,10 @@ pub fn judge(inventory: &Inventory, device: &Device, evidence: Option<&Evidence>
     if !device.holders.is_empty() {
         reasons.push(Reason::Held { by: device.holders.iter().cloned().collect() });
     }
+    let to = inventory.other_paths(device);
+    if !to.is_empty() {
+        reasons.push(Reason::AnotherPath { to: to.iter().map(|other| other.name.clone()).collect() });
+    }
     if !device.partitions.is_empty() {
         reasons.push(Reason::Partitioned { partitions: device.partitions.iter().cloned().collect() });
     }
@@ -305,6 +318,7 @@ mod tests {
             (|disk| disk.size = 300 << 19, "no: it is too small: 150 MiB of at least 300 MiB"),
             (|disk| disk.kind = Kind::Mapping, "no: it is a mapping of the device mapper, not a whole disk"),
             (|disk| disk.swap = true, "no: x is used as swap"),
+            (|disk| disk.wwid = Some("naa.6".into()), "usable: free, no signature, zeros in all 1 GiB that were read"),
             (|disk| disk.role = Role::Root, "no: the root file system lies on it"),
             (|disk| disk.holders = BTreeSet::from(["md0".into()]), "no: it is in use by md0"),
             (|disk| disk.partitions = BTreeSet::from(["x1".into(), "x2".into()]), "no: it has partitions: x1, x2"),
@@ -324,6 +338,31 @@ mod tests {
         let device = disk("x");
         let inventory = Inventory::assemble(vec![device.clone()], &Facts::default());
         assert!(!judge(&inventory, &device, None, &Rules::default()).usable());
+    }
+
+    #[test]
+    fn one_of_several_paths_to_a_disk_is_refused() {
+        let path = |name: &str, wwid: Option<&str>, serial: Option<&str>| {
+            let mut disk = disk(name);
+            (disk.wwid, disk.serial) = (wwid.map(str::to_owned), serial.map(str::to_owned));
+            disk
+        };
+        let verdict = |first: &Device, second: &Device| {
+            let inventory = Inventory::assemble(vec![first.clone(), second.clone()], &Facts::default());
+            judge(&inventory, first, Some(&empty()), &Rules::default())
+        };
+        let first = path("sda", Some("naa.6"), Some("S1"));
+        let refused = verdict(&first, &path("sdb", Some("naa.6"), Some("S1")));
+        assert_eq!(refused.to_string(), "no: it is the same disk as sdb, seen over another path (multipath)");
+        assert_eq!(refused.erase_command(), None);
+        assert!(
+            !verdict(&first, &path("sdb", Some("naa.6"), None)).usable(),
+            "not every path can say its serial number"
+        );
+        // Two namespaces of one controller have its serial number, and makers have given many disks one identifier.
+        assert!(verdict(&first, &path("sdb", Some("naa.7"), Some("S1"))).usable());
+        assert!(verdict(&first, &path("sdb", Some("naa.6"), Some("S2"))).usable());
+        assert!(verdict(&path("vda", None, None), &path("vdb", None, None)).usable());
     }
 
     #[test]
@@ -412,6 +451,7 @@ mod tests {
             prop_oneof![4 => GIB..1000 * GIB, 1 => 0..GIB],
             prop::bool::weighted(0.1),
             prop::bool::weighted(0.1),
+            prop::option::weighted(0.3, 0..4_u8),
             evidence(),
         );
         let link = prop_oneof![Just(Link::Parent), Just(Link::Partition), Just(Link::Holder)];
@@ -423,9 +463,10 @@ mod tests {
         )
             .prop_map(|(devices, links, mounts, swaps)| {
                 let mut machine = Machine { devices: Vec::new(), links, mounts, swaps, evidence: Vec::new() };
-                for (index, (kind, size, read_only, removable, evidence)) in devices.into_iter().enumerate() {
+                for (index, (kind, size, read_only, removable, wwid, evidence)) in devices.into_iter().enumerate() {
                     let mut device = disk(&format!("d{index}"));
                     (device.kind, device.size, device.read_only, device.removable) = (kind, size, read_only, removable);
+                    device.wwid = wwid.map(|wwid| format!("eui.{wwid}"));
                     machine.devices.push(device);
                     machine.evidence.push(evidence);
                 }
@@ -505,7 +546,9 @@ mod tests {
                 let fit = (device.kind == Kind::Disk || device.kind == Kind::Loop && loop_devices)
                     && !device.read_only
                     && !device.removable
-                    && device.size >= rules.minimum_size;
+                    && device.size >= rules.minimum_size
+                    && !(machine.devices.iter().enumerate())
+                        .any(|(other, path)| other != index && path.kind == Kind::Disk && path.wwid.is_some() && path.wwid == device.wwid);
                 prop_assert_eq!(verdict.usable(), free && fit, "{}: {}", device.name, verdict);
             }
         }

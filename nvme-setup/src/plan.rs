@@ -360,6 +360,11 @@ impl<'a> Planner<'a> {
         let remedy = remedy.unwrap_or_else(|| match (&*obstacles, &*content) {
             ([], [Reason::Unknown { .. }] | []) => "see dmesg; a disk that cannot be read is not used".to_owned(),
             ([], _) => format!("if nothing on it is needed: {}", erase(device)),
+            _ if obstacles.iter().any(|reason| matches!(reason, Reason::AnotherPath { .. })) => {
+                "detach every path but one; of a disk that carries a file system, the mapping of dm-multipath can be mounted with \
+                 `existing: true`"
+                    .to_owned()
+            }
             _ if claimed => "end the program that uses it, or wait for its end".to_owned(),
             _ => "ask for another disk, or end that use of it first".to_owned(),
         });

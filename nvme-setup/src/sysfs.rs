@@ -87,6 +87,7 @@ fn device(roots: &Roots, name: &str, link: &Path) -> Result<Option<Device>, Inve
     if !is_partition {
         device.model = model(&directory, transport)?;
         device.serial = serial(&directory)?;
+        device.wwid = wwid(&directory)?;
     }
     device.holders = names(&directory.join("holders"))?;
     device.parents = names(&directory.join("slaves"))?;
@@ -168,6 +169,16 @@ fn serial(directory: &Path) -> Result<Option<String>, InventoryError> {
     let page = fs::read(directory.join("device/vpd_pg80")).unwrap_or_default();
     let serial = String::from_utf8_lossy(page.get(4..).unwrap_or_default()).trim_matches(['\0', ' ']).to_owned();
     Ok(Some(serial).filter(|serial| !serial.is_empty()))
+}
+
+fn wwid(directory: &Path) -> Result<Option<String>, InventoryError> {
+    // NVMe has it at the disk (the namespace), SCSI at the device.
+    for place in ["wwid", "device/wwid"] {
+        if let Some(wwid) = optional(&directory.join(place))? {
+            return Ok(Some(wwid));
+        }
+    }
+    Ok(None)
 }
 
 /// The names in a directory; none when there is no directory.

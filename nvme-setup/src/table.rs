@@ -166,6 +166,7 @@ impl Row<'_> {
         line("device", &format!("{} ({}), {}", device.path.display(), device.number, device.kind));
         line("model", device.model.as_deref().unwrap_or_default());
         line("serial", device.serial.as_deref().unwrap_or_default());
+        line("wwid", device.wwid.as_deref().unwrap_or_default());
         line("size", &format!("{} bytes, sectors of {}", device.size, device.logical_sector_size));
         for link in &device.by_id {
             line("by id", &link.to_string_lossy());

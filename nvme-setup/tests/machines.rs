@@ -275,7 +275,7 @@ fn drives_memory_loops_and_multipath() {
     machine.disk("virtual/block/nbd0", "43:0", 1);
     let scsi = machine.disk("pci0/virtio4/host2/target2:0:0/2:0:0:0/block/sda", "8:0", 5);
     scsi.attribute("device/model", "Disk  \n").attribute("device/vendor", "QEMU   \n").attribute("ro", "1\n");
-    scsi.attribute("device/vpd_pg80", "\0\u{0}\0\u{8}SER-0001");
+    scsi.attribute("device/vpd_pg80", "\0\u{0}\0\u{8}SER-0001").attribute("device/wwid", "naa.5000c500a0000001\n");
     machine.disk("virtual/block/cciss!c0d0", "104:0", 1).attribute("device/model", "x\n");
     // The path of an NVMe disk with several: no device node, and not to be opened.
     machine.disk("pci0/nvme/nvme7/nvme7c7n1", "0:0", 5).attribute("hidden", "1\n");
@@ -290,6 +290,7 @@ fn drives_memory_loops_and_multipath() {
     assert_eq!(inventory.get("loop3").unwrap().backing_file.as_deref(), Some(Path::new("/var/my file.img")));
     let scsi = inventory.get("sda").unwrap();
     assert_eq!((scsi.model.as_deref(), scsi.serial.as_deref()), (Some("QEMU Disk"), Some("SER-0001")));
+    assert_eq!(scsi.wwid.as_deref(), Some("naa.5000c500a0000001"));
     assert!(scsi.read_only && inventory.get("sr0").unwrap().removable);
     assert_eq!(inventory.get("cciss!c0d0").unwrap().path, machine.path("dev/cciss/c0d0"));
     assert!(inventory.get("nvme7c7n1").is_none() && inventory.get("gone").is_none());

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::crc::{crc64, crc64_combine, crc64_nvme};
 use crate::error::{ErrorKind, Result};
 use crate::location::Key;
-use crate::store::{Checksum, ETag, GetOptions, ListPage, ListRequest, PutMode, Store};
+use crate::store::{Checksum, ETag, GetOptions, ListPage, ListRequest, PartMeta, PutMode, Store, UploadId};
 
 /// Keys from real buckets that other tools trip over.
 pub const ODD_KEYS: &[&str] = &[
@@ -67,6 +67,7 @@ pub async fn conformance_without(store: Arc<dyn Store>, prefix: &str, odd_keys: 
     suite.an_object_beside_a_directory().await;
     suite.multipart().await;
     suite.multipart_if_absent().await;
+    suite.uploads_in_progress().await;
     suite.copies().await;
     suite.appends().await;
     suite.clean_up().await;
@@ -404,6 +405,69 @@ impl Suite {
             self.store.abort_multipart(&key, &upload).await.unwrap();
         }
         assert_eq!(self.read("multi-absent").await.unwrap(), "x");
+    }
+
+    /// What is told of uploads in progress, where the store tells anything.
+    async fn uploads_in_progress(&self) {
+        let (key, store) = (self.key("open 100% +\u{4e2d}"), &self.store);
+        let size = self.part_size();
+        let upload = store.create_multipart(&key).await.unwrap();
+        if kind(store.list_parts(&key, &upload, 0).await) == Some(ErrorKind::Unsupported) {
+            assert!(!store.capabilities().resumable_uploads);
+            assert_eq!(kind(store.list_uploads(key.as_str(), None).await), Some(ErrorKind::Unsupported));
+            return store.abort_multipart(&key, &upload).await.unwrap();
+        }
+        assert_eq!(self.parts(&key, &upload).await.unwrap(), []);
+        let (one, last) = (sample(size, 1), sample(10, 3));
+        let third = store.put_part(&key, &upload, 3, last.clone()).await.unwrap();
+        store.put_part(&key, &upload, 1, sample(size + 1, 9)).await.unwrap();
+        let first = store.put_part(&key, &upload, 1, one.clone()).await.unwrap();
+        let parts = self.parts(&key, &upload).await.unwrap();
+        assert_eq!(parts.len(), 2);
+        for (part, (receipt, bytes)) in parts.iter().zip([(&first, &one), (&third, &last)]) {
+            let bare = |etag: &str| etag.trim_matches('"').to_owned();
+            assert_eq!((part.number, part.size), (receipt.number, receipt.size));
+            assert_eq!(bare(&part.etag), bare(&receipt.etag));
+            assert_checksum(part.checksum, bytes);
+        }
+
+        let other = store.create_multipart(&key).await.unwrap();
+        let elsewhere = self.key("open 100% +\u{4e2d} x");
+        let third_upload = store.create_multipart(&elsewhere).await.unwrap();
+        let mut expected = vec![(key.clone(), upload.clone()), (key.clone(), other.clone())];
+        expected.sort_by(|a, b| a.1.0.cmp(&b.1.0));
+        expected.push((elsewhere.clone(), third_upload.clone()));
+        assert_eq!(self.uploads(key.as_str()).await, expected);
+        assert_eq!(self.uploads(elsewhere.as_str()).await, expected[2..]);
+        store.abort_multipart(&elsewhere, &third_upload).await.unwrap();
+        store.abort_multipart(&key, &other).await.unwrap();
+        store.complete_multipart(&key, &upload, &[first], PutMode::Overwrite).await.unwrap();
+        assert_eq!(self.uploads(key.as_str()).await, []);
+        assert_eq!(kind(self.parts(&key, &upload).await), Some(ErrorKind::NotFound));
+    }
+
+    async fn parts(&self, key: &Key, upload: &UploadId) -> Result<Vec<PartMeta>> {
+        let (mut parts, mut after) = (Vec::new(), 0);
+        loop {
+            let page = self.store.list_parts(key, upload, after).await?;
+            parts.extend(page.parts);
+            let Some(next) = page.continuation else { return Ok(parts) };
+            after = next;
+        }
+    }
+
+    async fn uploads(&self, prefix: &str) -> Vec<(Key, UploadId)> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.list_uploads(prefix, after.as_ref()).await.unwrap();
+            assert!(page.uploads.iter().all(|upload| upload.initiated.is_some()));
+            found.extend(page.uploads.into_iter().map(|upload| (upload.key, upload.id)));
+            let Some(next) = page.continuation else { break };
+            after = Some(next);
+        }
+        // By key; of uploads to one object some servers tell the oldest first, others go by their ids.
+        found.sort_by(|a, b| (&a.0, &a.1.0).cmp(&(&b.0, &b.1.0)));
+        found
     }
 
     async fn copies(&self) {

@@ -15,8 +15,8 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location, Scheme};
 use crate::store::{
-    AppendResponse, Capabilities, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartReceipt, PutMode,
-    PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartPage, PartReceipt,
+    PutMode, PutResponse, Store, UploadId, UploadMarker, UploadPage,
 };
 
 /// A store behind `file://`, `gs://` or `az://`.
@@ -97,6 +97,14 @@ impl Store for ForeignStore {
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()> {
         self.0.abort_multipart(key, upload).await
+    }
+
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        self.0.list_parts(key, upload, after).await
+    }
+
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        self.0.list_uploads(prefix, after).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

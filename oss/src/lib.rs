@@ -31,7 +31,7 @@ pub use location::{Key, Location, LocationError, Scheme};
 pub use secret::Secret;
 pub use settings::{Addressing, CredentialSource, Settings, SettingsError, StoreSettings, Timeouts};
 pub use store::{
-    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
-    PartReceipt, PutMode, PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartMeta,
+    PartPage, PartReceipt, PutMode, PutResponse, Store, UploadId, UploadMarker, UploadMeta, UploadPage,
 };
 pub use stores::Stores;

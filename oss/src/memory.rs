@@ -38,8 +38,8 @@ use crate::crc::{crc64, crc64_nvme};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location, Scheme};
 use crate::store::{
-    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta,
-    PartReceipt, PutMode, PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, Checksum, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartMeta,
+    PartPage, PartReceipt, PutMode, PutResponse, Store, UploadId, UploadMarker, UploadMeta, UploadPage,
 };
 
 type Hook = Box<dyn FnMut(&Call) -> Fault + Send>;
@@ -84,6 +84,7 @@ struct Object {
 
 struct Upload {
     key: Key,
+    initiated: SystemTime,
     parts: BTreeMap<u32, (String, Bytes)>,
 }
 
@@ -108,6 +109,7 @@ impl MemoryStore {
                 max_part_size: 5 << 30,
                 max_parts: 10_000,
                 list_from_inside: true,
+                resumable_uploads: true,
             },
             Keeps::Crc64,
         )
@@ -460,7 +462,9 @@ impl Store for MemoryStore {
         let id = {
             let mut state = self.state();
             let id = UploadId(format!("upload-{}", state.tick()));
-            state.uploads.insert(id.clone(), Upload { key: key.clone(), parts: BTreeMap::new() });
+            state
+                .uploads
+                .insert(id.clone(), Upload { key: key.clone(), initiated: SystemTime::now(), parts: BTreeMap::new() });
             id
         };
         self.end(Operation::CreateMultipart, key, fault, id)
@@ -526,6 +530,53 @@ impl Store for MemoryStore {
         let fault = self.begin(Operation::AbortMultipart, key, None, 0)?;
         self.state().uploads.remove(upload);
         self.end(Operation::AbortMultipart, key, fault, ())
+    }
+
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        let operation = Operation::ListParts;
+        let fault = self.begin(operation, key, None, 0)?;
+        let page = {
+            let state = self.state();
+            let Some(upload) = state.uploads.get(upload).filter(|upload| upload.key == *key) else {
+                return Err(self.error(ErrorKind::NotFound, operation, key, "there is no such upload"));
+            };
+            let mut parts = upload.parts.range(after.saturating_add(1)..).map(|(number, (etag, bytes))| PartMeta {
+                number: *number,
+                size: bytes.len() as u64,
+                etag: etag.clone(),
+                checksum: match self.keeps {
+                    Keeps::Crc64 => Some(Checksum::Crc64(crc64(bytes))),
+                    Keeps::Crc64Nvme => Some(Checksum::Crc64Nvme(crc64_nvme(bytes))),
+                    Keeps::Nothing | Keeps::Md5 => None,
+                },
+            });
+            let shown: Vec<_> = parts.by_ref().take(self.page).collect();
+            let continuation = parts.next().and(shown.last()).map(|last| last.number);
+            PartPage { parts: shown, continuation }
+        };
+        self.end(operation, key, fault, page)
+    }
+
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        let (operation, place) = (Operation::ListUploads, Key::new(prefix));
+        let fault = self.begin(operation, &place, None, 0)?;
+        let mut found: Vec<UploadMeta> = {
+            let state = self.state();
+            let uploads = state.uploads.iter().filter(|(_, upload)| upload.key.as_str().starts_with(prefix));
+            let meta = |(id, upload): (&UploadId, &Upload)| UploadMeta {
+                key: upload.key.clone(),
+                id: id.clone(),
+                initiated: Some(upload.initiated),
+            };
+            uploads.map(meta).collect()
+        };
+        found.sort_by(|a, b| (&a.key, &a.id.0).cmp(&(&b.key, &b.id.0)));
+        found.retain(|upload| after.is_none_or(|after| (&upload.key, &upload.id.0) > (&after.key, &after.id.0)));
+        let is_cut = found.len() > self.page;
+        found.truncate(self.page);
+        let last = found.last().filter(|_| is_cut);
+        let continuation = last.map(|last| UploadMarker { key: last.key.clone(), id: last.id.clone() });
+        self.end(operation, &place, fault, UploadPage { uploads: found, continuation })
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

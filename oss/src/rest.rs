@@ -13,6 +13,7 @@ mod clock;
 mod digest;
 pub(crate) mod endpoint;
 mod fault;
+mod lanes;
 mod listing;
 mod meter;
 mod names;
@@ -20,6 +21,7 @@ mod page;
 mod reader;
 mod refusal;
 mod retry;
+mod uploads;
 #[cfg(test)]
 mod wire;
 mod writing;
@@ -41,8 +43,8 @@ use crate::http::HttpClient;
 use crate::location::{Key, Location};
 use crate::settings::StoreSettings;
 use crate::store::{
-    AppendResponse, Capabilities, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartReceipt,
-    PutMode, PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, ETag, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartPage,
+    PartReceipt, PutMode, PutResponse, Store, UploadId, UploadMarker, UploadPage,
 };
 use call::{Call, Dialect, Expect, Reply};
 use channel::Channel;
@@ -229,6 +231,7 @@ impl Store for RestStore {
             max_part_size: 5 << 30,
             max_parts: 10_000,
             list_from_inside: true,
+            resumable_uploads: true,
         }
     }
 
@@ -290,6 +293,14 @@ impl Store for RestStore {
 
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()> {
         self.abort(key, upload).await
+    }
+
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        self.parts_page(key, upload, after).await
+    }
+
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        self.uploads_page(prefix, after).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

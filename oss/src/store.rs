@@ -154,6 +154,57 @@ pub struct PartReceipt {
     pub crc64_nvme: Option<u64>,
 }
 
+/// A part of an upload in progress, as the store tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartMeta {
+    /// Its number.
+    pub number: u32,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its entity tag, as its receipt had it but perhaps for the quotes.
+    pub etag: String,
+    /// Its checksum as the store computed it, where it tells one. Never an MD5.
+    pub checksum: Option<Checksum>,
+}
+
+/// A page of an upload's parts, in the order of their numbers.
+#[derive(Debug, Clone, Default)]
+pub struct PartPage {
+    /// The parts.
+    pub parts: Vec<PartMeta>,
+    /// The number to ask for the next page with; absent on the last.
+    pub continuation: Option<u32>,
+}
+
+/// An upload that was neither completed nor given up, as the store tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadMeta {
+    /// The object it is going to be.
+    pub key: Key,
+    /// The upload.
+    pub id: UploadId,
+    /// When it was begun, by the store's clock and perhaps in whole seconds.
+    pub initiated: Option<SystemTime>,
+}
+
+/// Where a page of open uploads ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadMarker {
+    /// The last upload's key.
+    pub key: Key,
+    /// Its id.
+    pub id: UploadId,
+}
+
+/// A page of open uploads, by their keys.
+#[derive(Debug, Clone, Default)]
+pub struct UploadPage {
+    /// The uploads.
+    pub uploads: Vec<UploadMeta>,
+    /// What to ask for the next page with; absent on the last.
+    pub continuation: Option<UploadMarker>,
+}
+
 /// One page of a listing.
 #[derive(Debug, Clone, Default)]
 pub struct ListRequest {
@@ -219,6 +270,8 @@ pub struct Capabilities {
     pub max_parts: u32,
     /// [`ListRequest::start_after`] costs nothing extra; elsewhere the pages before it are asked for and skipped.
     pub list_from_inside: bool,
+    /// A multipart upload outlives whoever began it, and [`Store::list_parts`] tells what has arrived of it, so that another can go on.
+    pub resumable_uploads: bool,
 }
 
 /// A bucket.
@@ -268,6 +321,24 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Gives a multipart upload up and frees its parts. An upload that is gone already is a success.
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()>;
 
+    /// One page of an upload's parts: those with numbers above `after`, 0 for the first page.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an upload that was completed or given up, [`ErrorKind::Unsupported`] where the store cannot tell.
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        let _ = (upload, after);
+        Err(untold("LIST-PARTS", self.root().with_key(key.clone())))
+    }
+
+    /// One page of the uploads in progress, everybody's, to keys that begin with `prefix`; those behind `after`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the store cannot tell.
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        let _ = after;
+        Err(untold("LIST-UPLOADS", self.root().with_key(prefix)))
+    }
+
     /// One page of a listing. A listing of a prefix that does not exist is empty; of a bucket that does not exist it fails.
     async fn list(&self, request: ListRequest) -> Result<ListPage>;
 
@@ -291,4 +362,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
             "this store has no append operation",
         ))
     }
+}
+
+fn untold(operation: &'static str, location: Location) -> Error {
+    Error::new(ErrorKind::Unsupported, operation, location, "this store does not tell which uploads are in progress")
 }

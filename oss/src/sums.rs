@@ -1,6 +1,8 @@
 //! Checksums of pieces, and of the whole they make.
 
-use crate::crc::{crc64, crc64_combine, crc64_nvme, crc64_nvme_combine};
+use bytes::Bytes;
+
+use crate::crc::{Crc64, Crc64Nvme, crc64, crc64_combine, crc64_nvme, crc64_nvme_combine};
 use crate::store::Checksum;
 
 /// The checksums that can be combined, of some bytes. Which of the two the store keeps is not known before it
@@ -19,6 +21,17 @@ impl Sums {
     /// Of these bytes.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { size: bytes.len() as u64, crc64: crc64(bytes), nvme: crc64_nvme(bytes) }
+    }
+
+    /// Of these pieces one after the other.
+    pub(crate) fn of_all(pieces: &[Bytes]) -> Self {
+        let (mut size, mut xz, mut nvme) = (0, Crc64::new(), Crc64Nvme::new());
+        for piece in pieces {
+            size += piece.len() as u64;
+            xz.update(piece);
+            nvme.update(piece);
+        }
+        Self { size, crc64: xz.value(), nvme: nvme.value() }
     }
 
     /// Of these bytes with `next` behind them.
@@ -49,6 +62,8 @@ mod tests {
         let whole = Sums::of(b"one").then(Sums::of(b"")).then(Sums::of(b"two"));
         assert_eq!(whole, Sums::of(b"onetwo"));
         assert_eq!(Sums::default().then(whole), whole);
+        assert_eq!(Sums::of_all(&[Bytes::from_static(b"one"), Bytes::from_static(b"two")]), whole);
+        assert_eq!(Sums::of_all(&[]), Sums::default());
         assert_eq!(whole.agree(Some(Checksum::Crc64(crc64(b"onetwo")))), Some(true));
         assert_eq!(whole.agree(Some(Checksum::Crc64Nvme(crc64_nvme(b"onetwo")))), Some(true));
         assert_eq!(whole.agree(Some(Checksum::Crc64(1))), Some(false));

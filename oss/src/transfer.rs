@@ -9,6 +9,7 @@
 //! which the store knows an MD5 only, which cannot be combined).
 
 mod budget;
+mod buffers;
 mod compare;
 mod download;
 mod plan;
@@ -22,7 +23,7 @@ use nix::libc;
 pub use self::budget::TransferBudget;
 pub use self::compare::{Comparison, compare};
 pub use self::download::{DownloadOptions, Downloaded, download, download_bytes};
-pub use self::upload::{UploadOptions, Uploaded, upload};
+pub use self::upload::{FileStamp, OpenUpload, PartsAhead, SentPart, UploadJournal, UploadOptions, Uploaded, upload};
 use crate::error::{Error, ErrorKind};
 use crate::location::Location;
 

@@ -160,9 +160,10 @@ forget() {
         # A link to /etc/machine-id is as it should be.
         [ -L "$at/$path" ] || remove "$path"
     done
-    for path in boot.json task.json events.jsonl bootstrap logs outcomes instances scratch; do
-        remove "var/lib/batch-agent/$path"
-    done
+    # What a task has left has been looked for above; all else is memory.
+    while IFS= read -r -d '' path; do
+        remove "${path#"$at/"}"
+    done < <(find "$agent_state" -mindepth 1 -maxdepth 1 -print0 2>/dev/null)
     if [ "$wants_cloud_init" = yes ] && [ -e "$at/var/lib/cloud/instance" ]; then
         inside cloud-init clean --logs
         changed=$((changed + 1))
@@ -183,6 +184,7 @@ is_ours() { [ "$SOURCE" = "$root" ] || [ -n "$packaged" ] || cmp -s "$SOURCE/$1"
 only_roots() { [ -z "$(find "$at/$1" -maxdepth 0 \( -not -uid 0 -o -perm /022 \) -print)" ]; }
 empty_file() { [ ! -s "$at/$1" ] || [ "$(cat "$at/$1")" = uninitialized ]; }
 without() { [ ! -e "$at/$1" ]; }
+is_empty() { [ -z "$(find "$at/$1" -mindepth 1 -print -quit 2>/dev/null)" ]; }
 settings_are_good() { inside /usr/bin/batch-agent check --config >/dev/null; }
 cloud_init_runs() { inside cloud-init --version >/dev/null 2>&1; }
 cloud_init_is_on() { [ ! -e "$at/etc/cloud/cloud-init.disabled" ] && { is_enabled cloud-init.service || is_enabled cloud-init-network.service; }; }
@@ -214,9 +216,7 @@ prove() {
         holds "$unit waits for the mounts" test -e "$at/etc/systemd/system/$unit.d/batch-node.conf"
     done
     holds "the image has no machine-id of its own" empty_file etc/machine-id
-    for path in boot.json task.json events.jsonl instances outcomes; do
-        holds "/var/lib/batch-agent/$path is not there" without "var/lib/batch-agent/$path"
-    done
+    holds "the agent has no memory of this machine (/var/lib/batch-agent is empty)" is_empty var/lib/batch-agent
     if [ -e "$at/etc/batch-agent/node.yaml" ] || [ -n "$(find "$at/etc/batch-agent/node.yaml.d" -name '*.yaml' -print -quit 2>/dev/null)" ]; then
         note "the image carries settings of its own in /etc/batch-agent; every instance has them, unless user data replaces them"
         holds "they are good (batch-agent check --config)" settings_are_good

@@ -14,7 +14,7 @@ use flate2::write::GzEncoder;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs;
+use crate::{double, programs};
 
 /// How long what an agent has started may take to go away by itself once the agent is gone.
 const QUIET_DEADLINE: Duration = Duration::from_secs(20);
@@ -81,16 +81,7 @@ impl Node {
     /// A node whose `oss://` and `s3://` are the double at `endpoint`, in the double's default region and with its default key.
     pub fn with_double(endpoint: &str) -> Self {
         let mut node = Self::new();
-        for (name, value) in [
-            ("OSS_ENDPOINT", endpoint),
-            ("OSS_REGION", "cn-test"),
-            ("OSS_ACCESS_KEY_ID", "test-key"),
-            ("OSS_ACCESS_KEY_SECRET", "test-secret"),
-            ("AWS_ENDPOINT_URL", endpoint),
-            ("AWS_REGION", "cn-test"),
-            ("AWS_ACCESS_KEY_ID", "test-key"),
-            ("AWS_SECRET_ACCESS_KEY", "test-secret"),
-        ] {
+        for (name, value) in double::environment(endpoint) {
             node = node.environment(name, value);
         }
         node
@@ -147,6 +138,7 @@ impl Node {
             }
         };
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env("BATCH_AGENT_STATE_DIR", self.path().join("state"));
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null());
         command
@@ -212,7 +204,7 @@ impl Node {
         if self.root.exists() {
             left.push(format!("mount point: {}", self.root.display()));
         }
-        for directory in ["run/tasks", "state/instances"]
+        for directory in ["run/tasks", "state/instances", "state/uploads", "state/pushes"]
             .map(|name| self.path().join(name))
             .iter()
             .chain([&Path::new(&scratch).join("tasks")])

@@ -167,20 +167,10 @@ impl Bucket {
     }
 
     fn try_mount_with(&self, target: &Path, arguments: &[String]) -> Ran {
-        let mut command = self.sandbox.command();
-        for (name, value) in [
-            ("OSS_ACCESS_KEY_ID", "test-key"),
-            ("OSS_ACCESS_KEY_SECRET", "test-secret"),
-            ("AWS_ACCESS_KEY_ID", "test-key"),
-            ("AWS_SECRET_ACCESS_KEY", "test-secret"),
-        ] {
-            command.env(name, value);
-        }
+        let mut command = self.sandbox.mounting(&self.double, &self.location, target);
         for (name, value) in &self.environment {
             command.env(name, value);
         }
-        command.arg("mount").arg(&self.location).arg(target);
-        command.args(["--endpoint", &self.double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
         Ran::from(command.args(arguments).output().expect("the program was built"))
     }
 

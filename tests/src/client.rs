@@ -3,7 +3,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::programs;
+use crate::{double, programs};
 
 /// A call of the program `store-client`, with nothing in its environment but what it is given.
 #[derive(Debug)]
@@ -27,19 +27,8 @@ impl StoreClient {
     pub fn new(endpoint: &str) -> Self {
         let mut command = Command::new(programs::path("store-client"));
         command.env_clear().stdin(Stdio::null());
-        let client = Self(command);
-        [
-            ("OSS_ENDPOINT", endpoint),
-            ("OSS_REGION", "cn-test"),
-            ("OSS_ACCESS_KEY_ID", "test-key"),
-            ("OSS_ACCESS_KEY_SECRET", "test-secret"),
-            ("AWS_ENDPOINT_URL", endpoint),
-            ("AWS_REGION", "cn-test"),
-            ("AWS_ACCESS_KEY_ID", "test-key"),
-            ("AWS_SECRET_ACCESS_KEY", "test-secret"),
-        ]
-        .into_iter()
-        .fold(client, |client, (name, value)| client.environment(name, value))
+        command.envs(double::environment(endpoint));
+        Self(command)
     }
 
     /// Sets a variable of its environment.

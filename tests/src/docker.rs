@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::tools::{done, limited, system};
@@ -29,15 +30,23 @@ pub struct Engine {
     directory: TempDir,
     daemon: Option<Child>,
     is_docker: bool,
+    /// Where its mounts are, also while it is away.
+    namespace: fs::File,
 }
 
 impl Engine {
     /// A Docker daemon without a network of its own.
     pub fn docker() -> Self {
-        let directory = directory();
-        let dockerd = system("dockerd", "docker.io");
-        let root = directory.path();
-        let mut command = Command::new(dockerd);
+        Self::start(true)
+    }
+
+    /// Podman's service, with the limits that it needs on machines that allow no more.
+    pub fn podman() -> Self {
+        Self::start(false)
+    }
+
+    fn docker_command(root: &Path) -> Command {
+        let mut command = Command::new(system("dockerd", "docker.io"));
         command
             .arg("--data-root")
             .arg(root.join("data"))
@@ -48,24 +57,25 @@ impl Engine {
             .arg("-H")
             .arg(format!("unix://{}", socket(root).display()))
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none"]);
-        Self::start(directory, command, true)
+        command
     }
 
-    /// Podman's service, with the limits that it needs on machines that allow no more.
-    pub fn podman() -> Self {
-        let directory = directory();
-        let podman = system("podman", "podman");
-        let root = directory.path();
+    fn podman_command(root: &Path) -> Command {
         let settings = root.join("containers.conf");
         fs::write(&settings, PODMAN).expect("podman's settings");
         // Whose signatures are wanted is read from the home directory, and a machine need not have a file for all.
         let policy = root.join(".config/containers/policy.json");
         fs::create_dir_all(root.join(".config/containers")).expect("a directory");
         fs::write(policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("podman's policy");
-        let mut command = Command::new(podman);
+        // A registry on this machine speaks no TLS; Docker knows that by itself.
+        let registries = root.join("registries.conf");
+        fs::write(&registries, "[[registry]]\nprefix = \"localhost\"\nlocation = \"localhost\"\ninsecure = true\n")
+            .expect("podman's registries");
+        let mut command = Command::new(system("podman", "podman"));
         command
             .env("HOME", root)
             .env("CONTAINERS_CONF", settings)
+            .env("CONTAINERS_REGISTRIES_CONF", registries)
             .args(["--runtime", "runc", "--log-level", "info"])
             .arg("--root")
             .arg(root.join("data"))
@@ -75,23 +85,64 @@ impl Engine {
             .arg(root.join("tmp"))
             .args(["system", "service", "--time", "0"])
             .arg(format!("unix://{}", socket(root).display()));
-        Self::start(directory, command, false)
+        command
     }
 
-    fn start(directory: TempDir, mut command: Command, is_docker: bool) -> Self {
-        let log = fs::File::create(directory.path().join("log")).expect("a file for the log");
+    fn spawn(root: &Path, is_docker: bool, place: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> Child {
+        let mut command = if is_docker { Self::docker_command(root) } else { Self::podman_command(root) };
+        let log = fs::File::options().append(true).create(true).open(root.join("log")).expect("a file for the log");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         // SAFETY: only system calls are made between fork and exec.
-        unsafe { command.pre_exec(own_mounts) };
-        let daemon = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut engine = Self { directory, daemon: Some(daemon), is_docker };
+        unsafe { command.pre_exec(place) };
+        command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    fn start(is_docker: bool) -> Self {
+        let directory = directory();
+        let daemon = Self::spawn(directory.path(), is_docker, own_mounts);
+        let namespace = format!("/proc/{}/ns/mnt", daemon.id());
+        let namespace = fs::File::open(namespace).expect("the engine's mount namespace");
+        let mut engine = Self { directory, daemon: Some(daemon), is_docker, namespace };
+        engine.wait_for_answer();
+        engine
+    }
+
+    fn wait_for_answer(&mut self) {
         let end = Instant::now() + DEADLINE;
-        while !engine.answers() {
-            let ended = engine.daemon.as_mut().and_then(|daemon| daemon.try_wait().ok().flatten());
-            assert!(ended.is_none() && Instant::now() < end, "no engine:\n{}", engine.log());
+        while !self.answers() {
+            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().ok().flatten());
+            assert!(ended.is_none() && Instant::now() < end, "no engine:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(100));
         }
-        engine
+    }
+
+    /// Has it end by this signal and starts it again, where its mounts are.
+    pub fn restart(&mut self, signal: Signal) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = kill(Pid::from_raw(i32::try_from(daemon.id()).unwrap_or(0)), signal);
+            let _ = daemon.wait();
+            self.end_runtime();
+        }
+        let namespace = self.namespace.try_clone().expect("a file");
+        let place = move || setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(io::Error::from);
+        self.daemon = Some(Self::spawn(self.directory.path(), self.is_docker, place));
+        self.wait_for_answer();
+    }
+
+    /// Docker's own containerd dies with it. Where nobody collects it, the next daemon would wait for it.
+    fn end_runtime(&self) {
+        let file = self.directory.path().join("exec/containerd/containerd.pid");
+        let Some(pid) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) else { return };
+        let is_alive = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+        };
+        let end = Instant::now() + DEADLINE;
+        while is_alive() && Instant::now() < end {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = fs::remove_file(file);
     }
 
     /// Where it listens.
@@ -118,7 +169,7 @@ impl Engine {
 
     /// Has a command run where the engine's mounts are.
     pub fn join<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let namespace = fs::File::open(format!("/proc/{}/ns/mnt", self.pid())).expect("the engine's mount namespace");
+        let namespace = self.namespace.try_clone().expect("a file");
         // SAFETY: only a system call is made between fork and exec, on a descriptor that stays open.
         unsafe { command.pre_exec(move || setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(io::Error::from)) }
     }
@@ -291,6 +342,41 @@ pub fn busybox(files: &[(&str, &str)]) -> Vec<u8> {
         header.set_cksum();
         archive.append(&header, content.as_bytes()).expect("a file");
     }
+    archive.into_inner().expect("an archive")
+}
+
+/// An OCI archive of one image, of BusyBox in one layer: `compress` makes the layer of its tar archive, whose kind has this name at the
+/// end of its media type. The index names it `tag`.
+pub fn oci_archive(tag: &str, variables: &[&str], kind: &str, compress: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    use serde_json::{Value, json};
+    let tree = busybox(&[]);
+    let digest = |content: &[u8]| {
+        let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        (format!("sha256:{hex}"), format!("blobs/sha256/{hex}"))
+    };
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, content).expect("a file");
+    };
+    let mut blob = |media_type: &str, content: &[u8]| -> Value {
+        let (digest, path) = digest(content);
+        add(&path, content);
+        json!({ "mediaType": format!("application/vnd.oci.image.{media_type}"), "digest": digest, "size": content.len() })
+    };
+    let layer = blob(&format!("layer.v1.tar+{kind}"), &compress(&tree));
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+        "config": { "Env": variables }, "rootfs": { "type": "layers", "diff_ids": [digest(&tree).0] },
+    });
+    let config = blob("config.v1+json", config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+    add("index.json", json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string().as_bytes());
+    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
     archive.into_inner().expect("an archive")
 }
 

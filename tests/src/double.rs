@@ -57,7 +57,7 @@ use std::time::SystemTime;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 
-pub use config::{AccessKey, Action, BucketConfig, Deny, Dialect, DoubleConfig};
+pub use config::{AccessKey, Action, BucketConfig, Deny, Dialect, DoubleConfig, KEYS, environment};
 pub use content::Content;
 pub use fault::{Fault, FaultId, Often, When};
 pub use generated::Generated;

@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::double::{Double, KEYS};
 use crate::programs;
 
 /// A user that owns nothing here.
@@ -69,6 +70,14 @@ impl Sandbox {
             .env("FUSE_OSS_MEMORY_LIMIT", "256MiB")
             .stdin(Stdio::null())
             .current_dir("/");
+        command
+    }
+
+    /// `mount` of a location of the double's, with its default key; what else is to be said can be added.
+    pub fn mounting(&self, double: &Double, location: &str, target: &Path) -> Command {
+        let mut command = self.command();
+        command.envs(KEYS).arg("mount").arg(location).arg(target);
+        command.args(["--endpoint", &double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
         command
     }
 

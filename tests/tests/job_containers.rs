@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed check is a panic, in helpers too")]
 
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,9 +14,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
-use tests::docker::{Engine, Registry};
+use tests::docker::{Engine, Registry, oci_archive};
 use tests::double::{Double, DoubleConfig};
 use tests::node::BootNode;
+use tests::tools::system;
 
 const BUCKET: &str = "test-bucket";
 const IMAGE: &str = "registry.example/busybox:1";
@@ -57,7 +60,7 @@ impl Site {
     /// Starts a job and waits until its program has said "up".
     fn start(&self, id: &str, job: &Value) -> Child {
         let mut command = self.command(job, &["--job-id", id]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         eventually("the program is up", LIMIT, || {
             self.double.get(BUCKET, &format!("logs/stdout.{id}.task.0")).is_some_and(|log| log.starts_with(b"up\n"))
         });
@@ -221,12 +224,35 @@ fn endings(site: &Site) {
     site.assert_clean();
 }
 
-/// The kernel kills it for the memory it takes. Podman's monitor does not see that on every machine with cgroups of version 1.
+/// The kernel kills it for the memory it takes, all of it or a part; and what a container uses is told as of any task.
 fn out_of_memory(site: &Site) {
-    let hungry =
-        json!({"command": ["/bin/sh", "-c", "head -c 300000000 /dev/zero | tail"], "limits": {"memory": "32MiB"}});
-    let hungry = site.run(&own(hungry));
+    // A line without an end.
+    const HUNGRY: &str = "tail /dev/zero";
+    let run =
+        |script: &str| site.run(&own(json!({"command": ["/bin/sh", "-c", script], "limits": {"memory": "32MiB"}})));
+    let hungry = run(HUNGRY);
     assert_eq!(hungry.instance("task", 0)["cause"], "out-of-memory", "{hungry:#?}");
+    let at_once = run(&format!("exec {HUNGRY}"));
+    assert_eq!(at_once.instance("task", 0)["cause"], "out-of-memory", "{at_once:#?}");
+    // One that survives the end of its child has finished, and both are told.
+    let survivor = run(&format!("{HUNGRY}; sleep 1; exit 0"));
+    assert_eq!(survivor.status, 0, "{survivor:#?}");
+    assert!(survivor.instance("task", 0)["usage"]["oom_kills"].as_u64() >= Some(1), "{survivor:#?}");
+    // What looks like it and is not.
+    let killed = run("kill -9 $$; exit 137");
+    assert_eq!(killed.instance("task", 0)["cause"], "user", "{killed:#?}");
+    assert_eq!(killed.instance("task", 0)["usage"]["oom_kills"], 0, "{killed:#?}");
+
+    let used = site.run(&own(json!({"command": ["/bin/sh", "-c",
+        "head -c 60000000 /dev/zero | tail > /dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]})));
+    let usage = &used.instance("task", 0)["usage"];
+    let (cpu, peak) = (&usage["user_ms"], &usage["memory_peak_bytes"]);
+    assert!(cpu.as_u64() >= Some(20) && peak.as_u64() >= Some(60_000_000), "{used:#?}");
+    let figures = &used.instance("task", 0)["figures"]["task"];
+    assert!(figures["memory"]["peak"].as_f64() >= Some(60e6), "{figures:#} of {used:#?}");
+    // However short it is.
+    let short = site.run(&own(json!({"command": "/bin/true"})));
+    assert!(short.instance("task", 0)["usage"]["memory_peak_bytes"].as_u64() > Some(0), "{short:#?}");
     site.assert_clean();
 }
 
@@ -241,6 +267,153 @@ fn killed(site: &Site) {
     site.assert_clean();
 }
 
+/// The shims of tasks whose files are below this directory.
+fn shims(below: &Path) -> Vec<Pid> {
+    let is_ours = |command_line: &[u8]| {
+        let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+        words.get(1) == Some(&&b"shim"[..])
+            && words.get(2).is_some_and(|path| path.starts_with(below.as_os_str().as_bytes()))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let ours =
+        processes.filter(|process| std::fs::read(process.path().join("cmdline")).is_ok_and(|line| is_ours(&line)));
+    ours.filter_map(|process| process.file_name().to_str()?.parse().ok().map(Pid::from_raw)).collect()
+}
+
+#[track_caller]
+fn kill_shim(below: &Path) {
+    let [shim] = shims(below)[..] else { panic!("{:?}", shims(below)) };
+    kill(shim, Signal::SIGKILL).unwrap();
+    eventually("the shim is gone", LIMIT, || !shims(below).contains(&shim));
+}
+
+/// A shim that is killed loses nothing of its container: another one goes on with it.
+fn shim_killed(site: &Site) {
+    // It prints all the time, half a line at the end of which there is none, too.
+    let script = "echo up; i=0; while [ ! -e /tmp/go ]; do echo $i; echo $i >&2; i=$((i+1)); sleep 0.01; done; echo over; exit 5";
+    let child = site.start("orphan", &task(&format!("/bin/sh -c '{script}'"), json!({})));
+    for _ in 0..2 {
+        kill_shim(site.node.path());
+        eventually("there is another one", LIMIT, || !shims(site.node.path()).is_empty());
+    }
+    site.engine.touch(&site.engine.containers()[0], "/tmp/go");
+    let run = finished(&child.wait_with_output().unwrap());
+    assert_failed(&run, 5, "user", &["exit code 5"]);
+    let (stdout, stderr) = (site.log("stdout", &run), site.log("stderr", &run));
+    let numbers: String = (0..stderr.lines().count()).map(|number| format!("{number}\n")).collect();
+    assert_eq!((stderr.as_str(), stdout.as_str()), (numbers.as_str(), &*format!("up\n{numbers}over\n")));
+    // What it used before is counted, too.
+    assert!(run.instance("task", 0)["usage"]["memory_peak_bytes"].as_u64() > Some(0), "{run:#?}");
+    assert_eq!(run.instance("task", 0)["attempts"], 1, "{run:#?}");
+    site.assert_clean();
+
+    // A time limit holds for what it ran under the shim before, and who stops it is heard.
+    let child = site.start(
+        "stopped-orphan",
+        &task("/bin/sh -c 'trap \"echo bye; exit 7\" TERM; echo up; while :; do sleep 1; done'", json!({})),
+    );
+    kill_shim(site.node.path());
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let run = finished(&child.wait_with_output().unwrap());
+    assert_eq!(run.instance("task", 0)["state"], "Stopped", "{run:#?}");
+    assert_eq!((site.log("stdout", &run).as_str(), &run.instance("task", 0)["exit_code"]), ("up\nbye\n", &json!(7)));
+    site.assert_clean();
+}
+
+/// An engine that is started anew takes its containers with it. That is not the program's failure.
+fn engine_restarted(mut site: Site) {
+    site.engine.import(IMAGE, &[]);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let child = site.start(signal.as_str(), &task("/bin/sh -c 'echo up; exec sleep 1000'", json!({})));
+        site.engine.restart(signal);
+        let run = finished(&child.wait_with_output().unwrap());
+        assert_failed(&run, 71, "platform", &["engine", "stopped or started anew", "live-restore"]);
+        assert_eq!(run.instance("task", 0)["exit_code"], Value::Null, "{run:#?}");
+        site.assert_clean();
+    }
+    // A second attempt is not counted.
+    let script = "if [ -e /home/in/go ]; then exit 3; fi; echo up; exec sleep 1000";
+    site.double.put(BUCKET, "in/x", "x");
+    let twice = task(
+        &format!("/bin/sh -c '{script}'"),
+        json!({"MaxRetryCount": 1, "InputMapping": {"oss://test-bucket/in/": "/home/in/"}}),
+    );
+    let mut command = site.command(&twice, &["--job-id", "twice", "--fault-retries=1"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the program is up", LIMIT, || {
+        site.double.get(BUCKET, "logs/stdout.twice.task.0").is_some_and(|log| log == b"up\n")
+    });
+    site.double.put(BUCKET, "in/go", "go");
+    site.engine.restart(Signal::SIGKILL);
+    let run = finished(&child.wait_with_output().unwrap());
+    assert_failed(&run, 3, "user", &["exit code 3"]);
+    let instance = run.instance("task", 0);
+    assert_eq!((&instance["attempts"], &instance["retries"]), (&json!(3), &json!(1)), "{run:#?}");
+    site.assert_clean();
+}
+
+/// What stays of a task that has failed, and how a person gets in.
+fn reserved(site: &Site) {
+    let said = |words: &[&str], input: &str| {
+        let mut command = site.node.agent();
+        command.arg(words[0]).arg("--state-dir").arg(site.node.path().join("state")).args(&words[1..]);
+        let mut child = site
+            .engine
+            .join(&mut command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code().unwrap_or(-1), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    site.double.put(BUCKET, "in/a.txt", "alpha\n");
+    let job = |line: &str| {
+        task(
+            line,
+            json!({
+                "Parameters": {"Command": {"EnvVars": {"MINE": "yes"}}},
+                "InputMapping": {"oss://test-bucket/in/": "/home/in/"},
+                "OutputMapping": {"/home/out/": "oss://test-bucket/out/"},
+                "AutoCluster": {"ReserveOnFail": true},
+            }),
+        )
+    };
+    // While it runs: in the container itself.
+    let child = site.start(
+        "kept",
+        &job("/bin/sh -c 'echo up; echo made > made; echo own > /tmp/own; echo part > /home/out/part; \
+                                         while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 3'"),
+    );
+    let look = "pwd; cat made /tmp/own /home/in/a.txt /home/out/part; echo $MINE $BATCH_COMPUTE_DAG_TASK_ID; exit 7";
+    let seen = "/batchcompute/workdir\nmade\nown\nalpha\npart\nyes task\n";
+    assert_eq!(said(&["enter", "task", "/bin/sh", "-c", look], ""), (7, seen.to_owned()));
+    assert_eq!(said(&["enter", "task", "cat"], "from outside"), (0, "from outside".to_owned()));
+    assert_eq!(said(&["enter", "task", "no-such-program"], "").0, 127);
+    assert_eq!(said(&["enter", "task", "touch", "/tmp/go"], "").0, 0);
+    let run = finished(&child.wait_with_output().unwrap());
+    assert_eq!(run.status, 3, "{run:#?}");
+    assert!(run.message().contains("batch-agent enter") && run.message().contains("kept.task.0"), "{run:#?}");
+    assert_eq!(site.engine.containers().len(), 1);
+
+    // When it is over: in another one that sees the same, what it left among the image's files included.
+    let (status, text) = said(&["enter", "task", "/bin/sh", "-c", look], "");
+    assert_eq!((status, text.as_str()), (7, seen));
+    assert_eq!(said(&["enter", "task", "cat"], "from outside").1, "from outside");
+    assert_eq!(said(&["enter", "task", "/bin/sh"], "exit 9\n").0, 9);
+    assert_eq!((site.engine.containers().len(), site.engine.says(&["images", "--quiet"]).lines().count()), (1, 1));
+    let mut inside = site.node.agent();
+    inside.args(["enter", "--state-dir"]).arg(site.node.path().join("state")).args(["task", "/bin/sleep", "1000"]);
+    let mut inside = site.engine.join(&mut inside).stdin(Stdio::null()).spawn().unwrap();
+    eventually("somebody is inside", LIMIT, || site.engine.says(&["ps", "--quiet"]).lines().count() == 1);
+    assert_eq!(said(&["release", "task"], ""), (0, String::new()));
+    assert!(!inside.wait().unwrap().success(), "who is inside goes with it");
+    assert_eq!(site.engine.says(&["images", "--quiet"]).lines().count(), 1);
+    site.assert_clean();
+}
+
 /// Images that are not there, and from all the places they can come from.
 fn images(site: &Site) {
     let registry = Registry::start();
@@ -252,9 +425,7 @@ fn images(site: &Site) {
     }
     let tar = site.node.path().join("image.tar");
     site.engine.client(&["save", "--output", tar.to_str().unwrap(), &name]);
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(&std::fs::read(&tar).unwrap()).unwrap();
-    site.double.put(BUCKET, "image.tar.gz", gzip.finish().unwrap());
+    site.double.put(BUCKET, "image.tar.gz", gzipped(&std::fs::read(&tar).unwrap()));
     let forget = || site.engine.client(&["rmi", "--force", &name]);
     let line = "/bin/sh -c 'echo $WHO'";
     forget();
@@ -298,11 +469,81 @@ fn images(site: &Site) {
     site.assert_clean();
 }
 
+fn gzipped(content: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(content).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn zstandard(content: &[u8]) -> Vec<u8> {
+    let mut zstd = Command::new(system("zstd", "zstd"));
+    let mut zstd = zstd.args(["-q", "-1", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, content) = (zstd.stdin.take().unwrap(), content.to_vec());
+    let writer = std::thread::spawn(move || to.write_all(&content));
+    let output = zstd.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// OCI archives, whose layers may be compressed in two ways, and which may be compressed as a whole.
+fn oci_archives(site: &Site) {
+    let archive =
+        |kind: &str, compress: fn(&[u8]) -> Vec<u8>| oci_archive("1", &[&format!("WHO={kind}")], kind, compress);
+    let whole = gzipped(&oci_archive("1", &["WHO=whole"], "gzip", gzipped));
+    for (kind, content) in [("gzip", archive("gzip", gzipped)), ("zstd", archive("zstd", zstandard)), ("whole", whole)]
+    {
+        site.double.put(BUCKET, &format!("{kind}.oci"), content);
+        let job = |path: &str| {
+            own(json!({"command": ["/bin/sh", "-c", "echo $WHO"],
+                "container": {"image": format!("registry.example/{kind}:1"), "archive": format!("oss://test-bucket/{path}")}}))
+        };
+        let run = site.run(&job(&format!("{kind}.oci")));
+        assert_eq!(run.status, 0, "{kind}: {run:#?}\n{}", site.engine.log());
+        assert_eq!(site.log("stdout", &run), format!("{kind}\n"));
+    }
+    site.double.put(BUCKET, "none.oci", "PK\x03\x04 something else");
+    let nothing =
+        own(json!({"command": "/bin/true", "container": {"image": "x:1", "archive": "oss://test-bucket/none.oci"}}));
+    assert_failed(&site.run(&nothing), 65, "user", &["none.oci", "no archive of an image"]);
+    site.assert_clean();
+}
+
+/// Devices and networks that a job asks for, and none that it does not.
+fn devices_and_networks(site: &Site) {
+    let says = |line: &str, container: Value| {
+        let mut job = own(json!({"command": ["/bin/sh", "-c", line]}));
+        merge(&mut job["tasks"]["task"]["container"], &container);
+        let run = site.run(&job);
+        assert_eq!(run.status, 0, "{run:#?}\n{}", site.engine.log());
+        site.log("stdout", &run)
+    };
+    // Seeing a device is one thing, and being let use it another.
+    let look = "if [ -c /dev/fuse ]; then (exec 3<>/dev/fuse) && echo usable; else echo none; fi";
+    assert_eq!(says(look, json!({})), "none\n");
+    assert_eq!(says(look, json!({"devices": ["/dev/fuse"]})), "usable\n");
+    let absent = own(json!({"command": "/bin/true", "container": {"image": IMAGE, "devices": ["/dev/no-such"]}}));
+    assert_failed(&site.run(&absent), 71, "platform", &["/dev/no-such"]);
+
+    let interfaces = "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev";
+    let here = std::fs::read_to_string("/proc/net/dev").unwrap();
+    let here: Vec<&str> = here.lines().filter_map(|line| line.split_once(':').map(|(name, _)| name.trim())).collect();
+    let host = says(interfaces, json!({}));
+    assert_eq!(host.lines().collect::<Vec<_>>(), here);
+    assert_eq!(says(interfaces, json!({"network": "none"})), "lo\n");
+    site.assert_clean();
+}
+
 #[test]
 fn docker_shows_a_task_what_it_is_to_see_and_keeps_what_it_prints() {
     let site = Site::new(Engine::docker());
     plain(&site);
     cromwell(&site);
+    devices_and_networks(&site);
+    // The engine here has no bridge. That is nobody's fault but the machine's.
+    let bridged = own(json!({"command": "/bin/true", "container": {"image": IMAGE, "network": "bridge"}}));
+    assert_failed(&site.run(&bridged), 71, "platform", &["bridge"]);
+    site.assert_clean();
 }
 
 #[test]
@@ -317,14 +558,18 @@ fn docker_every_ending_has_its_cause() {
     endings(&site);
     out_of_memory(&site);
     killed(&site);
+    shim_killed(&site);
+    reserved(&site);
 }
 
 #[test]
 fn docker_images_come_from_registries_and_object_storage() {
-    images(&Site::new(Engine::docker()));
+    let site = Site::new(Engine::docker());
+    images(&site);
+    oci_archives(&site);
 }
 
-/// The node's daemon is killed twice while the container runs, and the third one brings its results home.
+/// The node's daemon is killed twice while the container runs, the second time with its shim, and the third one brings its results home.
 #[test]
 fn a_node_whose_agent_is_killed_goes_on_with_its_container() {
     let engine = Engine::podman();
@@ -354,10 +599,12 @@ fn a_node_whose_agent_is_killed_goes_on_with_its_container() {
         agent.kill().unwrap();
         agent.wait().unwrap();
     }
-    assert_eq!(engine.containers().len(), 1);
-    let mut agent = boot();
+    // And once more with its shim, so that nobody is there when the program ends.
+    kill_shim(&node.path(""));
     let container = engine.containers().remove(0);
     engine.touch(&container, "/batchcompute/workdir/go");
+    eventually("it has ended", LIMIT, || !engine.says(&["ps", "--format", "{{.Names}}"]).contains(&container));
+    let mut agent = boot();
     assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", node.log());
     assert_eq!(node.stored("out/stdout.job-1.task.0"), "up\nhello\nover\n");
     assert_eq!(engine.containers(), Vec::<String>::new());
@@ -379,6 +626,35 @@ fn without_an_engine_a_task_is_told_so() {
 fn soak_podman_endings_and_images() {
     let site = Site::new(Engine::podman());
     endings(&site);
+    out_of_memory(&site);
     killed(&site);
+    shim_killed(&site);
+    reserved(&site);
+    devices_and_networks(&site);
     images(&site);
+    oci_archives(&site);
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_docker_is_started_anew_under_a_container() {
+    engine_restarted(Site::new(Engine::docker()));
+}
+
+/// Podman's containers do not depend on its service.
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_podman_is_started_anew_under_a_container() {
+    let mut site = Site::new(Engine::podman());
+    site.engine.import(IMAGE, &[]);
+    let script = "echo up; i=0; while [ ! -e /tmp/go ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5";
+    let child = site.start("anew", &task(&format!("/bin/sh -c '{script}'"), json!({})));
+    site.engine.restart(Signal::SIGKILL);
+    site.engine.touch(&site.engine.containers()[0], "/tmp/go");
+    let run = finished(&child.wait_with_output().unwrap());
+    assert_failed(&run, 5, "user", &["exit code 5"]);
+    let log = site.log("stdout", &run);
+    let numbers: String = (0..log.lines().count() - 1).map(|number| format!("{number}\n")).collect();
+    assert_eq!(log, format!("up\n{numbers}"));
+    site.assert_clean();
 }

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use tests::bucket::{Bucket, passthrough_expected, sample};
-use tests::double::DoubleConfig;
+use tests::double::{DoubleConfig, KEYS};
 use tests::mapped::Mapped;
 use tests::mounts::{Ran, wait_until};
 
@@ -94,7 +94,7 @@ fn a_tree_can_have_no_location_at_its_top() {
     bucket.put("a/one", "one".into());
     bucket.put("two", "two".into());
     let mut command = bucket.sandbox.command();
-    command.env("OSS_ACCESS_KEY_ID", "test-key").env("OSS_ACCESS_KEY_SECRET", "test-secret");
+    command.envs(KEYS);
     command.arg("mount").arg(bucket.sandbox.mnt());
     command.args(["--entry=x/y=oss://test-bucket/a/", "--entry=x/z=oss://test-bucket/two"]);
     command.args(["--endpoint", &bucket.double.endpoint(), "--region", "cn-test", "--addressing", "path"]);

@@ -18,18 +18,7 @@ use tests::mounts::{Ran, Sandbox, alive, wait_until};
 const BUCKET: &str = "test-bucket";
 
 fn try_mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) -> Ran {
-    let mut command = sandbox.command();
-    for (name, value) in [
-        ("OSS_ACCESS_KEY_ID", "test-key"),
-        ("OSS_ACCESS_KEY_SECRET", "test-secret"),
-        ("AWS_ACCESS_KEY_ID", "test-key"),
-        ("AWS_SECRET_ACCESS_KEY", "test-secret"),
-    ] {
-        command.env(name, value);
-    }
-    command.arg("mount").arg(location).arg(sandbox.mnt());
-    command.args(["--endpoint", &double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
-    Ran::from(command.args(more).output().unwrap())
+    Ran::from(sandbox.mounting(double, location, &sandbox.mnt()).args(more).output().unwrap())
 }
 
 fn mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) {

@@ -21,18 +21,7 @@ fn start() -> Double {
 }
 
 fn mount(sandbox: &Sandbox, double: &Double, location: &str, more: &[&str]) -> Ran {
-    let mut command = sandbox.command();
-    for (name, value) in [
-        ("OSS_ACCESS_KEY_ID", "test-key"),
-        ("OSS_ACCESS_KEY_SECRET", "test-secret"),
-        ("AWS_ACCESS_KEY_ID", "test-key"),
-        ("AWS_SECRET_ACCESS_KEY", "test-secret"),
-    ] {
-        command.env(name, value);
-    }
-    command.arg("mount").arg(location).arg(sandbox.mnt());
-    command.args(["--endpoint", &double.endpoint(), "--region", "cn-test", "--addressing", "path"]);
-    Ran::from(command.args(more).output().unwrap())
+    Ran::from(sandbox.mounting(double, location, &sandbox.mnt()).args(more).output().unwrap())
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {

@@ -301,13 +301,18 @@ fn an_image_gets_the_agent_and_is_proved_good_and_a_second_time_changes_nothing(
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("WRONG: batch-agent.service starts with the machine"), "{said}");
 
-    image.write("var/lib/batch-agent/boot.json", "{}");
+    for memory in ["boot.json", "events/node/events.jsonl", "log-book/x.json", ".task.json.tmp-17"] {
+        image.write(&format!("var/lib/batch-agent/{memory}"), "{}");
+    }
+    let (status, said) = image.install(&["--check"]);
+    assert!(status == 1 && said.contains("WRONG: the agent has no memory of this machine"), "{said}");
     image.write("var/lib/systemd/random-seed", "not random");
     let (status, said) = image.install(&["--order-after-mounts", "docker.service"]);
     assert_eq!(status, 0, "{said}");
     assert!(said.ends_with("the image is good\n"), "{said}");
     assert_eq!(read(image.at("etc/machine-id")), "");
-    assert!(!image.at("var/lib/batch-agent/boot.json").exists() && !image.at("var/lib/systemd/random-seed").exists());
+    assert_eq!(fs::read_dir(image.at("var/lib/batch-agent")).unwrap().count(), 0);
+    assert!(!image.at("var/lib/systemd/random-seed").exists());
     assert!(image.at("etc/systemd/system/multi-user.target.wants/batch-agent.service").is_symlink());
     assert!(
         read(image.at("etc/systemd/system/docker.service.d/batch-node.conf"))

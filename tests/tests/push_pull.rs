@@ -287,3 +287,36 @@ fn a_command_that_is_stopped_leaves_nothing_half_done_and_goes_on_the_next_time(
         assert!(fs::read(to.join("large")).expect("a file") == sample(1, 40 << 20));
     }
 }
+
+#[test]
+fn a_push_that_was_killed_goes_on_inside_the_file() {
+    for scheme in ["oss", "s3"] {
+        let place = Place::new(scheme);
+        let file = place.node.path().join("large");
+        fs::write(&file, sample(1, 70 << 20)).expect("a file");
+        let parts = |key: &str| {
+            let key = key.to_owned();
+            place.double.count(move |request| {
+                request.operation == Operation::UploadPart && request.status == Some(200) && request.key == key
+            })
+        };
+        let stuck =
+            place.double.fault(Fault::Latency(LONG), When::any().operation(Operation::CompleteUpload), Often::Always);
+        let mut push = place.command("push", &file.to_string_lossy(), &place.location("out/large"));
+        let mut child = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("batch-agent starts");
+        eventually("all parts have arrived", LONG, || parts("out/large") == 5);
+        child.kill().expect("it is there");
+        child.wait().expect("it is ours");
+        place.double.remove_fault(stuck);
+        assert!(place.double.get(BUCKET, "out/large").is_none());
+        place.double.clear_requests();
+        let run = place.push(&file, "out/large");
+        assert_eq!(run.status, 0, "{run:?}");
+        assert!(place.double.get(BUCKET, "out/large").expect("it is there") == sample(1, 70 << 20));
+        // The answer to the last one may not have come before it was killed.
+        assert!(parts("out/large") <= 1, "{scheme}: {} parts travelled twice", parts("out/large"));
+        assert!(place.double.uploads(BUCKET).is_empty());
+        let left = fs::read_dir(place.node.path().join("state/pushes")).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "nothing is written down any more");
+    }
+}

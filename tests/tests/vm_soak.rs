@@ -21,6 +21,9 @@ const KILLER: [(&str, &str); 2] =
 /// What keeps the NAS from coming up.
 const NO_NAS: [(&str, &str); 1] = [("none.conf", "/etc/systemd/system/nfs-server.service.d/none.conf")];
 
+/// What makes the NAS one that hangs.
+const SILENT_NAS: [(&str, &str); 1] = [("silent.conf", "/etc/systemd/system/nfs-server.service.d/silent.conf")];
+
 /// The node broke as [`Boot::broke`] says, and nothing was harmed; a row of the table.
 #[track_caller]
 fn broke(case: &Case, site: &Site, boot: &Boot, phase: &str, status: u8, words: &[&str]) {
@@ -187,6 +190,19 @@ fn soak_vm_nas_is_down_and_not_required() {
     let message = mount["message"].as_str().unwrap_or_default();
     assert!(mount["state"] == "failed" && message.contains("refused"), "{mount}");
     case.came_to("finished", &format!("a mount has failed: {message}"));
+}
+
+#[test]
+#[ignore = "soak: run by `make soak`"]
+fn soak_vm_nas_hangs() {
+    let case = Case::begin("NFS server that never answers");
+    let site = Site::with(Cloud::Aws, &SILENT_NAS);
+    let mut plan = Plan::of(&site);
+    plan.nas = "version: '4.1', deadline: 20s".to_owned();
+    site.imds.set_user_data(&plan.user_data(SCRIPT));
+    let boot = site.machine.power_on().boot();
+    broke(&case, &site, &boot, "network-mounts", 71, &["127.0.0.1:/srv/nas", "did not answer within 20s"]);
+    assert_eq!(boot.state("object-mounts"), "done", "one hung server costs its own mount and its deadline");
 }
 
 #[test]

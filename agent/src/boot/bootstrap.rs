@@ -101,6 +101,7 @@ async fn start(bootstrap: &Bootstrap, known: &Known, boot: &Boot, files: &Files)
         grace_ms: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
         // What it starts goes on with the agent's unit, or in units of its own.
         group: None,
+        takes_over: false,
         account: None,
     };
     // Whoever comes after us must not start it again.

@@ -12,7 +12,7 @@ use super::story::Story;
 use super::{Boot, Known, mounts};
 use crate::container::Containers;
 use crate::exit;
-use crate::instance::{self, Context, MountPoints, Mounter, NetworkMounter, OnStart, Place};
+use crate::instance::{self, Context, LeftBehind, MountPoints, Mounter, NetworkMounter, OnStart, Place};
 use crate::job::names::JobId;
 use crate::job::{self, Format, JobDescription};
 use crate::outcome::{Cause, Failure, InstanceOutcome};
@@ -63,6 +63,8 @@ pub async fn run(known: &Known, boot: &Boot) -> Result<Came<Option<InstanceOutco
         teller.note(|story| story.program_started_ms = story.program_started_ms.or(Some(elapsed_ms)));
     });
     let context = context(known, boot, job_id.clone(), on_start);
+    let (left, stores) = (LeftBehind::find(&known.node), Arc::clone(&known.stores));
+    tokio::spawn(async move { left.give_up(&stores).await });
     let outcome = instance::run(&context, &task, wanted.instance, boot.stop.clone()).await;
     let summary = outcome.summary();
     boot.teller.change(|story| story.outcome = serde_json::to_value(&outcome).ok())?;
@@ -235,6 +237,7 @@ fn context(known: &Known, boot: &Boot, job: JobId, on_start: OnStart) -> Context
         metrics: known.metrics.clone(),
         timeline: super::news::timeline(boot),
         on_start,
+        early: known.settings.early_upload,
         grace: GRACE,
         faults: instance::retry::FAULTS,
         reserve: known.settings.task.as_ref().map_or(instance::reserve::LIMIT, |task| task.reserve),

@@ -1,4 +1,5 @@
-//! Which hierarchies of control groups this machine has, and which controllers are in which. Pure but for [`Hierarchy::all`].
+//! Which hierarchies of control groups this machine has, and which controllers are in which. Pure but for [`Hierarchy::all`] and
+//! [`Hierarchy::of`].
 //!
 //! A machine may have one hierarchy with everything in it (v2), one for each controller (v1), or both at once: v1 for some controllers
 //! and v2 beside them with the others, or with none (hybrid). So every controller is looked for by itself.
@@ -60,6 +61,11 @@ impl Hierarchy {
     /// All hierarchies that are mounted and are of use to us.
     pub(super) fn all() -> io::Result<Vec<Self>> {
         Ok(Self::among(&mountpoint::mounts()?, &fs::read_to_string("/proc/self/cgroup")?))
+    }
+
+    /// The same, with the groups that the process `pid` is in.
+    pub(super) fn of(pid: i32) -> io::Result<Vec<Self>> {
+        Ok(Self::among(&mountpoint::mounts()?, &fs::read_to_string(format!("/proc/{pid}/cgroup"))?))
     }
 
     /// The hierarchies among `mounts`, for a process of these groups (`/proc/PID/cgroup`).

@@ -70,7 +70,7 @@ pub(super) fn enter(arguments: &EnterArguments) -> Result<ExitCode, Failure> {
     need_root("enter")?;
     let record = enter::find(arguments.state.state_dir.clone(), arguments.task.as_deref()).map_err(failure)?;
     let status = enter::enter(&record, &arguments.command).map_err(failure)?;
-    Ok(ExitCode::from(enter::exit_status(status)))
+    Ok(ExitCode::from(status))
 }
 
 /// Takes away what a failed task has left.

@@ -22,7 +22,8 @@ use crate::events::Events;
 use crate::exit;
 use crate::identity::{self, Sources};
 use crate::instance::{
-    Context, MountPoints, Mounter, NetworkMounter, OnStart, Place, Reason, StopSignal, Stopper, reserve, retry,
+    Context, EarlyUpload, MountPoints, Mounter, NetworkMounter, OnStart, Place, Reason, StopSignal, Stopper, reserve,
+    retry,
 };
 use crate::job::{self, JobDescription, names::JobId};
 use crate::metrics::{Metrics, Watched};
@@ -105,6 +106,11 @@ pub(super) struct RunArguments {
     /// How long mounting each of a task's network file systems (NAS, Lustre) may take, in seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkMounter::DEADLINE.as_secs())]
     mount_deadline: u64,
+
+    /// How large outputs are sent while the task runs, as parts that nobody sees: on, off, or some of
+    /// bandwidth=64MiB,cpu=0.1,quiet=5s,from=16MiB (bytes a second, processors, how long a file must not have changed, its least length).
+    #[arg(long, value_name = "HOW", default_value = "on", env = "BATCH_AGENT_EARLY_UPLOAD")]
+    early_upload: EarlyUpload,
 
     /// The socket of the container engine, Docker or Podman. [default: /run/docker.sock, else /run/podman/podman.sock]
     #[arg(long, value_name = "FILE", env = "BATCH_AGENT_ENGINE_SOCKET")]
@@ -250,6 +256,7 @@ fn context(arguments: &RunArguments, console: Console) -> Result<Context, Failur
         events: Events::default(),
         metrics: Metrics::default(),
         timeline: Timeline::default(),
+        early: arguments.early_upload,
         grace: Duration::from_secs(arguments.grace),
         faults: arguments.fault_retries,
         reserve: Duration::from_secs(arguments.reserve_for),

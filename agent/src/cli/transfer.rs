@@ -18,8 +18,8 @@ const MEMORY: u64 = 256 << 20;
 /// What both can be told.
 #[derive(Debug, Args)]
 pub(super) struct TransferArguments {
-    /// How many requests may be under way at once.
-    #[arg(long, value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// How many requests may be under way at once. Large ones are fewer: all together take at most 256 MiB of memory.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     parallel: u16,
 
     #[command(flatten)]

@@ -90,9 +90,17 @@ pub(super) struct State {
     pub exit_code: i32,
     /// Why it could not be started.
     pub error: String,
+    /// When it was started and when it ended, as the engine's clock has it; long ago when it was not.
+    pub started_at: String,
+    pub finished_at: String,
 }
 
 impl State {
+    /// Whether it has not been started.
+    pub(super) fn is_new(&self) -> bool {
+        !self.running && matches!(self.status.as_str(), "created" | "configured" | "initialized")
+    }
+
     /// Whether it ran and runs no more.
     pub(super) fn is_over(&self) -> bool {
         !self.running
@@ -213,9 +221,12 @@ impl Engine {
 
     /// Makes a container and answers with its id.
     pub(super) fn create(&self, name: &str, container: &Value) -> Result<String, EngineError> {
-        let action = "make the container";
-        let path = format!("/containers/create?name={name}");
-        let answer = self.call(action, "POST", &path, Body::Json(container), LONG_SILENCE)?;
+        self.made("make the container", &format!("/containers/create?name={name}"), container)
+    }
+
+    /// Asks for something to be made and answers with its id.
+    pub(super) fn made(&self, action: &str, path: &str, wanted: &Value) -> Result<String, EngineError> {
+        let answer = self.call(action, "POST", path, Body::Json(wanted), LONG_SILENCE)?;
         let made = self.parsed(action, answer)?;
         made["Id"]
             .as_str()
@@ -223,10 +234,36 @@ impl Engine {
             .ok_or_else(|| EngineError::Nonsense { action: action.to_owned(), problem: "no id in it".to_owned() })
     }
 
-    /// Starts it. The words of a refusal say whether the program is to blame.
-    pub(super) fn start(&self, container: &str) -> Result<(), EngineError> {
+    /// What it says of something.
+    pub(super) fn look(&self, path: &str) -> Result<Value, EngineError> {
+        self.ask("say what there is", "GET", path, Body::None)
+    }
+
+    /// Has it do something of which there is nothing to be said.
+    pub(super) fn tell(&self, action: &str, path: &str) -> Result<(), EngineError> {
+        self.call(action, "POST", path, Body::None, SILENCE).map(drop)
+    }
+
+    /// Removes an image, unless it is not there. What others use of it stays.
+    pub(super) fn remove_image(&self, image: &str) -> Result<(), EngineError> {
+        match self.call("remove the image", "DELETE", &format!("/images/{image}?force=1"), Body::None, LONG_SILENCE) {
+            Err(error) if error.is_missing() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Begins to start it: what is answered says [`started`](Self::started). Meanwhile it can be looked at.
+    pub(super) fn start(&self, container: &str) -> Result<UnixStream, EngineError> {
         let path = format!("/containers/{container}/start");
-        match self.call("start the container", "POST", &path, Body::None, LONG_SILENCE) {
+        let mut stream = self.connect(Some(LONG_SILENCE))?;
+        self.io(self.send(&mut stream, Request { method: "POST", path: &path, headers: &[] }, Body::None))?;
+        Ok(stream)
+    }
+
+    /// Waits until it is started. The words of a refusal say whether the program is to blame.
+    pub(super) fn started(&self, starting: UnixStream) -> Result<(), EngineError> {
+        let answer = self.io(http::answer(starting, false))?;
+        match self.checked("start the container", answer) {
             // Running already.
             Err(EngineError::Refused { status: 304, .. }) => Ok(()),
             other => other.map(drop),
@@ -248,14 +285,44 @@ impl Engine {
     /// What the container prints from now on, as frames; see [`Output`](super::output::Output).
     pub(super) fn attach(&self, container: &str) -> Result<Answer, EngineError> {
         let path = format!("/containers/{container}/attach?stream=1&stdout=1&stderr=1");
+        self.talk("show what the container prints", &path, None)
+    }
+
+    /// Turns a request into a conversation with a program.
+    pub(super) fn talk(&self, action: &str, path: &str, wanted: Option<&Value>) -> Result<Answer, EngineError> {
         let headers = [("Connection", "Upgrade"), ("Upgrade", "tcp")];
-        let request = Request { method: "POST", path: &path, headers: &headers };
+        let request = Request { method: "POST", path, headers: &headers };
         // A program may be silent for days; reading is preceded by polling.
         let mut stream = self.connect(None)?;
-        self.io(self.send(&mut stream, request, Body::None))?;
+        self.io(self.send(&mut stream, request, wanted.map_or(Body::None, Body::Json)))?;
         self.io(stream.set_read_timeout(Some(SILENCE)))?;
-        let answer = self.checked("show what the container prints", self.io(http::answer(stream, false))?)?;
-        Ok(answer)
+        self.checked(action, self.io(http::answer(stream, false))?)
+    }
+
+    /// What the engine has kept of what the container has printed, as frames; with what it prints from then on, if that `follows`.
+    pub(super) fn kept(&self, container: &str, follows: bool) -> Result<Answer, EngineError> {
+        let follow = u8::from(follows);
+        let path = format!("{}/containers/{container}/logs?stdout=1&stderr=1&follow={follow}", self.version);
+        let mut stream = self.connect(Some(LONG_SILENCE))?;
+        self.io(http::ask_for_stream(&mut stream, &path))?;
+        self.checked("show what the container has printed", self.io(http::answer(stream, false))?)
+    }
+
+    /// Whether its containers go on while it is started anew.
+    pub(super) fn spares_containers(&self) -> bool {
+        let lives_on =
+            || self.ask("say how it is set up", "GET", "/info", Body::None).ok()?["LiveRestoreEnabled"].as_bool();
+        lives_on().unwrap_or(false)
+    }
+
+    /// Whether the container was sent a signal through the engine, by somebody or by the engine itself.
+    pub(super) fn has_signalled(&self, container: &str) -> Result<bool, EngineError> {
+        let filter = json!({ "container": [container], "event": ["kill"] }).to_string();
+        let now = jiff::Timestamp::now();
+        let until = format!("{}.{:09}", now.as_second(), now.subsec_nanosecond());
+        let path = format!("/events?since=1&until={until}&filters={}", encoded(&filter));
+        let answer = self.call("say what has happened to the container", "GET", &path, Body::None, SILENCE)?;
+        Ok(!self.io(answer.whole())?.trim_ascii().is_empty())
     }
 
     /// Asks to be told when the container has ended: the answer comes then.
@@ -416,7 +483,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Text for a query, every byte that could mean something there encoded.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/' | b'~');
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -96,6 +96,12 @@ pub(super) fn send(stream: &mut UnixStream, request: Request<'_>, body: Body<'_>
     }
 }
 
+/// Asks for something that comes bit by bit and for as long as it takes. In the protocol's first version an answer is not cut into chunks,
+/// whose beginnings could not be waited for without being read.
+pub(super) fn ask_for_stream(stream: &mut UnixStream, path: &str) -> io::Result<()> {
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
+}
+
 fn send_chunks(stream: &mut UnixStream, source: &mut dyn Read) -> io::Result<()> {
     const PIECE: usize = 256 << 10;
     let mut piece = vec![0; PIECE];
@@ -180,6 +186,11 @@ impl Answer {
     /// The value of a header line.
     pub(super) fn header(&self, wanted: &str) -> Option<&str> {
         self.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
+    }
+
+    /// The connection, to say more on.
+    pub(super) fn connection(&self) -> io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
     }
 
     /// All of the body, which must not be longer than [`MAX_ANSWER`].

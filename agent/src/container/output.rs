@@ -5,7 +5,9 @@
 //! the files, as for every task.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+
+use super::kept::{Place, Seam};
 
 /// The length of a frame's head, in bytes.
 const HEAD: usize = 8;
@@ -59,39 +61,99 @@ impl Frames {
     }
 }
 
+/// One of the two log files.
+#[derive(Debug)]
+struct Sink {
+    file: File,
+    /// How many bytes that are to come it has already.
+    has: u64,
+}
+
+impl Sink {
+    fn new(file: File) -> Self {
+        Self { file, has: 0 }
+    }
+
+    fn take(&mut self, content: &[u8]) {
+        let left_out = usize::try_from(self.has).unwrap_or(usize::MAX).min(content.len());
+        self.has -= left_out as u64;
+        let _ = self.file.write_all(&content[left_out..]);
+    }
+}
+
 /// The two log files.
 #[derive(Debug)]
 pub(super) struct Output {
     frames: Frames,
-    stdout: File,
-    stderr: File,
+    stdout: Sink,
+    stderr: Sink,
 }
 
 impl Output {
     /// Appends to these files.
     pub(super) fn new(stdout: File, stderr: File) -> Self {
-        Self { frames: Frames::default(), stdout, stderr }
+        Self { frames: Frames::default(), stdout: Sink::new(stdout), stderr: Sink::new(stderr) }
     }
 
     /// Writes down a piece of what the engine has sent. What a full disk has no room for is lost, as a program's own writes would be:
     /// the program must not be blocked for it.
     pub(super) fn take(&mut self, piece: &[u8]) -> Result<(), NotFrames> {
         let Self { frames, stdout, stderr } = self;
-        frames.take(piece, |stream, content| {
-            let file = if stream == Stream::Stderr { &mut *stderr } else { &mut *stdout };
-            let _ = file.write_all(content);
+        frames.take(piece, |stream, content| match stream {
+            Stream::Stdout => stdout.take(content),
+            Stream::Stderr => stderr.take(content),
         })
     }
 
-    /// Begins anew with another connection.
-    pub(super) fn reconnected(&mut self) {
+    /// Begins anew with another connection, on which everything comes that the engine has `kept`: what the files have of that is left
+    /// out. What is not there any more is said.
+    ///
+    /// # Errors
+    /// When a file or what was kept cannot be read.
+    pub(super) fn go_on(&mut self, mut kept: impl Read) -> io::Result<()> {
+        const PIECE: usize = 64 << 10;
+        let seam = |sink: &Sink| sink.file.try_clone().and_then(Seam::of);
+        let (mut stdout, mut stderr) = (seam(&self.stdout)?, seam(&self.stderr)?);
+        let (mut frames, mut piece) = (Frames::default(), vec![0; PIECE]);
+        loop {
+            let count = match kept.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let taken = frames.take(&piece[..count], |stream, content| match stream {
+                Stream::Stdout => stdout.take(content),
+                Stream::Stderr => stderr.take(content),
+            });
+            taken.map_err(|NotFrames| io::Error::from(io::ErrorKind::InvalidData))?;
+        }
         self.frames = Frames::default();
+        for (sink, seam, name) in [(&mut self.stdout, stdout, "stdout"), (&mut self.stderr, stderr, "stderr")] {
+            sink.has = match seam.place() {
+                Place::After(has) => has,
+                Place::Lost => {
+                    remark(
+                        sink,
+                        &format!(
+                            "a part of the program's {name} is missing here: the container engine has not kept it"
+                        ),
+                    );
+                    0
+                }
+            };
+        }
+        Ok(())
     }
 
     /// A line of the agent's own in the task's stderr.
-    pub(super) fn remark(&mut self, text: &str) -> io::Result<()> {
-        self.stderr.write_all(format!("batch-agent: {text}\n").as_bytes())
+    pub(super) fn remark(&mut self, text: &str) {
+        remark(&mut self.stderr, text);
     }
+}
+
+fn remark(sink: &mut Sink, text: &str) {
+    let _ = sink.file.write_all(format!("batch-agent: {text}\n").as_bytes());
 }
 
 #[cfg(test)]

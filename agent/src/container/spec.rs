@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::LABEL;
-use super::engine::Engine;
+use super::engine::{Engine, Maker};
+use super::kept::KEPT;
 use crate::job::{ContainerNetwork, Limits};
 
 /// A container that a shim makes and looks after.
@@ -35,6 +36,10 @@ pub struct ContainerSpec {
     pub user: String,
     /// Which other groups that user is in.
     pub groups: Vec<u32>,
+    /// Receives where the kernel counts what it uses.
+    pub counted: PathBuf,
+    /// Receives its id, before it is started.
+    pub made: PathBuf,
 }
 
 /// A directory or file of the host that a container sees.
@@ -76,8 +81,8 @@ pub(super) fn body(
         "NetworkMode": network,
         "Mounts": mounts,
         "Devices": devices,
-        // What is printed comes to us through the attached connection; a second copy on the engine's disk would have no bound.
-        "LogConfig": { "Type": "none", "Config": {} },
+        // What is printed comes to us through the attached connection. What the engine keeps is for the case that this breaks, and bounded.
+        "LogConfig": kept_by(spec.engine.maker),
         "RestartPolicy": { "Name": "no" },
         // SELinux lets a container read nothing that is not labelled for it, and mounts of object storage cannot be labelled.
         "SecurityOpt": ["label=disable"],
@@ -113,6 +118,17 @@ pub(super) fn body(
         "Labels": { LABEL: spec.attempt },
         "HostConfig": host,
     })
+}
+
+/// How the engine keeps the last of what is printed, byte for byte.
+fn kept_by(maker: Maker) -> Value {
+    match maker {
+        Maker::Docker => {
+            let half = (KEPT / 2).to_string();
+            json!({ "Type": "local", "Config": { "max-size": half, "max-file": "3", "compress": "false" } })
+        }
+        Maker::Podman => json!({ "Type": "k8s-file", "Config": { "max-size": KEPT.to_string() } }),
+    }
 }
 
 impl Volume {
@@ -155,6 +171,8 @@ mod tests {
             limits: Limits::default(),
             user: "0:0".to_owned(),
             groups: Vec::new(),
+            counted: "/run/counted".into(),
+            made: "/run/made".into(),
         };
         let environment = [("A".to_owned(), "1\n2".to_owned())].into();
         let command = ["/bin/sh", "-c", "exit 3"].map(str::to_owned);

@@ -136,7 +136,13 @@ impl Log {
         }
         let path = path(&self.directory, inner.segment);
         let line = format!("{text}\n");
-        inner.file.write_all(line.as_bytes()).map_err(FileError::on("write", &path))?;
+        if let Err(source) = inner.file.write_all(line.as_bytes()) {
+            // A disk that is full takes a part, and the next line would be taken for the rest of it.
+            if let Err(error) = inner.file.set_len(inner.length) {
+                tracing::debug!(%error, "what was written of an event stays");
+            }
+            return Err(FileError { action: "write", path, source });
+        }
         inner.length += line.len() as u64;
         if let Some((_, ids)) = inner.ids.back_mut() {
             ids.insert(id.to_owned());

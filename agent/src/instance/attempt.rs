@@ -10,11 +10,13 @@ mod result;
 mod telemetry;
 
 use std::path::Path;
+use std::time::Duration;
 
 use oss::Location;
 use oss::transfer::DownloadOptions;
 
-use super::outputs;
+use super::outputs::early::Early;
+use super::outputs::{self, UploadBook};
 use super::record::{Record, Sources};
 use super::retry::{Failed, Next, Tries};
 use super::stop::{StopSignal, Urgency};
@@ -24,18 +26,21 @@ use super::{Context, container, package, reserve};
 use crate::account::{Account, AccountError};
 use crate::container::{ContainerRecord, with_files_of};
 use crate::disk::DiskWatch;
-use crate::durable::FileError;
+use crate::durable::{self, FileError};
 use crate::exit;
 use crate::job::Task;
 use crate::job::names::Attempt;
 use crate::network;
 use crate::outcome::{Cause, Failure, InstanceOutcome, State};
-use crate::shim::{ExitRecord, ProcessId, Shim};
+use crate::shim::{ExitRecord, ProcessId, Shim, ShimError, Spec};
 use logs::{Logs, send_manifest};
 use plan::{WORKDIR, plan};
 use result::{Course, ending, outcome};
 pub(crate) use telemetry::Evidence;
 use telemetry::Telemetry;
+
+/// How long giving up what was sent ahead may hold up the end. The next run does the rest.
+const GIVING_UP: Duration = Duration::from_secs(120);
 
 /// An attempt that is over. What it has made is still there, and is to be taken away ([`Over::close`]) once it is written down how it
 /// ended.
@@ -165,8 +170,9 @@ async fn live(
     (course.stdout, course.stderr) = (Some(logs.stdout.target().clone()), Some(logs.stderr.target().clone()));
     let mut telemetry = Telemetry::start(context, attempt, logs.stdout.target(), workspace);
     let watch = DiskWatch::start(&workspace.record.scratch);
+    let book = UploadBook::of_attempt(&context.node, &workspace.record.id);
     let was_begun = workspace.record.sources.is_some();
-    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry)).await;
+    let ran = prepare_and_run(context, task, attempt, stop, workspace, (&mut logs, &telemetry, &book)).await;
     course.was_lost = was_begun || workspace.record.shim.is_some();
     course.disk_was_full = watch.was_full();
     if let Ok(Ran { exit, .. }) = &ran {
@@ -184,7 +190,8 @@ async fn live(
     }
     // What there is goes home side by side: a node that is being taken back has no time for one after the other.
     let directory = logs.stdout.target().clone();
-    let ((), sent) = tokio::join!(bring_home(context, attempt, goes_on, ran, course), logs.finish());
+    let ((), sent) =
+        tokio::join!(bring_home(context, attempt, goes_on, ran, (course, &book, was_begun)), logs.finish());
     course.failures.extend(sent);
     course.evidence = telemetry.finish(workspace).await;
     course.evidence.arrived.clone_from(&course.delivery.arrived);
@@ -199,7 +206,24 @@ async fn bring_home(
     attempt: Attempt<'_>,
     goes_on: impl Fn(Failed) -> Next,
     ran: Result<Ran, Failure>,
-    course: &mut Course,
+    (course, book, was_begun): (&mut Course, &UploadBook, bool),
+) {
+    deliver(context, attempt, goes_on, ran, (course, book, was_begun)).await;
+    // What was sent ahead and is not part of an output, for whatever reason.
+    if tokio::time::timeout(GIVING_UP, book.give_up_all(&context.stores)).await.is_err() {
+        tracing::warn!(
+            task = name(attempt),
+            "parts of uploads stay in storage, which does not answer; the next run gives them up"
+        );
+    }
+}
+
+async fn deliver(
+    context: &Context,
+    attempt: Attempt<'_>,
+    goes_on: impl Fn(Failed) -> Next,
+    ran: Result<Ran, Failure>,
+    (course, book, was_begun): (&mut Course, &UploadBook, bool),
 ) {
     let Ran { exit, sources } = match ran {
         Ok(ran) => ran,
@@ -213,8 +237,10 @@ async fn bring_home(
     // Of a program that is going to be run again the last attempt's outputs count.
     if course.own_failure().is_none_or(|own| goes_on(Failed::new(&own, true)) == Next::Over) {
         let label = format!("{} outputs", name(attempt));
-        course.delivery =
-            outputs::deliver(&sources.outputs, outputs::Present::Replace, stores, budget, console, &label).await;
+        // What an agent before this one has sent is not sent again.
+        let present = if was_begun { outputs::Present::Keep } else { outputs::Present::Replace };
+        let how = (present, Some(book));
+        course.delivery = outputs::deliver(&sources.outputs, how, stores, budget, console, &label).await;
         for skipped in &course.delivery.skipped {
             tracing::warn!(task = name(attempt), "output not uploaded: {skipped}");
         }
@@ -233,7 +259,7 @@ async fn prepare_and_run(
     attempt: Attempt<'_>,
     stop: StopSignal,
     workspace: &mut Workspace,
-    (logs, telemetry): (&mut Logs, &Telemetry),
+    (logs, telemetry, book): (&mut Logs, &Telemetry, &UploadBook),
 ) -> Result<Ran, Failure> {
     let was_begun = workspace.record.sources.is_some();
     let (shim, sources) = match workspace.record.sources.clone() {
@@ -242,7 +268,13 @@ async fn prepare_and_run(
     };
     telemetry.program_started(shim.id(), &workspace.record, was_begun);
     logs.follow_files(context, workspace, &sources.logs);
-    let exit = wait(shim, attempt, stop).await?;
+    let (scratch, settings) = (&workspace.record.scratch, context.stores.settings());
+    let early = Early::start(&sources.outputs, scratch, book, settings, context.early);
+    let ended = wait(context, shim, attempt, stop, workspace).await;
+    if let Some(early) = early {
+        early.stop().await;
+    }
+    let exit = ended?;
     Ok(Ran { exit, sources })
 }
 
@@ -370,13 +402,33 @@ async fn answering(targets: &[&Path]) -> Result<(), Failure> {
     ))
 }
 
-/// Waits for the end of the program, or asks for it.
-async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Result<ExitRecord, Failure> {
+/// How often a shim that was killed is replaced.
+const REPLACEMENTS: u32 = 5;
+
+/// Waits for the end of the program, or asks for it. A program in a container does not need its shim: another one goes on in its place.
+async fn wait(
+    context: &Context,
+    mut shim: Shim,
+    attempt: Attempt<'_>,
+    mut stop: StopSignal,
+    workspace: &mut Workspace,
+) -> Result<ExitRecord, Failure> {
     let label = name(attempt);
     let mut urgency = Urgency::None;
+    let mut replacements = 0;
     let exit = loop {
         tokio::select! {
-            ended = shim.ended() => break ended.map_err(Failure::platform)?,
+            ended = shim.ended() => match ended {
+                Err(ShimError::Lost(how)) if workspace.record.container.is_some() && replacements < REPLACEMENTS => {
+                    tracing::warn!(task = label, "its shim was lost ({how}); another one goes on with the container");
+                    replacements += 1;
+                    shim = replace(context, workspace).await?;
+                    if urgency > Urgency::None {
+                        shim.stop(urgency.mode());
+                    }
+                }
+                ended => break ended.map_err(Failure::platform)?,
+            },
             asked = stop.beyond(urgency) => {
                 tracing::info!(task = label, "stopping the program");
                 urgency = asked;
@@ -400,6 +452,24 @@ async fn wait(mut shim: Shim, attempt: Attempt<'_>, mut stop: StopSignal) -> Res
         tracing::warn!(task = label, "{note}");
     }
     Ok(exit)
+}
+
+/// Starts another shim for a container whose shim was lost. It may be killed as well before it has said anything.
+async fn replace(context: &Context, workspace: &mut Workspace) -> Result<Shim, Failure> {
+    let file = workspace.shim_spec();
+    let spec: Option<Spec> = durable::read_json(&file).map_err(Failure::platform)?;
+    let spec = spec.ok_or_else(|| Failure::platform(format!("{} is gone", file.display())))?;
+    let spec = Spec { takes_over: true, ..spec };
+    let mut tries = 0;
+    let shim = loop {
+        match Shim::start(&file, &spec).await {
+            Err(ShimError::Start(_)) if tries < REPLACEMENTS => tries += 1,
+            started => break started.map_err(Failure::platform)?,
+        }
+    };
+    workspace.record.shim = Some(shim.id().clone());
+    workspace.record.save(&context.node).map_err(Failure::platform)?;
+    Ok(shim)
 }
 
 async fn fetch_package(context: &Context, location: &Location, workspace: &Workspace) -> Result<(), Failure> {

@@ -71,6 +71,8 @@ pub(super) fn specify(
         limits: task.limits,
         user: account.map_or_else(|| "0:0".to_owned(), |account| format!("{}:{}", account.uid, account.gid)),
         groups: account.map(|account| account.groups.clone()).unwrap_or_default(),
+        counted: workspace.record.container_group(),
+        made: workspace.record.container_made(),
     })
 }
 

@@ -201,13 +201,19 @@ impl Log {
         });
         let Some(sent) = sent.filter(|sent| sent.target == target.to_string()) else { return Ok(None) };
         let Some(mark) = sent.mark else {
-            self.reader = Reader::resume(&self.followed.origin, sent.sequence, 0);
+            self.reader = Reader::resume(&self.followed.origin, sent.sequence).map(|reader| reader.without_lost(0));
             return Ok(None);
         };
-        let (store, key) = (Arc::clone(&self.followed.store), target.key().clone());
-        let object = GrowingObject::resume(store, key, &GrowingOptions::default(), mark.clone()).await?;
-        let Some(reader) = Reader::resume(&self.followed.origin, sent.sequence, object.len()) else { return Ok(None) };
-        self.upkeep.go_on(mark);
+        let Some(mut reader) = Reader::resume(&self.followed.origin, sent.sequence) else { return Ok(None) };
+        if mark.arrived() > 0 {
+            self.patience.has_worked_before();
+        }
+        self.upkeep.go_on(mark.clone());
+        let (store, key, options) = (Arc::clone(&self.followed.store), target.key().clone(), GrowingOptions::default());
+        let fence = self.upkeep.fence();
+        let resume = GrowingObject::resume(store, key, &options, mark);
+        let object = watched(&mut self.upkeep, &mut reader, fence, resume).await?;
+        let reader = reader.without_lost(object.len());
         tracing::info!(log = %target.escaped(), bytes = object.len(), "going on with a log that was being sent");
         Ok(Some((reader, object)))
     }
@@ -218,12 +224,12 @@ impl Log {
             let store = Arc::clone(&self.followed.store);
             let create = GrowingObject::create(store, key.clone(), GrowingOptions::default());
             // Nothing has been sent yet, so everything may be given up.
-            match watched(&mut self.upkeep, reader, Some(0), create).await {
+            match watched(&mut self.upkeep, reader, 0, create).await {
                 Ok(object) => {
                     self.upkeep.begin(&object, reader).await;
                     return Ok(object);
                 }
-                Err(error) => watched(&mut self.upkeep, reader, Some(0), self.patience.wait(error)).await?,
+                Err(error) => watched(&mut self.upkeep, reader, 0, self.patience.wait(error)).await?,
             }
         }
     }
@@ -254,13 +260,11 @@ impl Log {
                 next_send = began + LOOK;
                 continue;
             }
-            if reader.has_changed() {
-                self.upkeep.write_down(reader).await;
-            }
+            self.upkeep.before_sending(reader, object.len() + piece.len() as u64).await;
             self.send(reader, object, &piece).await?;
             self.upkeep.after_sending(object, reader).await;
-            // A full piece means that there is more.
-            next_send = if piece.len() == most { began } else { began + object.suggested_interval() };
+            // If a whole piece is there already, it does not wait for this.
+            next_send = began + object.suggested_interval();
         }
         loop {
             match object.finish().await {
@@ -273,9 +277,9 @@ impl Log {
 
     /// Sends a piece, however long that takes. Meanwhile the disk is looked after.
     async fn send(&mut self, reader: &mut Reader, object: &mut GrowingObject, piece: &Bytes) -> Result<(), oss::Error> {
-        // Bytes that may have been sent stay: the same ones must be sent again. What another agent has sent is not known before
-        // it is accounted for.
-        let kept = object.has_caught_up().then(|| object.len() + piece.len() as u64);
+        // Bytes that may have been sent stay: the same ones must be sent again.
+        let end = object.len() + piece.len() as u64;
+        let kept = if object.has_caught_up() { end } else { end.max(self.upkeep.fence()) };
         loop {
             let error = match watched(&mut self.upkeep, reader, kept, object.append(piece.clone())).await {
                 Ok(()) => {
@@ -300,7 +304,7 @@ impl Log {
 }
 
 /// Does something that takes time, and looks after the disk meanwhile.
-async fn watched<T>(upkeep: &mut Upkeep, reader: &mut Reader, kept: Option<u64>, work: impl Future<Output = T>) -> T {
+async fn watched<T>(upkeep: &mut Upkeep, reader: &mut Reader, kept: u64, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {

@@ -3,8 +3,10 @@
 //! Nothing here trusts what the task has left (see [`found`]). A file that cannot be sent is named and does not keep
 //! the others from going up.
 
+pub(crate) mod early;
 pub(super) mod found;
 mod present;
+mod uploads;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -21,6 +23,8 @@ use crate::console::{Bar, Console};
 use crate::exit;
 use crate::job::Output;
 use crate::outcome::{Cause, Failure, Uploaded};
+pub use uploads::{LeftBehind, UploadBook};
+use uploads::{Written, by_target};
 
 /// A file that has arrived, as the manifest lists it.
 #[derive(Debug, Clone, Serialize)]
@@ -92,6 +96,8 @@ struct Job {
     open: Open,
     /// Whether an object may be there that holds the same.
     may_be_there: bool,
+    /// What was begun of it before.
+    begun: Option<Written>,
 }
 
 enum Open {
@@ -102,9 +108,11 @@ enum Open {
 }
 
 /// Sends what `sources` name, as many files at once as the budget has requests.
+///
+/// Large files are written down in `book`, and what is written down there of them is gone on with.
 pub async fn deliver(
     sources: &[Source],
-    present: Present,
+    (present, book): (Present, Option<&UploadBook>),
     stores: &Stores,
     budget: &TransferBudget,
     console: &Console,
@@ -144,9 +152,16 @@ pub async fn deliver(
     if present == Present::Keep {
         present::mark(sources, stores, &mut jobs).await;
     }
+    if let Some(book) = book.cloned()
+        && let Ok(mut begun) = tokio::task::spawn_blocking(move || by_target(book.read())).await
+    {
+        for job in &mut jobs {
+            job.begun = begun.remove(&job.target);
+        }
+    }
     let bar = console.bar(label.to_owned(), jobs.iter().map(|job| job.size).sum());
     let results = futures_util::stream::iter(jobs)
-        .map(|job| send(job, budget.clone(), bar.clone()))
+        .map(|job| send(job, book, budget.clone(), bar.clone()))
         .buffer_unordered(budget.concurrency())
         .collect::<Vec<_>>();
     let results = bar.told(results).await;
@@ -204,6 +219,7 @@ fn plan_directory(
             size: entry.size,
             open: Open::Beneath(Arc::clone(&directory), entry.path),
             may_be_there: false,
+            begun: None,
         });
     }
     for name in found.empty_directories {
@@ -214,6 +230,7 @@ fn plan_directory(
             size: 0,
             open: Open::Nothing,
             may_be_there: false,
+            begun: None,
         });
     }
     delivery.skipped.extend(found.skipped);
@@ -234,11 +251,17 @@ fn plan_file(output: &Output, path: &Path, store: &Arc<dyn Store>) -> Result<Job
         size,
         open: Open::Beneath(Arc::new(directory), PathBuf::from(name)),
         may_be_there: false,
+        begun: None,
     })
 }
 
 /// Sends one file. Nothing comes of a marker; with a file comes whether it was there.
-async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<(Arrived, bool)>, Failure> {
+async fn send(
+    job: Job,
+    book: Option<&UploadBook>,
+    budget: TransferBudget,
+    bar: Bar,
+) -> Result<Option<(Arrived, bool)>, Failure> {
     let what = format!("output {} to {}", job.seen_as.display(), job.target.escaped());
     let (directory, path) = match job.open {
         Open::Nothing => {
@@ -277,7 +300,12 @@ async fn send(job: Job, budget: TransferBudget, bar: Bar) -> Result<Option<(Arri
             Err(error) => return Err(Failure::writing(&what, &error)),
         }
     }
-    let options = UploadOptions { progress: Some(bar.share()), ..UploadOptions::default() };
+    let options = UploadOptions {
+        progress: Some(bar.share()),
+        journal: book.map(|book| book.journal(&job.target, job.begun.as_ref())),
+        resume: job.begun.and_then(|begun| begun.upload),
+        ..UploadOptions::default()
+    };
     let sent = upload(&job.store, key, file, metadata.len(), &options, &budget).await;
     let sent = sent.map_err(|error| Failure::writing(&what, &error))?;
     Ok(Some((arrived(sent.size, sent.crc64), false)))

@@ -141,6 +141,16 @@ impl Record {
         self.runtime.join("group.json")
     }
 
+    /// Where the shim says which control group the engine has made for the container.
+    pub fn container_group(&self) -> PathBuf {
+        self.runtime.join("container-group.json")
+    }
+
+    /// Where the shim says that it has made the container, before it is started.
+    pub fn container_made(&self) -> PathBuf {
+        self.runtime.join("container.json")
+    }
+
     /// Where the shim writes how it ended.
     pub fn exit_record(&self, node: &Node) -> PathBuf {
         node.records().join(format!("{}.exit", file_name(&self.id)))

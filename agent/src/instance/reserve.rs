@@ -1,8 +1,8 @@
 //! What stays of an instance that has failed for good, when its job asks for that: its mounts, directories and namespace, for a person
 //! to look into with `batch-agent enter`, and for a while.
 //!
-//! Nobody needs to be there for it. The namespace is held by a mount ([`Anchor`]) and not by a process, and the record of the attempt says until
-//! when. The end is seen to by a process of its own (`batch-agent release --when-due`), which outlives the agent; should it be killed,
+//! Nobody needs to be there for it. The namespace is held by a mount ([`Anchor`]) and not by a process, a container that has ended by its engine
+//! ([`Visit`](crate::container::Visit) says how it is entered), and the record of the attempt says until when. The end is seen to by a process of its own (`batch-agent release --when-due`), which outlives the agent; should it be killed,
 //! by the next agent. After a start of the machine there is nothing left to look into.
 
 use std::fs;
@@ -139,7 +139,8 @@ pub fn end_all_in(namespace: &fs::File) -> io::Result<()> {
 /// # Errors
 /// When it cannot be kept, in words that follow "it could not be reserved: ".
 pub(super) fn reserve(context: &Context, record: &mut Record) -> Result<Reserved, String> {
-    if !Anchor::of(record).holds() {
+    // A container that is over shows what it has seen as long as it is there, or another one does.
+    if record.container.is_none() && !Anchor::of(record).holds() {
         return Err("its namespace could not be held".to_owned());
     }
     let boot_id = ProcessId::of(1).map(|init| init.boot_id).ok_or("/proc does not say which boot this is")?;

@@ -148,7 +148,14 @@ pub async fn clean_up(
 
 async fn remove_container(record: &Record) -> Result<(), String> {
     let Some(container) = record.container.clone() else { return Ok(()) };
-    let removed = tokio::task::spawn_blocking(move || container.remove()).await.map_err(|error| error.to_string())?;
+    let was_reserved = record.reserved.is_some();
+    let remove = move || {
+        if was_reserved {
+            container.remove_visits()?;
+        }
+        container.remove()
+    };
+    let removed = tokio::task::spawn_blocking(remove).await.map_err(|error| error.to_string())?;
     removed.map_err(|error| error.to_string())
 }
 

@@ -46,17 +46,9 @@ const LOGIN_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 /// `PATH` in a container, as the guide gives it: without `/usr/local`.
 const CONTAINER_PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
 
-/// What the environment says about an instance and where it runs.
+/// What the environment says about the machine and the place on it.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Facts<'a> {
-    /// The job's id.
-    pub job: &'a str,
-    /// The task's name.
-    pub task: &'a str,
-    /// The instance, from 0.
-    pub instance: u32,
-    /// How many instances the task has.
-    pub instances: u32,
+pub struct Machine<'a> {
     /// The region, such as `cn-hangzhou`.
     pub region: Option<&'a str>,
     /// The endpoint of OSS, such as `http://oss-cn-hangzhou-internal.aliyuncs.com`.
@@ -69,6 +61,21 @@ pub struct Facts<'a> {
     pub working_directory: &'a str,
     /// Where else programs are found on this machine: the agent's own `PATH`, which is searched after root's.
     pub more_path: Option<&'a str>,
+}
+
+/// What the environment says about an instance and where it runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts<'a> {
+    /// The job's id.
+    pub job: &'a str,
+    /// The task's name.
+    pub task: &'a str,
+    /// The instance, from 0.
+    pub instance: u32,
+    /// How many instances the task has.
+    pub instances: u32,
+    /// Where it runs.
+    pub machine: Machine<'a>,
     /// The image it runs in, if it does not run on the machine itself.
     pub container: Option<InImage<'a>>,
     /// Who it runs as, when it is not root.
@@ -82,35 +89,9 @@ pub struct InImage<'a> {
     pub path: Option<&'a str>,
 }
 
-/// What the environment says about the machine alone, to programs that belong to no job.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Machine<'a> {
-    /// The region, such as `cn-hangzhou`.
-    pub region: Option<&'a str>,
-    /// The endpoint of OSS.
-    pub oss_host: Option<&'a str>,
-    /// The cluster's id.
-    pub cluster: Option<&'a str>,
-    /// The node's id.
-    pub worker: Option<&'a str>,
-    /// The working directory.
-    pub working_directory: &'a str,
-    /// Where else programs are found on this machine.
-    pub more_path: Option<&'a str>,
-}
-
 /// The environment of a start-up script: root's, the cluster's variables, and which node this is.
 pub fn of_the_machine(machine: &Machine<'_>, cluster: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let facts = Facts {
-        region: machine.region,
-        oss_host: machine.oss_host,
-        cluster: machine.cluster,
-        worker: machine.worker,
-        working_directory: machine.working_directory,
-        more_path: machine.more_path,
-        ..Facts::default()
-    };
-    let mut all = build(&facts, cluster);
+    let mut all = build(&Facts { machine: *machine, ..Facts::default() }, cluster);
     // There is no job.
     all.retain(|name, _| !OF_A_JOB.contains(&name.as_str()) || cluster.contains_key(name));
     all
@@ -126,12 +107,12 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
         |account| (account.name.as_str(), path(&account.home), path(&account.shell)),
     );
     set("HOME", &home);
-    set("PWD", facts.working_directory);
+    set("PWD", facts.machine.working_directory);
     set("USER", name);
     match facts.container {
         Some(image) => drop(set("PATH", &container_path(image.path))),
         None => {
-            set("PATH", &joined(LOGIN_PATH, facts.more_path));
+            set("PATH", &joined(LOGIN_PATH, facts.machine.more_path));
             // An image may have neither a login nor this shell.
             set("LOGNAME", name);
             set("SHELL", &shell);
@@ -142,14 +123,15 @@ pub fn build(facts: &Facts<'_>, author: &BTreeMap<String, String>) -> BTreeMap<S
 
     let instance = facts.instance.to_string();
     let instances = facts.instances.to_string();
-    let (cluster, worker) = if facts.container.is_some() { (None, None) } else { (facts.cluster, facts.worker) };
+    let (cluster, worker) =
+        if facts.container.is_some() { (None, None) } else { (facts.machine.cluster, facts.machine.worker) };
     for (name, value) in [
         ("BATCH_COMPUTE_DAG_JOB_ID", Some(facts.job)),
         ("BATCH_COMPUTE_DAG_TASK_ID", Some(facts.task)),
         ("BATCH_COMPUTE_DAG_INSTANCE_ID", Some(instance.as_str())),
         ("BATCH_COMPUTE_DAG_INSTANCE_COUNT", Some(instances.as_str())),
-        ("BATCH_COMPUTE_OSS_HOST", facts.oss_host),
-        ("BATCH_COMPUTE_REGION", facts.region),
+        ("BATCH_COMPUTE_OSS_HOST", facts.machine.oss_host),
+        ("BATCH_COMPUTE_REGION", facts.machine.region),
         ("BATCH_COMPUTE_CLUSTER_ID", cluster),
         ("BATCH_COMPUTE_WORKER_ID", worker),
         ("BATCH_COMPUTE_JOB_ID", Some(facts.job)),
@@ -185,16 +167,18 @@ mod tests {
     use super::*;
 
     const FACTS: Facts<'_> = Facts {
-        more_path: None,
         job: "job-1",
         task: "count",
         instance: 2,
         instances: 3,
-        region: Some("cn-hangzhou"),
-        oss_host: Some("http://oss-cn-hangzhou-internal.aliyuncs.com"),
-        cluster: Some("cls-1"),
-        worker: Some("i-1"),
-        working_directory: "/batchcompute/workdir",
+        machine: Machine {
+            region: Some("cn-hangzhou"),
+            oss_host: Some("http://oss-cn-hangzhou-internal.aliyuncs.com"),
+            cluster: Some("cls-1"),
+            worker: Some("i-1"),
+            working_directory: "/batchcompute/workdir",
+            more_path: None,
+        },
         container: None,
         account: None,
     };
@@ -244,7 +228,10 @@ mod tests {
         let merged = build(&FACTS, &author(&all));
         assert!(OWN.iter().all(|name| merged[*name] != "mine"));
         assert_eq!((merged["PATH"].as_str(), merged["x"].as_str()), ("/opt/bin", "y"));
-        let unknown = build(&Facts { region: None, ..FACTS }, &author(&[("BATCH_COMPUTE_REGION", "mine")]));
+        let unknown = build(
+            &Facts { machine: Machine { region: None, ..FACTS.machine }, ..FACTS },
+            &author(&[("BATCH_COMPUTE_REGION", "mine")]),
+        );
         assert_eq!(unknown["BATCH_COMPUTE_REGION"], "mine");
     }
 }

@@ -15,8 +15,12 @@ use crate::node::Node;
 /// The version of [`Entry`].
 const VERSION: u32 = 1;
 
-/// How many attempts are remembered; the oldest go.
+/// How many attempts are remembered. Once there are [`SPARE`] more, the oldest go: reading all of them costs too much to do it for each
+/// attempt.
 const KEPT: usize = 1000;
+
+/// See [`KEPT`].
+const SPARE: usize = 100;
 
 /// The logs of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +130,9 @@ impl LogBook {
             return Ok(());
         }
         durable::replace_json(&path, entry)?;
+        if self.files()?.len() <= KEPT + SPARE {
+            return Ok(());
+        }
         let mut all = self.all()?;
         // Newest first.
         all.sort_by_key(|entry| std::cmp::Reverse(entry.began));
@@ -166,7 +173,8 @@ impl LogBook {
         Ok(found)
     }
 
-    fn all(&self) -> Result<Vec<Entry>, FileError> {
+    /// The files of the entries.
+    fn files(&self) -> Result<Vec<PathBuf>, FileError> {
         let entries = match std::fs::read_dir(&self.directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(FileError::on("read", &self.directory))?,
@@ -176,8 +184,12 @@ impl LogBook {
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
             name.ends_with(b".json") && !name.starts_with(b".")
         };
+        Ok(paths.filter(is_entry).collect())
+    }
+
+    fn all(&self) -> Result<Vec<Entry>, FileError> {
         let mut all = Vec::new();
-        for path in paths.filter(is_entry) {
+        for path in self.files()? {
             all.extend(durable::read_json::<Entry>(&path)?.filter(|entry| entry.version == VERSION));
         }
         Ok(all)
@@ -198,6 +210,24 @@ mod tests {
         let mut settings = Settings::default();
         settings.oss.endpoint = Some("http://127.0.0.1:1".to_owned());
         Entry::new(attempt, place("stdout"), place("stderr"), &settings)
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_now_and_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = LogBook::of(directory.path());
+        durable::private_directory(&book.directory).unwrap();
+        let number = |number: usize| i64::try_from(number).unwrap();
+        for index in 0..KEPT + SPARE {
+            let began = Timestamp::from_second(number(index)).unwrap();
+            let entry = Entry { began, ..entry("a", u32::try_from(index).unwrap(), 1) };
+            std::fs::write(book.path(&entry.id), serde_json::to_vec(&entry).unwrap()).unwrap();
+        }
+        let newest = entry("b", 0, 1);
+        book.enter(&newest).unwrap();
+        let left = book.search(None).unwrap();
+        assert_eq!((left.len(), &left[0]), (KEPT, &newest));
+        assert_eq!(left.last().unwrap().began.as_second(), number(SPARE + 1));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::probe::{Processes, TaskReading};
 use super::reading::float;
 use super::sample::{Sample, Series};
 use super::{Metrics, REPORT};
-use crate::cgroup::TaskGroup;
+use crate::cgroup::{ForeignGroup, GroupUsage, TaskGroup};
 
 /// A line covers at least this share of the time before it, so that a task of weeks does not write for ever.
 const SHARE: u32 = 2880;
@@ -22,18 +22,50 @@ pub struct TaskSource {
     pub shim: i32,
     /// Where the shim has written down which control group it has made.
     pub group: PathBuf,
+    /// Where it has written down which one the engine has made, if the task runs in a container.
+    pub container: Option<PathBuf>,
+}
+
+/// What counts for a task.
+#[derive(Debug)]
+enum Counter {
+    Task(TaskGroup),
+    Container(ForeignGroup),
+}
+
+impl Counter {
+    fn of(source: &TaskSource) -> Option<Self> {
+        match &source.container {
+            Some(record) => ForeignGroup::of_record(record).ok().flatten().map(Self::Container),
+            None => TaskGroup::of_record(&source.group).ok().flatten().map(Self::Task),
+        }
+    }
+
+    fn usage(&self) -> GroupUsage {
+        match self {
+            Self::Task(group) => group.usage(),
+            Self::Container(group) => group.usage(),
+        }
+    }
+
+    fn memory_now(&self) -> Option<u64> {
+        match self {
+            Self::Task(group) => group.memory_now(),
+            Self::Container(group) => group.memory_now(),
+        }
+    }
 }
 
 impl TaskSource {
     /// What the task has used; none when it is gone. `processes` are asked where no control group counts.
-    fn read(&self, group: &mut Option<TaskGroup>, processes: &mut Processes) -> Option<TaskReading> {
-        if group.is_none() {
-            *group = TaskGroup::of_record(&self.group).ok().flatten();
+    fn read(&self, counter: &mut Option<Counter>, processes: &mut Processes) -> Option<TaskReading> {
+        if counter.is_none() {
+            *counter = Counter::of(self);
         }
-        let counted = group.as_ref().and_then(|group| {
-            let usage = group.usage();
+        let counted = counter.as_ref().and_then(|counter| {
+            let usage = counter.usage();
             let cpu_us = (usage.user_ms? + usage.system_ms?) * 1000;
-            Some(TaskReading { cpu_us, memory: group.memory_now()? })
+            Some(TaskReading { cpu_us, memory: counter.memory_now()? })
         });
         let reading = counted.unwrap_or_else(|| processes.below(self.shim));
         (reading.memory > 0 || reading.cpu_us > 0).then_some(reading)
@@ -44,7 +76,7 @@ impl TaskSource {
 #[derive(Debug)]
 struct Program {
     source: TaskSource,
-    group: Option<TaskGroup>,
+    counter: Option<Counter>,
     last: TaskReading,
     /// When that was.
     at: Instant,
@@ -83,7 +115,7 @@ impl State {
         let mut sample = node.clone();
         if let Some(program) = &mut self.program {
             // Nobody is left when the program has ended; what it used in the end its shim says.
-            if let Some(reading) = program.source.read(&mut program.group, processes) {
+            if let Some(reading) = program.source.read(&mut program.counter, processes) {
                 program.add(&mut sample, reading);
             }
         }
@@ -187,11 +219,11 @@ impl Recording {
         if let Some(shared) = self.metrics.shared() {
             shared.tick();
         }
-        let mut group = None;
-        let used = has_run.then(|| source.read(&mut group, &mut Processes::default())).flatten();
+        let mut counter = None;
+        let used = has_run.then(|| source.read(&mut counter, &mut Processes::default())).flatten();
         self.change(|state| {
             let last = used.unwrap_or_default();
-            let program = Program { source, group, last, at: Instant::now(), whole: None };
+            let program = Program { source, counter, last, at: Instant::now(), whole: None };
             state.program = Some(program);
             state.begun = Instant::now();
         });

@@ -20,7 +20,7 @@ fn a_sample_costs_little() {
     const SAMPLES: u32 = 100;
     let metrics = Metrics::start(watched());
     let recording = metrics.record("a", None);
-    recording.program_started(TaskSource { shim: 1, group: PathBuf::from("/nowhere") }, false);
+    recording.program_started(TaskSource { shim: 1, group: PathBuf::from("/nowhere"), container: None }, false);
     let shared = metrics.shared().unwrap();
     let before = used();
     for _ in 0..SAMPLES {
@@ -41,7 +41,7 @@ fn a_task_is_recorded_from_its_beginning_to_its_end() {
     let mut child =
         std::process::Command::new("/bin/sh").args(["-c", "/bin/sh -c 'while :; do :; done' & wait"]).spawn().unwrap();
     let shim = i32::try_from(std::process::id()).unwrap();
-    recording.program_started(TaskSource { shim, group: directory.path().join("group.json") }, false);
+    recording.program_started(TaskSource { shim, group: directory.path().join("group.json"), container: None }, false);
     let end = Instant::now() + Duration::from_secs(60);
     let is_seen = || {
         let latest = metrics.latest().unwrap();

@@ -10,6 +10,7 @@ use super::description::{
     AtEnd, Cloud, ContainerSettings, MountSource, NetworkFileSystem, NfsVersion, NodeMount, NodeSettings, Report,
     TaskSource,
 };
+use crate::instance::EarlyUpload;
 use crate::job::Warning;
 use crate::job::check::length;
 use crate::job::finding::visible;
@@ -23,6 +24,8 @@ pub struct SettingsReport {
     volumes: Vec<String>,
     mounts: Vec<MountReport>,
     outputs: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    early_upload: Option<String>,
     cache: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     containers: Option<String>,
@@ -63,6 +66,7 @@ impl SettingsReport {
                 .iter()
                 .map(|output| format!("{} → {}", output.source.display(), output.target))
                 .collect(),
+            early_upload: (settings.early_upload != EarlyUpload::default()).then(|| settings.early_upload.to_string()),
             cache: cache(settings),
             containers: containers(settings),
             storage: [("oss://", &settings.storage.oss), ("s3://", &settings.storage.s3)]
@@ -246,6 +250,9 @@ impl fmt::Display for SettingsReport {
         }
         for output in &self.outputs {
             line(f, "output", output)?;
+        }
+        if let Some(early) = &self.early_upload {
+            line(f, "sent early", early)?;
         }
         line(f, "cache", &self.cache)?;
         if let Some(containers) = &self.containers {

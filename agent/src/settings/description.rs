@@ -11,6 +11,7 @@ use oss::{Location, Settings};
 
 use crate::container::Logins;
 use crate::events::{Topic, Webhook};
+use crate::instance::EarlyUpload;
 use crate::job::Output;
 
 /// All that is known of how a node is to be prepared and what it is to do.
@@ -27,6 +28,8 @@ pub struct NodeSettings {
     pub mounts: Vec<NodeMount>,
     /// Local directories and files whose content goes to object storage when the task has ended.
     pub outputs: Vec<Output>,
+    /// How outputs are sent while the task runs.
+    pub early_upload: EarlyUpload,
     /// The object cache.
     pub cache: CacheSettings,
     /// How tasks run in containers.
@@ -56,6 +59,7 @@ impl fmt::Debug for NodeSettings {
             .field("scratch", &self.scratch)
             .field("mounts", &self.mounts)
             .field("outputs", &self.outputs)
+            .field("early_upload", &self.early_upload)
             .field("cache", &self.cache)
             .field("containers", &self.containers)
             .field("storage", &self.storage)

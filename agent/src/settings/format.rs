@@ -31,6 +31,10 @@ pub(super) struct SettingsDocument {
     /// Local directories and files whose content is uploaded when the task has ended.
     #[schemars(with = "Option<Vec<OutputDocument>>")]
     pub outputs: Option<Vec<Option<OutputDocument>>>,
+    /// How large outputs are sent while the task runs, as parts that nobody sees: `on`, `off`, or some of
+    /// `bandwidth=64MiB,cpu=0.1,quiet=5s,from=16MiB`: bytes a second, processors, how long a file must not have changed, and its least
+    /// length. These values when absent.
+    pub early_upload: Option<String>,
     /// The object cache, and the memory that object mounts may take.
     pub cache: Option<CacheDocument>,
     /// How tasks run in containers.

@@ -22,6 +22,7 @@ use super::format::{
     OutputDocument, SettingsDocument, StoreDocument,
 };
 use crate::container::{Login, Logins, Reference};
+use crate::instance::{EarlyUpload, EarlyUploadError};
 use crate::job::draft::DraftCommand;
 use crate::job::finding::{At, Findings, Place, is_deceptive, quoted};
 use crate::job::validate::{self as job, local_path};
@@ -53,6 +54,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
     let disks = disks::check(document.disks.unwrap_or_default(), &place, scratch.is_none(), &mut places, findings);
     let mounts = mounts::check(document.mounts.unwrap_or_default(), &root.key("mounts"), &mut places, findings);
     let outputs = outputs(document.outputs.unwrap_or_default(), &root.key("outputs"), &mut places, findings);
+    let early_upload = early_upload(document.early_upload.as_deref(), &root.key("early_upload"), findings);
     let cache = cache(&document.cache.unwrap_or_default(), &root.key("cache"), &mut places, findings);
     places.judge(findings);
 
@@ -88,6 +90,7 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
         scratch,
         mounts,
         outputs,
+        early_upload,
         cache,
         containers,
         storage,
@@ -97,6 +100,18 @@ pub(super) fn validate(document: SettingsDocument, base: Settings, findings: &mu
         task,
         report,
         at_end,
+    }
+}
+
+fn early_upload(written: Option<&str>, place: &Place, findings: &mut Findings) -> EarlyUpload {
+    match written.map(str::parse) {
+        None => EarlyUpload::default(),
+        Some(Ok(early)) => early,
+        Some(Err(error)) => {
+            let error: EarlyUploadError = error;
+            findings.error_with(place, error.cause, EarlyUploadError::REMEDY);
+            EarlyUpload::default()
+        }
     }
 }
 

@@ -218,7 +218,7 @@ pub fn find_by_spec(spec: &Path) -> Vec<ProcessId> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
+pub(crate) fn open_process(pid: i32) -> std::io::Result<OwnedFd> {
     // SAFETY: takes two plain numbers and makes a new descriptor, which is ours.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     match i32::try_from(descriptor) {

@@ -98,6 +98,14 @@ impl Clock {
     pub(crate) fn now() -> Self {
         Self { wall: SystemTime::now(), monotonic: Instant::now() }
     }
+
+    /// A moment before now. What another clock calls the future is now.
+    pub(crate) fn at(wall: Timestamp) -> Self {
+        let now = Self::now();
+        let ago = now.wall.duration_since(wall.into()).unwrap_or_default();
+        let monotonic = now.monotonic.checked_sub(ago).unwrap_or(now.monotonic);
+        Self { wall: now.wall - ago, monotonic }
+    }
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {
@@ -111,12 +119,16 @@ impl ExitRecord {
     }
 
     pub(crate) fn ended(started: Clock) -> Self {
-        let ended = Clock::now();
+        Self::ended_at(started, Clock::now())
+    }
+
+    pub(crate) fn ended_at(started: Clock, ended: Clock) -> Self {
         Self {
             version: VERSION,
             started: timestamp(started.wall),
             ended: timestamp(ended.wall),
-            elapsed_ms: u64::try_from((ended.monotonic - started.monotonic).as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms: u64::try_from(ended.monotonic.saturating_duration_since(started.monotonic).as_millis())
+                .unwrap_or(u64::MAX),
             exit_code: None,
             signal: None,
             stopped: None,

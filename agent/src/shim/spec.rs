@@ -47,6 +47,9 @@ pub struct Spec {
     /// The control group it is put into, if it is to have one of its own.
     #[serde(default)]
     pub group: Option<GroupSpec>,
+    /// Whether a shim before this one was killed, whose container goes on.
+    #[serde(default)]
+    pub takes_over: bool,
     /// Who it runs as; the shim's own user, root, when absent.
     #[serde(default)]
     pub account: Option<Account>,

@@ -4,16 +4,23 @@
 //! notes when it wrote how much, this program when how much was there. What an hour costs is what the time that was measured cost,
 //! in proportion.
 
+mod reader;
+mod row;
 mod writer;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use serde_json::json;
-use tests::double::{Double, DoubleConfig, Operation};
+use tests::double::{Double, DoubleConfig};
+
+use reader::Reader;
+use row::{Run, Seen};
 
 /// Where the log goes.
 const BUCKET: &str = "test-bucket";
@@ -35,6 +42,15 @@ struct Arguments {
     /// The rates, in bytes per second.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 1_000_000, 50_000_000])]
     rates: Vec<u64>,
+    /// The stores.
+    #[arg(long, value_delimiter = ',', default_values = ["oss", "s3"], value_parser = ["oss", "s3"])]
+    stores: Vec<String>,
+    /// Also run the same writer into a plain file, with no agent and no storage, to see whether the agent slows it down.
+    #[arg(long)]
+    plain: bool,
+    /// Also run `batch-agent logs -f`, on the node and with the log's URL, and see when these print what was written.
+    #[arg(long)]
+    follow: bool,
     /// The batch-agent program [default: the one beside this program].
     #[arg(long, value_name = "FILE")]
     batch_agent: Option<PathBuf>,
@@ -46,23 +62,6 @@ struct Arguments {
     write: Option<Vec<String>>,
 }
 
-/// What was measured at one rate.
-struct Row {
-    /// From the write to when it can be read, in seconds, sorted.
-    latencies: Vec<f64>,
-    /// For how long.
-    seconds: f64,
-    /// Requests that write.
-    requests: usize,
-    /// Bytes sent, and bytes written.
-    sent: u64,
-    written: u64,
-    /// Processor time of the agent, in seconds.
-    cpu: f64,
-    /// The longest that the writer was behind its rate, in seconds.
-    behind: f64,
-}
-
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if let Some(write) = &arguments.write {
@@ -71,45 +70,17 @@ fn main() -> anyhow::Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the agent runs tasks in namespaces, so this must run as root");
     let own = std::env::current_exe().context("this program does not know where it is")?;
     let agent = arguments.batch_agent.clone().unwrap_or_else(|| own.with_file_name("batch-agent"));
-    println!("{}", std::fs::read_to_string("/proc/version").unwrap_or_default().trim());
-    println!("load at the beginning: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
-    println!(
-        "{:<6} {:>12} {:>8} {:>8} {:>8} {:>12} {:>16} {:>8} {:>16}",
-        "store", "bytes/s", "p50 s", "p99 s", "max s", "requests/h", "sent twice MB/h", "CPU %", "writer behind s"
-    );
-    for scheme in ["oss", "s3"] {
+    println!("{}", fs::read_to_string("/proc/version").unwrap_or_default().trim());
+    println!("load at the beginning: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    row::print_head();
+    for store in &arguments.stores {
         for rate in &arguments.rates {
-            let row = measure(&arguments, &agent, &own, scheme, *rate)
-                .with_context(|| format!("{scheme} at {rate} bytes a second"))?;
-            row.print(scheme, *rate);
+            let what = || format!("{store} at {rate} bytes a second");
+            let run = measure(&arguments, &agent, &own, store, *rate).with_context(what)?;
+            run.print(store);
         }
     }
     Ok(())
-}
-
-impl Row {
-    fn print(&self, scheme: &str, rate: u64) {
-        let at = |share: f64| {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "an index, rounded down on purpose"
-            )]
-            let index = (float(self.latencies.len() as u64 - 1) * share) as usize;
-            self.latencies[index]
-        };
-        let hour = 3600.0 / self.seconds;
-        println!(
-            "{scheme:<6} {rate:>12} {:>8.2} {:>8.2} {:>8.2} {:>12.0} {:>16.1} {:>8.2} {:>16.3}",
-            at(0.5),
-            at(0.99),
-            at(1.0),
-            float(self.requests as u64) * hour,
-            float(self.sent.saturating_sub(self.written)) * hour / 1e6,
-            self.cpu / self.seconds * 100.0,
-            self.behind,
-        );
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -117,112 +88,141 @@ fn float(value: u64) -> f64 {
     value as f64
 }
 
-fn measure(arguments: &Arguments, agent: &Path, own: &Path, scheme: &str, rate: u64) -> anyhow::Result<Row> {
+/// The writer as a command.
+fn command(arguments: &Arguments, own: &Path, rate: u64, notes: &Path) -> Vec<String> {
+    let numbers = [rate, arguments.seconds].map(|number| number.to_string());
+    [&[own.to_string_lossy().into_owned(), "--write".to_owned()], &numbers[..], &[notes.to_string_lossy().into_owned()]]
+        .concat()
+}
+
+/// The writer alone, into a plain file. What it has noted.
+fn plain(arguments: &Arguments, own: &Path, rate: u64, directory: &Path) -> anyhow::Result<Vec<(u64, f64)>> {
+    let (notes, file) = (directory.join("plain-notes"), directory.join("plain"));
+    let command = command(arguments, own, rate, &notes);
+    let output = fs::File::create(&file)?;
+    let status = Command::new(&command[0]).args(&command[1..]).stdout(output.try_clone()?).status()?;
+    ensure!(status.success(), "the writer failed: {status}");
+    // What it has left to be written must not slow down who comes next.
+    output.sync_all()?;
+    fs::remove_file(&file)?;
+    writer::read(&notes)
+}
+
+fn measure(arguments: &Arguments, agent: &Path, own: &Path, store: &str, rate: u64) -> anyhow::Result<Run> {
     let directory = tempfile::Builder::new().prefix("batch-agent-bench-").tempdir_in(&arguments.dir)?;
     let path = |name: &str| directory.path().join(name);
+    let plain = arguments.plain.then(|| plain(arguments, own, rate, directory.path())).transpose()?;
     let double = Double::start(DoubleConfig { spill: Some(directory.path().to_owned()), ..DoubleConfig::default() });
     let notes = path("notes");
-    let write =
-        ["--write", &rate.to_string(), &arguments.seconds.to_string(), &notes.to_string_lossy()].map(str::to_owned);
-    let location = format!("{scheme}://{BUCKET}/logs/");
-    let command = [vec![own.to_string_lossy().into_owned()], write.to_vec()].concat();
-    let task = json!({"command": command, "stdout": location, "stderr": location});
-    std::fs::write(path("job.yaml"), json!({"version": 1, "name": "bench", "tasks": {"only": task}}).to_string())?;
-    let mut running = Command::new(agent);
-    running.arg("run").arg(path("job.yaml")).args([
-        "--job-id",
-        "bench",
-        "--region",
-        "cn-test",
-        "--region",
-        "s3=cn-test",
-    ]);
-    for (option, name) in [("--state-dir", "state"), ("--runtime-dir", "run"), ("--scratch", "scratch")] {
-        running.arg(option).arg(path(name));
+    let location = format!("{store}://{BUCKET}/logs/");
+    let task = json!({"command": command(arguments, own, rate, &notes), "stdout": location, "stderr": location});
+    fs::write(path("job.yaml"), json!({"version": 1, "name": "bench", "tasks": {"only": task}}).to_string())?;
+    let mut running = start(agent, directory.path(), &double)?;
+    let readers = if arguments.follow {
+        let url = format!("{store}://{BUCKET}/{KEY}");
+        vec![
+            Reader::start("-f", agent, &double, directory.path(), None)?,
+            Reader::start("-f URL", agent, &double, directory.path(), Some(url))?,
+        ]
+    } else {
+        Vec::new()
+    };
+    let file = path("scratch/tasks/bench.only.0/logs/stdout");
+    let observed = observe(arguments, &double, running.id(), &file, rate);
+    // Whatever came of it, the agent ends and cleans up, or is ended.
+    if observed.is_err() {
+        end(&mut running);
     }
+    let status = running.wait()?;
+    let said = fs::read_to_string(path("messages")).unwrap_or_default();
+    let (seen, most_on_disk) = observed.with_context(|| said.clone())?;
+    ensure!(status.success(), "the agent failed: {said}");
+    let followed = readers.into_iter().map(Reader::finish).collect::<anyhow::Result<_>>()?;
+    let requests = double.requests().into_iter().filter(|request| request.key.starts_with(KEY)).collect();
+    Ok(Run { rate, seen, most_on_disk, followed, written: writer::read(&notes)?, plain, requests })
+}
+
+/// The agent's program, which finds its storage.
+fn command_of(agent: &Path, double: &Double) -> Command {
+    let mut command = Command::new(agent);
     for (name, value) in [
         ("OSS_ENDPOINT", double.endpoint()),
         ("OSS_ACCESS_KEY_ID", "test-key".to_owned()),
         ("OSS_ACCESS_KEY_SECRET", "test-secret".to_owned()),
+        ("OSS_REGION", "cn-test".to_owned()),
         ("AWS_ENDPOINT_URL", double.endpoint()),
         ("AWS_ACCESS_KEY_ID", "test-key".to_owned()),
         ("AWS_SECRET_ACCESS_KEY", "test-secret".to_owned()),
+        ("AWS_REGION", "cn-test".to_owned()),
     ] {
-        running.env(name, value);
+        command.env(name, value);
     }
-    let messages = std::fs::File::create(path("messages"))?;
-    let mut running = running
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(messages)
-        .spawn()
-        .context("cannot start the agent")?;
-    let result = observe(arguments, &double, running.id(), &notes, rate);
-    // Whatever came of it, the agent ends and cleans up, or is ended.
-    let status = running.wait()?;
-    let said = std::fs::read_to_string(path("messages")).unwrap_or_default();
-    let row = result.with_context(|| said.clone())?;
-    ensure!(status.success(), "the agent failed: {said}");
-    Ok(row)
+    command.stdin(Stdio::null());
+    command
 }
 
-/// Looks at storage until all that was written is there.
-fn observe(arguments: &Arguments, double: &Double, agent: u32, notes: &Path, rate: u64) -> anyhow::Result<Row> {
+/// Starts an agent that runs the job.
+fn start(agent: &Path, directory: &Path, double: &Double) -> anyhow::Result<Child> {
+    let path = |name: &str| directory.join(name);
+    let mut running = command_of(agent, double);
+    running.arg("run").arg(path("job.yaml")).args(["--job-id", "bench"]);
+    for (option, name) in [("--state-dir", "state"), ("--runtime-dir", "run"), ("--scratch", "scratch")] {
+        running.arg(option).arg(path(name));
+    }
+    let messages = fs::File::create(path("messages"))?;
+    running.stdout(Stdio::null()).stderr(messages).spawn().context("cannot start the agent")
+}
+
+/// Ends an agent and its task.
+fn end(agent: &mut Child) {
+    let pid = i32::try_from(agent.id()).ok().map(nix::unistd::Pid::from_raw);
+    // If it has ended by itself there is nothing to end.
+    let _ = pid.map(|pid| nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM));
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until && matches!(agent.try_wait(), Ok(None)) {
+        std::thread::sleep(LOOK);
+    }
+    let _ = agent.kill();
+}
+
+/// Looks at storage until all that was written is there, and at the file: the most of it that was on the disk, in bytes.
+fn observe(
+    arguments: &Arguments,
+    double: &Double,
+    agent: u32,
+    file: &Path,
+    rate: u64,
+) -> anyhow::Result<(Vec<Seen>, u64)> {
     let total = rate * arguments.seconds;
-    let mut seen: Vec<(u64, f64)> = Vec::new();
+    let (mut seen, mut length, mut most_on_disk) = (Vec::new(), 0, 0);
     let begun = Instant::now();
-    let mut length = 0;
-    let mut cpu = 0.0;
+    let part = |number: usize| if number == 0 { KEY.to_owned() } else { format!("{KEY}.part-{number}") };
+    // Parts that are followed by another do not grow any more.
+    let (mut full, mut number) = (0, 0);
     while length < total {
-        let part = |number: usize| if number == 0 { KEY.to_owned() } else { format!("{KEY}.part-{number}") };
-        let parts = (0..).map_while(|number| double.object(BUCKET, &part(number)));
-        let now: u64 = parts.map(|object| object.content.len()).sum();
-        if now > length {
-            seen.push((now, writer::now()));
-            length = now;
-            cpu = cpu_of(agent).unwrap_or(cpu);
+        let size = |number: usize| double.object(BUCKET, &part(number)).map(|object| object.content.len());
+        while size(number + 1).is_some() {
+            full += size(number).unwrap_or(0);
+            number += 1;
         }
+        let now = full + size(number).unwrap_or(0);
+        if now > length {
+            let cpu = cpu_of(agent).or(seen.last().map(|seen: &Seen| seen.cpu)).unwrap_or(0.0);
+            seen.push(Seen { length: now, at: writer::now(), cpu });
+            length = now;
+        }
+        let on_disk = fs::metadata(file).map_or(0, |file| file.blocks() * 512);
+        most_on_disk = on_disk.max(most_on_disk);
         let most = Duration::from_secs(arguments.seconds) + PATIENCE;
         ensure!(begun.elapsed() < most, "after {most:?} there are {length} of {total} bytes");
         std::thread::sleep(LOOK);
     }
-    let written = writer::read(notes)?;
-    let mut latencies = Vec::new();
-    let mut events = seen.iter();
-    let mut event = events.next();
-    for (end, at) in &written {
-        while event.is_some_and(|(length, _)| length < end) {
-            event = events.next();
-        }
-        let (_, then) = event.context("something that was written was never seen")?;
-        latencies.push((then - at).max(0.0));
-    }
-    latencies.sort_by(f64::total_cmp);
-    let writes: Vec<_> = double
-        .requests()
-        .into_iter()
-        .filter(|request| request.key.starts_with(KEY))
-        .filter(|request| matches!(request.operation, Operation::AppendObject | Operation::PutObject))
-        .collect();
-    let behind = written.first().map_or(0.0, |(first, began)| {
-        let late = written.iter().map(|(end, at)| (at - began) - float(end - first) / float(rate));
-        late.fold(0.0, f64::max)
-    });
-    let seconds = written.last().map_or(0.0, |last| last.1) - written.first().map_or(0.0, |first| first.1);
-    Ok(Row {
-        latencies,
-        seconds: seconds.max(1.0),
-        requests: writes.len(),
-        sent: writes.iter().map(|request| request.received).sum(),
-        written: total,
-        cpu,
-        behind,
-    })
+    Ok((seen, most_on_disk))
 }
 
 /// Processor time of a process so far, in seconds.
 fn cpu_of(pid: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;

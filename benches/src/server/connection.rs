@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::answer::{Answer, Request, respond};
+use super::upload::{Body, Taken};
 use super::{Conditions, Shared};
 use crate::content::Object;
 
@@ -15,6 +16,9 @@ const LONGEST_HEAD: usize = 64 << 10;
 
 /// A piece of at most this many bytes is copied behind what is in front of it: cheaper than a vector.
 const SMALL: usize = 16 << 10;
+
+/// The most that is read of a body at once, in bytes.
+const READ: usize = 256 << 10;
 
 /// Bytes sent at once on a line of limited bandwidth.
 const PACED_PIECE: u64 = 256 << 10;
@@ -28,6 +32,7 @@ pub fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let mut output = Vec::new();
     let mut date = Date::default();
     let mut chunk = [0; 8 << 10];
+    let mut body = Vec::new();
     loop {
         let end = loop {
             if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -50,8 +55,12 @@ pub fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         if request.names_object() {
             shared.objects.fetch_add(1, Ordering::Relaxed);
         }
-        let answer = respond(&shared.world, &request);
-        sleep_until(arrived + conditions.latency);
+        let begun = &input[end..];
+        let (taken, text) = take_body(stream, shared, &request, begun, &mut body, conditions)?;
+        // A body that comes slowly makes the answer as late.
+        let complete = if request.length > 0 { Instant::now() } else { arrived };
+        let answer = respond(&shared.world, &shared.uploads, &request, (taken, &text));
+        sleep_until(complete + conditions.latency);
         output.clear();
         answer.write_head(date.now(), request.close, &mut output);
         let body_expected = !request.head;
@@ -65,13 +74,59 @@ pub fn serve(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
             Answer::Object { object, range, .. } if body_expected => {
                 send_object(stream, shared, &mut output, object, range, conditions)?;
             }
-            Answer::Object { .. } => stream.write_all(&output)?,
+            Answer::Object { .. } | Answer::Bare { .. } => stream.write_all(&output)?,
         }
         if request.close {
             return Ok(());
         }
-        input.drain(..end);
+        let of_body = usize::try_from(request.length).unwrap_or(usize::MAX);
+        let used = end + of_body.min(input.len() - end);
+        input.drain(..used);
     }
+}
+
+/// Takes what comes behind a request, of which `begun` has come, at the pace that conditions ask for.
+fn take_body(
+    mut stream: &TcpStream,
+    shared: &Shared,
+    request: &Request,
+    begun: &[u8],
+    buffer: &mut Vec<u8>,
+    conditions: Conditions,
+) -> io::Result<(Taken, String)> {
+    let since = Instant::now();
+    let mut body = Body::new(request.framed, request.brings_text());
+    let mut add = |piece: &[u8], came: u64| {
+        if !body.add(piece) {
+            return Err(io::Error::other("this is no body"));
+        }
+        shared.taken.fetch_add(u64::try_from(piece.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(micros) = came.saturating_mul(1_000_000).checked_div(conditions.bandwidth) {
+            sleep_until(since + Duration::from_micros(micros));
+        }
+        Ok(())
+    };
+    let first = begun.len().min(usize::try_from(request.length).unwrap_or(usize::MAX));
+    let mut came = u64::try_from(first).unwrap_or(u64::MAX);
+    if came < request.length {
+        if request.expects && came == 0 {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        buffer.resize(READ, 0);
+    }
+    if first > 0 {
+        add(&begun[..first], came)?;
+    }
+    while came < request.length {
+        let most = usize::try_from(request.length - came).unwrap_or(usize::MAX).min(READ);
+        let read = stream.read(&mut buffer[..most])?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        came += u64::try_from(read).unwrap_or(u64::MAX);
+        add(&buffer[..read], came)?;
+    }
+    Ok(body.finish())
 }
 
 /// Sends head and body, at the pace that conditions ask for: a piece leaves when all of it can have come through the line.

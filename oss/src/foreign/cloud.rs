@@ -109,6 +109,7 @@ fn capabilities() -> Capabilities {
         max_part_size: 5 << 30,
         max_parts: 10_000,
         list_from_inside: false,
+        resumable_uploads: false,
     }
 }
 

@@ -31,8 +31,8 @@ use self::disk::{Disk, Target, capabilities, read_chunk, short};
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
 use crate::store::{
-    AppendResponse, Capabilities, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartReceipt, PutMode,
-    PutResponse, Store, UploadId,
+    AppendResponse, Capabilities, GetOptions, GetResponse, ListPage, ListRequest, ObjectMeta, PartPage, PartReceipt,
+    PutMode, PutResponse, Store, UploadId, UploadMarker, UploadPage,
 };
 
 /// The local file system.
@@ -154,6 +154,15 @@ impl Store for FileStore {
     async fn abort_multipart(&self, key: &Key, upload: &UploadId) -> Result<()> {
         let upload = upload.clone();
         self.blocking("ABORT UPLOAD", key, move |disk, target| disk.abort(target, &upload)).await
+    }
+
+    async fn list_parts(&self, key: &Key, upload: &UploadId, after: u32) -> Result<PartPage> {
+        let upload = upload.clone();
+        self.blocking("LIST PARTS", key, move |disk, target| disk.list_parts(target, &upload, after)).await
+    }
+
+    async fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> Result<UploadPage> {
+        Ok(self.disk.list_uploads(prefix, after))
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {

@@ -146,8 +146,9 @@ impl Segmented {
 
     /// Sending the present segment again must not take more than the rate allows.
     pub(super) fn interval(&self) -> Duration {
-        // The first segment is what people look at while a task starts, and all there is of most logs.
-        if self.sealed.is_empty() {
+        // The first segment is what people look at while a task starts, and all there is of most logs. And one that is full is sent no
+        // more: what comes next begins another.
+        if self.sealed.is_empty() || self.present.len() >= self.limit() {
             return self.options.shortest_interval;
         }
         let bytes = u32::try_from(self.present.len()).unwrap_or(u32::MAX);

@@ -296,6 +296,8 @@ async fn the_interval_grows_with_what_is_sent_again() {
         grow.append(sample(1 << 20, 1)).await.unwrap();
     }
     assert_eq!(grow.suggested_interval().as_secs(), 8);
+    grow.append(sample((4 << 20) - 1, 1)).await.unwrap();
+    assert_eq!(grow.suggested_interval(), Duration::from_secs(1), "what is full is not sent again");
     let store: Arc<dyn Store> = Arc::new(MemoryStore::oss());
     let mut grow = GrowingObject::create(store, Key::new("log"), GrowingOptions::default()).await.unwrap();
     grow.append(sample(9 << 20, 1)).await.unwrap();

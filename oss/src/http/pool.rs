@@ -23,8 +23,8 @@ use super::line::Line;
 /// under a request that is just being written.
 const IDLE: Duration = Duration::from_secs(14);
 
-/// Idle connections kept per host: as many as a busy mount has requests in flight.
-const IDLE_PER_HOST: usize = 64;
+/// Idle connections kept per host: as many as a busy mount, and a transfer of many small files, have requests in flight.
+const IDLE_PER_HOST: usize = 128;
 
 /// The connections of a client.
 #[derive(Debug)]

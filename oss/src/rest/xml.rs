@@ -71,6 +71,58 @@ pub(crate) struct Part<'a> {
     pub etag: &'a str,
 }
 
+/// `<ListPartsResult>`. What must be there has no default, so that a page that is something else is refused.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Parts {
+    pub is_truncated: bool,
+    #[serde(default)]
+    pub next_part_number_marker: u32,
+    #[serde(rename = "Part", default)]
+    pub parts: Vec<ListedPart>,
+}
+
+/// A part in the list of those that have arrived.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedPart {
+    pub part_number: u32,
+    #[serde(rename = "ETag")]
+    pub etag: String,
+    pub size: u64,
+    /// OSS tells it.
+    #[serde(default)]
+    pub hash_crc64ecma: Option<u64>,
+    /// S3 tells it, in base64.
+    #[serde(rename = "ChecksumCRC64NVME", default)]
+    pub crc64_nvme: Option<String>,
+}
+
+/// `<ListMultipartUploadsResult>`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Uploads {
+    pub is_truncated: bool,
+    #[serde(default)]
+    pub encoding_type: String,
+    #[serde(default)]
+    pub next_key_marker: String,
+    #[serde(default)]
+    pub next_upload_id_marker: String,
+    #[serde(rename = "Upload", default)]
+    pub uploads: Vec<ListedUpload>,
+}
+
+/// An upload in the list of those in progress.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListedUpload {
+    pub key: String,
+    pub upload_id: String,
+    #[serde(default)]
+    pub initiated: String,
+}
+
 /// Decodes a key of a listing with `encoding-type=url`. Amazon writes a space as `+` and a plus as `%2B`; OSS writes neither.
 /// None when the key is not UTF-8.
 pub(crate) fn decode_key(text: &str, plus_is_space: bool) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,9 @@ pub struct DownloadOptions {
     pub limit: u64,
     /// The length of the pieces that are asked for at once, in bytes: 8 MiB.
     pub piece: u64,
+    /// The object's length in bytes, where a listing has told it: what is no longer than a piece is then asked for at once, and not
+    /// its metadata first. If it is another by now, that does no harm.
+    pub listed: Option<u64>,
     /// Whether the file is on the disk, and not only in the kernel's memory, when the download returns.
     pub durable: bool,
     /// What the file is called in errors, where the path to it says nothing to people (one that begins at a descriptor).
@@ -52,7 +55,15 @@ pub struct DownloadOptions {
 
 impl Default for DownloadOptions {
     fn default() -> Self {
-        Self { limit: u64::MAX, piece: 8 << 20, durable: false, called: None, permissions: None, progress: None }
+        Self {
+            limit: u64::MAX,
+            piece: 8 << 20,
+            listed: None,
+            durable: false,
+            called: None,
+            permissions: None,
+            progress: None,
+        }
     }
 }
 
@@ -89,22 +100,76 @@ pub async fn download(
     options: &DownloadOptions,
     budget: &TransferBudget,
 ) -> Result<Downloaded> {
-    let meta = store.head(key).await?;
-    let location = store.root().with_key(key.clone());
-    if meta.archived {
-        let message = "the object is in an archive tier and cannot be read yet";
-        return Err(Error::new(ErrorKind::Archived, OPERATION, location, message));
-    }
-    check_limit(&location, meta.size, options.limit)?;
-    let job = Job { store: Arc::clone(store), location, meta, target: target.to_owned(), options, budget };
+    let request = Request { store, location: store.root().with_key(key.clone()), key, target, options, budget };
     let mut attempt = 1;
     loop {
-        match job.run().await {
+        match request.carry_out().await {
             Err(error) if *error.kind() == ErrorKind::Corrupt && attempt < WHOLE_ATTEMPTS => {
                 tracing::warn!("{error}; downloading it once more");
                 attempt += 1;
             }
             result => return result,
+        }
+    }
+}
+
+/// What [`download`] was asked.
+struct Request<'a> {
+    store: &'a Arc<dyn Store>,
+    location: Location,
+    key: &'a Key,
+    target: &'a Path,
+    options: &'a DownloadOptions,
+    budget: &'a TransferBudget,
+}
+
+impl<'a> Request<'a> {
+    async fn carry_out(&self) -> Result<Downloaded> {
+        let (listed, piece) = (self.options.listed, self.options.piece);
+        if let Some(size) = listed.filter(|size| *size <= piece)
+            && let Some(done) = self.at_once(size).await?
+        {
+            return Ok(done);
+        }
+        let meta = self.store.head(self.key).await?;
+        if meta.archived {
+            let message = "the object is in an archive tier and cannot be read yet";
+            return Err(Error::new(ErrorKind::Archived, OPERATION, self.location.clone(), message));
+        }
+        check_limit(&self.location, meta.size, self.options.limit)?;
+        self.job(meta).run().await
+    }
+
+    /// One request for an object of about this length; nothing if it has become longer than a piece.
+    async fn at_once(&self, size: u64) -> Result<Option<Downloaded>> {
+        let location = &self.location;
+        let lease = self.budget.lease(size).await;
+        let ask = || self.store.get(self.key, GetOptions::default()).boxed();
+        let take = |answer: GetResponse| {
+            let taken = async move {
+                let meta = answer.meta.clone();
+                check_limit(location, meta.size, self.options.limit)?;
+                if meta.size > self.options.piece {
+                    return Ok(None);
+                }
+                Ok(Some((meta, body(location, answer).await?)))
+            };
+            taken.boxed()
+        };
+        let Some((meta, chunks)) = patiently(ask, take).await? else { return Ok(None) };
+        let done = self.job(meta).keep(chunks).await?;
+        drop(lease);
+        Ok(Some(done))
+    }
+
+    fn job(&self, meta: ObjectMeta) -> Job<'a> {
+        Job {
+            store: Arc::clone(self.store),
+            location: self.location.clone(),
+            meta,
+            target: self.target.to_owned(),
+            options: self.options,
+            budget: self.budget,
         }
     }
 }
@@ -127,12 +192,11 @@ pub async fn download_bytes(store: &Arc<dyn Store>, key: &Key, limit: u64) -> Re
     let take = |answer: GetResponse| {
         let bytes = async move {
             let checksum = answer.meta.checksum;
-            let bytes = body(location, answer).await?;
-            let wrong = match checksum {
-                Some(Checksum::Md5(md5)) => Md5::digest(&bytes)[..] != md5,
-                other => Sums::of(&bytes).agree(other) == Some(false),
-            };
-            if wrong { Err(corrupt(location)) } else { Ok(bytes) }
+            let chunks = body(location, answer).await?;
+            if agree(&chunks, &Sums::of_all(&chunks), checksum) == Some(false) {
+                return Err(corrupt(location));
+            }
+            Ok(joined(chunks))
         };
         bytes.boxed()
     };
@@ -153,23 +217,42 @@ fn corrupt(location: &Location) -> Error {
     Error::new(ErrorKind::Corrupt, OPERATION, location, message)
 }
 
-/// The body, as long as it was announced.
-async fn body(location: &Location, answer: GetResponse) -> Result<Bytes> {
-    let announced = answer.range.end - answer.range.start;
-    let bytes = answer.bytes().await?;
-    if bytes.len() as u64 == announced {
-        return Ok(bytes);
+/// Whether bytes in memory, of which these are the sums, have the store's checksum; nothing if it has none.
+fn agree(chunks: &[Bytes], sums: &Sums, checksum: Option<Checksum>) -> Option<bool> {
+    let Some(Checksum::Md5(md5)) = checksum else { return sums.agree(checksum) };
+    let mut ours = Md5::new();
+    chunks.iter().for_each(|chunk| ours.update(chunk));
+    Some(ours.finalize()[..] == md5)
+}
+
+fn joined(mut chunks: Vec<Bytes>) -> Bytes {
+    match chunks.len() {
+        1 => chunks.remove(0),
+        _ => chunks.concat().into(),
     }
-    let message = format!("{} bytes arrived instead of {announced}", bytes.len());
+}
+
+/// The body as it came, as long as it was announced.
+async fn body(location: &Location, mut answer: GetResponse) -> Result<Vec<Bytes>> {
+    let announced = answer.range.end - answer.range.start;
+    let (mut chunks, mut came) = (Vec::new(), 0);
+    while let Some(chunk) = answer.body.next().await.transpose()? {
+        came += chunk.len() as u64;
+        chunks.push(chunk);
+    }
+    if came == announced {
+        return Ok(chunks);
+    }
+    let message = format!("{came} bytes arrived instead of {announced}");
     Err(Error::new(ErrorKind::Unavailable, OPERATION, location, message))
 }
 
 /// Asks again when the body broke off or came out wrong. What the request itself fails with is final: the store has
 /// tried that as often as it makes sense.
-async fn patiently<'a>(
+async fn patiently<'a, T>(
     ask: impl Fn() -> BoxFuture<'a, Result<GetResponse>>,
-    take: impl Fn(GetResponse) -> BoxFuture<'a, Result<Bytes>>,
-) -> Result<Bytes> {
+    take: impl Fn(GetResponse) -> BoxFuture<'a, Result<T>>,
+) -> Result<T> {
     let mut pause = FIRST_PAUSE;
     let mut attempt = 1;
     loop {
@@ -213,19 +296,48 @@ impl Job<'_> {
         Ok(Downloaded { size: whole.size, crc64: whole.crc64, etag: self.meta.etag.clone(), verified })
     }
 
+    /// The whole object is in memory: verifies it and makes it the file, all on one thread.
+    async fn keep(&self, chunks: Vec<Bytes>) -> Result<Downloaded> {
+        let (directory, permissions) = (self.directory()?, self.options.permissions);
+        let (target, durable) = (self.target.clone(), self.options.durable);
+        let checksum = self.meta.checksum;
+        let kept = blocking(OPERATION, &self.location, move || {
+            let sums = Sums::of_all(&chunks);
+            let right = agree(&chunks, &sums, checksum);
+            if right == Some(false) {
+                return Ok((sums, right));
+            }
+            let staged = staged(&directory, permissions)?;
+            for chunk in &chunks {
+                staged.file().write_all(chunk)?;
+            }
+            staged.commit(&target, PutMode::Overwrite, durable)?;
+            Ok((sums, right))
+        });
+        let (sums, right) = kept.await?.map_err(|error| self.unwritable(error))?;
+        if right == Some(false) {
+            return Err(corrupt(&self.location));
+        }
+        self.report(sums.size);
+        let etag = self.meta.etag.clone();
+        Ok(Downloaded { size: sums.size, crc64: sums.crc64, etag, verified: right.is_some() })
+    }
+
+    /// The directory that the file is made in.
+    fn directory(&self) -> Result<PathBuf> {
+        match self.target.parent() {
+            None => Err(self.unwritable(io::ErrorKind::IsADirectory.into())),
+            Some(parent) if parent.as_os_str().is_empty() => Ok(PathBuf::from(".")),
+            Some(parent) => Ok(parent.to_owned()),
+        }
+    }
+
     /// The file in the making, with room for the object.
     async fn stage(&self) -> Result<Staged> {
-        let directory = match self.target.parent() {
-            None => return Err(self.unwritable(io::ErrorKind::IsADirectory.into())),
-            Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-            Some(parent) => parent.to_owned(),
-        };
+        let directory = self.directory()?;
         let (size, permissions) = (self.meta.size, self.options.permissions);
         let staged = blocking(OPERATION, &self.location, move || {
-            let staged = Staged::new(&directory)?;
-            if let Some(permissions) = permissions {
-                staged.file().set_permissions(Permissions::from_mode(permissions))?;
-            }
+            let staged = staged(&directory, permissions)?;
             make_room(staged.file(), size)?;
             Ok(staged)
         });
@@ -237,12 +349,16 @@ impl Job<'_> {
         let length = range.end - range.start;
         let _lease = self.budget.lease(length).await;
         let ask = || self.ask(range.clone()).boxed();
-        let bytes = patiently(ask, |answer| body(&self.location, answer).boxed()).await?;
-        let offset = range.start;
+        let chunks = patiently(ask, |answer| body(&self.location, answer).boxed()).await?;
+        let mut offset = range.start;
         let file = Arc::clone(file);
         let written = blocking(OPERATION, &self.location, move || {
-            file.write_all_at(&bytes, offset)?;
-            Ok(Sums::of(&bytes))
+            let sums = Sums::of_all(&chunks);
+            for chunk in chunks {
+                file.write_all_at(&chunk, offset)?;
+                offset += chunk.len() as u64;
+            }
+            Ok(sums)
         });
         let sums = written.await?.map_err(|error| self.unwritable(error))?;
         self.report(received.fetch_add(length, Ordering::Relaxed) + length);
@@ -285,6 +401,15 @@ impl Job<'_> {
         let what = format!("the local file {} cannot be written", called.display());
         local(OPERATION, &self.location, &what, error)
     }
+}
+
+/// A file in the making, with these permissions.
+fn staged(directory: &Path, permissions: Option<u32>) -> io::Result<Staged> {
+    let staged = Staged::new(directory)?;
+    if let Some(permissions) = permissions {
+        staged.file().set_permissions(Permissions::from_mode(permissions))?;
+    }
+    Ok(staged)
 }
 
 /// Takes the space at once, so that a full disk shows before the download and not after hours of it.

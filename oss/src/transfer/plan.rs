@@ -43,6 +43,7 @@ mod tests {
             max_part_size: max,
             max_parts: parts,
             list_from_inside: true,
+            resumable_uploads: false,
         }
     }
 

@@ -36,6 +36,25 @@ impl Default for DoubleConfig {
     }
 }
 
+/// The default key, as programs find it in their environment.
+pub const KEYS: [(&str, &str); 4] = [
+    ("OSS_ACCESS_KEY_ID", "test-key"),
+    ("OSS_ACCESS_KEY_SECRET", "test-secret"),
+    ("AWS_ACCESS_KEY_ID", "test-key"),
+    ("AWS_SECRET_ACCESS_KEY", "test-secret"),
+];
+
+/// An environment in which `oss://` and `s3://` are the double at `endpoint`, in its default region and with its default key.
+pub fn environment(endpoint: &str) -> impl Iterator<Item = (&str, &str)> {
+    let place = [
+        ("OSS_ENDPOINT", endpoint),
+        ("OSS_REGION", "cn-test"),
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_REGION", "cn-test"),
+    ];
+    place.into_iter().chain(KEYS)
+}
+
 impl DoubleConfig {
     /// No bucket and no key.
     pub fn empty() -> Self {

@@ -102,12 +102,14 @@ pub(super) fn plan(
         task: attempt.task,
         instance: attempt.instance,
         instances: task.instances,
-        region: place.region.as_deref(),
-        oss_host: oss_host.as_deref(),
-        cluster: place.cluster.as_deref(),
-        worker: place.worker.as_deref(),
-        working_directory: WORKDIR,
-        more_path: if image.is_some() { None } else { context.place.path.as_deref() },
+        machine: environment::Machine {
+            region: place.region.as_deref(),
+            oss_host: oss_host.as_deref(),
+            cluster: place.cluster.as_deref(),
+            worker: place.worker.as_deref(),
+            working_directory: WORKDIR,
+            more_path: if image.is_some() { None } else { context.place.path.as_deref() },
+        },
         container: image.map(|image| environment::InImage { path: image.variable("PATH") }),
         account,
     };
@@ -135,6 +137,7 @@ pub(super) fn plan(
             // Of a container, only its shim is in the group; the engine limits the container.
             limits: if image.is_some() { Limits::default() } else { task.limits },
         }),
+        takes_over: false,
         account: account.cloned(),
     };
     Ok(Planned { spec, sources, mount_points: view.mount_points, fetched: view.fetched })

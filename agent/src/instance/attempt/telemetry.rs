@@ -68,14 +68,20 @@ impl Telemetry {
 
     /// The program runs. `has_run` says that an agent before this one has started it.
     pub(super) fn program_started(&self, shim: &ProcessId, record: &Record, has_run: bool) {
-        self.recording.program_started(TaskSource { shim: shim.pid, group: record.group() }, has_run);
+        let container = record.container.as_ref().map(|_| record.container_group());
+        self.recording.program_started(TaskSource { shim: shim.pid, group: record.group(), container }, has_run);
     }
 
     /// The program has ended.
     pub(super) fn program_ended(&mut self, exit: &ExitRecord) {
         self.program = exit.start_failure.is_none().then_some((exit.started, exit.ended));
         let cpu = Duration::from_millis(exit.usage.user_ms + exit.usage.system_ms);
-        let (elapsed, memory) = (Duration::from_millis(exit.elapsed_ms), exit.usage.max_resident_bytes);
+        let elapsed = Duration::from_millis(exit.elapsed_ms);
+        let memory = match exit.usage.max_resident_bytes {
+            // Nobody waits for the processes of a container but its engine.
+            0 => exit.usage.memory_peak_bytes.unwrap_or(0),
+            resident => resident,
+        };
         self.recording.program_ended(cpu, elapsed, memory);
     }
 

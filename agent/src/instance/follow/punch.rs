@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, fstatfs};
 use oss::growing::{GrowingMark, GrowingObject};
 use tokio::task::JoinHandle;
 
@@ -22,6 +23,9 @@ use super::space::Space;
 const STEP: u64 = 16 << 20;
 /// The same when the disk is nearly full.
 const SMALL_STEP: u64 = 1 << 20;
+/// Nothing is sent that lies further behind what was last written down: so much an agent that comes after this one may find sent of which
+/// nobody has told it. A few seconds of sending, for a disk that is slow to keep it.
+const AHEAD: u64 = 256 << 20;
 /// Holes begin and end at multiples of this, so that the file system need not write zeros.
 const BLOCK: u64 = 4096;
 
@@ -33,8 +37,10 @@ pub(super) struct Upkeep {
     target: String,
     /// The latest that is certain.
     mark: Option<GrowingMark>,
-    /// How much of it was written down.
+    /// How much of it was written down, or is being so.
     written: u64,
+    /// How much of it was certainly written down.
+    saved: u64,
     /// Up to where we have made the file that grows a hole.
     punched: u64,
     /// Whether an agent before this one may have made one.
@@ -45,7 +51,7 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     pub(super) fn new(path: Option<PathBuf>, target: String) -> Self {
-        Self { path, target, mark: None, written: 0, punched: 0, is_heir: false, work: None }
+        Self { path, target, mark: None, written: 0, saved: 0, punched: 0, is_heir: false, work: None }
     }
 
     /// Whether the beginning of the file is gone.
@@ -55,13 +61,26 @@ impl Upkeep {
 
     /// A new object has been begun. This is written down before anything is sent, so that another agent does not begin it again.
     pub(super) async fn begin(&mut self, object: &GrowingObject, reader: &Reader) {
-        (self.mark, self.written) = (object.mark(), 0);
+        (self.mark, self.written, self.saved) = (object.mark(), 0, 0);
         self.write_down(reader).await;
+    }
+
+    /// Before this position of the log some may have been sent of which nothing is written down; from there on, nothing was, by whichever
+    /// agent.
+    pub(super) fn fence(&self) -> u64 {
+        self.saved + AHEAD
+    }
+
+    /// The log is about to be sent up to this position.
+    pub(super) async fn before_sending(&mut self, reader: &mut Reader, end: u64) {
+        if reader.has_changed() || end > self.fence() {
+            self.write_down(reader).await;
+        }
     }
 
     /// An agent before this one has come so far.
     pub(super) fn go_on(&mut self, mark: GrowingMark) {
-        self.written = mark.arrived();
+        (self.written, self.saved) = (mark.arrived(), mark.arrived());
         self.is_heir = !mark.is_empty();
         self.mark = Some(mark);
     }
@@ -90,9 +109,9 @@ impl Upkeep {
     }
 
     /// The disk is looked at. If it is nearly full, the oldest bytes behind the position `kept` of the log are given up, but for the
-    /// newest; none if it is not known what may go.
-    pub(super) async fn make_room(&mut self, reader: &mut Reader, kept: Option<u64>) {
-        let (Some(kept), Some(_), Origin::Own(_)) = (kept, &self.path, reader.origin()) else { return };
+    /// newest.
+    pub(super) async fn make_room(&mut self, reader: &mut Reader, kept: u64) {
+        let (Some(_), Origin::Own(_)) = (&self.path, reader.origin()) else { return };
         let Some(space) = Space::of(&reader.directory()) else { return };
         let size = reader.size();
         let from = reader.sequence.offset(kept);
@@ -129,7 +148,7 @@ impl Upkeep {
     async fn settle(&mut self) -> bool {
         let Some(work) = self.work.take() else { return true };
         match work.await.unwrap_or(None) {
-            Some(punched) => self.punched = punched.max(self.punched),
+            Some(punched) => (self.saved, self.punched) = (self.written, punched.max(self.punched)),
             None => return false,
         }
         true
@@ -184,10 +203,25 @@ fn punch(file: &Arc<File>, ranges: &[Range<u64>], punched: u64) -> u64 {
     now
 }
 
-fn punch_hole(file: &impl AsFd, range: Range<u64>) -> nix::Result<()> {
+fn punch_hole(file: &(impl AsFd + AsRawFd), range: Range<u64>) -> nix::Result<()> {
+    settle_pages(file, &range);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let offset = |bytes: u64| libc::off_t::try_from(bytes).map_err(|_| Errno::EFBIG);
     fallocate(file, flags, offset(range.start)?, offset(range.end - range.start)?)
+}
+
+/// Has the disk take this range. xfs and btrfs would have it do so while they punch, and all the while they keep everybody else from
+/// writing to the file: the task would wait for the disk. ext4 drops what the disk has not been given yet, so there is nothing to wait for.
+fn settle_pages(file: &(impl AsFd + AsRawFd), range: &Range<u64>) {
+    if fstatfs(file).is_ok_and(|system| system.filesystem_type() == EXT4_SUPER_MAGIC) {
+        return;
+    }
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let offset = |bytes: u64| libc::off64_t::try_from(bytes).unwrap_or(libc::off64_t::MAX);
+    let (start, len) = (offset(range.start), offset(range.end - range.start));
+    // It only makes the next call quicker, so it may fail.
+    // SAFETY: no memory is handed over, and the descriptor is open as long as `file` is borrowed.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) };
 }
 
 #[cfg(test)]

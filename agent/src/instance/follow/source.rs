@@ -105,9 +105,8 @@ impl Reader {
         }))
     }
 
-    /// What another agent has followed and sent up to `position`, as far as it is still there; none if that is another file of our
-    /// own altogether.
-    pub(super) fn resume(origin: &Origin, mut sequence: Sequence, position: u64) -> Option<Self> {
+    /// What another agent has followed, as far as it is still there; none if that is another file of our own altogether.
+    pub(super) fn resume(origin: &Origin, sequence: Sequence) -> Option<Self> {
         let mut open: Vec<(FileId, Arc<File>)> = Vec::new();
         for id in sequence.files() {
             if let Some(file) = origin.find(id) {
@@ -117,10 +116,16 @@ impl Reader {
         if matches!(origin, Origin::Own(_)) && open.is_empty() {
             return None;
         }
-        let len = |id| find(&open, id).and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        sequence.lose(position, len);
-        let seen = len(sequence.file());
-        Some(Self { origin: origin.clone(), sequence, open, seen, is_changed: true, replaced: None })
+        let mut reader = Self { origin: origin.clone(), sequence, open, seen: 0, is_changed: true, replaced: None };
+        reader.seen = reader.size();
+        Some(reader)
+    }
+
+    /// The same with words in place of what has not been sent, which is everything from `position` on, and can be had no more.
+    pub(super) fn without_lost(mut self, position: u64) -> Self {
+        let len = |id| find(&self.open, id).and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        self.sequence.lose(position, len);
+        self
     }
 
     /// Whether the sequence has to be written down before anything more is sent; asked once.

@@ -53,6 +53,7 @@ pub(super) fn disk(name: &str, minor: u32, role: Role) -> Device {
         _ => None,
     };
     disk.serial = Some(format!("vol{minor}"));
+    disk.wwid = Some(format!("nvme.{minor:04}"));
     disk.by_id = vec![format!("/dev/disk/by-id/nvme-{minor:04}").into()];
     disk
 }

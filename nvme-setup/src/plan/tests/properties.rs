@@ -52,17 +52,33 @@ fn devices() -> impl Strategy<Value = Vec<(Device, Option<Truth>)>> {
     let role = prop_oneof![3 => Just(Role::InstanceStore), 2 => Just(Role::CloudDisk), 1 => Just(Role::DataDisk)];
     let kind = prop_oneof![12 => Just(Kind::Disk), 1 => Just(Kind::Loop), 1 => Just(Kind::Partition), 1 => Just(Kind::Mapping)];
     let size = prop_oneof![4 => Just(100 * GIB), 1 => Just(7 * GIB), 1 => 0..400_u64 << 20];
-    let device = (role, kind, size, prop::bool::weighted(0.05), prop::bool::weighted(0.05), 0..4_u32, content());
+    // Several may be paths to one.
+    let wwid = prop::option::weighted(0.3, 0..4_u32);
+    let device = (role, kind, size, prop::bool::weighted(0.05), prop::bool::weighted(0.05), 0..4_u32, wwid, content());
     prop::collection::vec(device, 0..7).prop_map(|devices| {
-        let device = |(index, (role, kind, size, read_only, removable, serial, truth)): (usize, _)| {
+        let device = |(index, (role, kind, size, read_only, removable, serial, wwid, truth)): (usize, _)| {
             let minor = u32::try_from(index).expect("few disks");
             let mut device: Device = disk(&format!("d{index}"), minor, role);
             (device.kind, device.size, device.read_only, device.removable) = (kind, size, read_only, removable);
             // Some have the same one.
-            device.serial = Some(format!("vol{serial}"));
+            (device.serial, device.wwid) = (Some(format!("vol{serial}")), None);
+            if let Some(wwid) = wwid {
+                // All paths to a disk know both.
+                (device.wwid, device.serial) = (Some(format!("eui.{wwid}")), Some(format!("vol{wwid}")));
+            }
             (device, truth)
         };
-        devices.into_iter().enumerate().map(device).collect()
+        let mut devices: Vec<_> = devices.into_iter().enumerate().map(device).collect();
+        for index in 1..devices.len() {
+            let (before, path) = devices.split_at_mut(index);
+            if let Some((_, truth)) =
+                before.iter().find(|(other, _)| other.wwid.is_some() && other.wwid == path[0].0.wwid)
+            {
+                // What is on it is seen over each.
+                path[0].1.clone_from(truth);
+            }
+        }
+        devices
     })
 }
 
@@ -178,6 +194,10 @@ fn may_write(model: &Model, step: &Step, name: &str, earlier: &[&Step]) -> Resul
     if above.len() > 1 || model.mounted.values().any(|mounted| mounted == name) || device.swap {
         return Err("it is in use".to_owned());
     }
+    let is_path = |other: &Device| other.name != name && other.kind == Kind::Disk && other.wwid == device.wwid;
+    if device.wwid.is_some() && model.devices.iter().any(|(other, _)| is_path(other)) {
+        return Err("another path leads to it".to_owned());
+    }
     if device.kind == Kind::Array {
         let own = |parent: &String| matches!(model.truth(parent), Some(Truth::Member { array, .. }) if model.node.owner(*array) == Some(crate::identity::Owner::ThisNode));
         if !device.parents.iter().all(own) {
@@ -249,7 +269,8 @@ fn wild() -> impl Strategy<Value = Machine> {
 fn usual() -> impl Strategy<Value = Machine> {
     let others = prop::collection::vec(content(), 0..3);
     let store = (1..4_u32, 0..6_u8, prop::bool::weighted(0.3), 1..4_u32, any::<[bool; 3]>());
-    (store, any::<bool>(), others, prop::option::weighted(0.3, root())).prop_map(|(store, data, others, root)| {
+    let drawn = (store, any::<bool>(), others, prop::option::weighted(0.3, root()), prop::bool::weighted(0.05));
+    drawn.prop_map(|(store, data, others, root, two_paths)| {
         let (count, state, each, members, [blocks, signature, used]) = store;
         let node = Node::new("i-this");
         let truth = |index: u32| {
@@ -279,6 +300,13 @@ fn usual() -> impl Strategy<Value = Machine> {
             volumes.push(Volume::new(What::OnlyEmpty, "/b"));
         }
         others.into_iter().for_each(|truth| add(Role::DataDisk, truth));
+        if two_paths {
+            let (mut path, truth) = devices[0].clone();
+            path.name = "path".to_owned();
+            path.path = "/dev/path".into();
+            path.number.minor = 99;
+            devices.push((path, truth));
+        }
         let uses = Use { mounts: Vec::new(), swaps: Vec::new(), links: Vec::new() };
         (devices, uses, root.flatten(), volumes)
     })
@@ -295,6 +323,7 @@ struct Came {
     mounted_as_found: u32,
     refused: u32,
     with_root_below: u32,
+    refused_for_paths: u32,
 }
 
 impl Came {
@@ -312,6 +341,8 @@ impl Came {
         self.arrays += has(|step| matches!(step, Step::CreateArray { .. }));
         self.taken_up += has(|step| matches!(step, Step::Clear { .. } | Step::ClearMember { .. }));
         self.mounted_as_found += u32::from(found);
+        let for_paths = |refusal: &crate::step::Refusal| refusal.why.contains("over another path");
+        self.refused_for_paths += u32::from(plan.refusals.iter().any(for_paths));
         self.with_root_below += u32::from(root && formats > 0);
     }
 }
@@ -396,6 +427,7 @@ fn no_plan_touches_what_is_not_provably_empty_or_ours() {
         ("mounted as found", came.mounted_as_found, 150),
         ("refused", came.refused, 1800),
         ("formatted beside a root", came.with_root_below, 100),
+        ("refused for paths", came.refused_for_paths, 100),
     ] {
         assert!(count >= least, "only {count} of {} plans were {what}", came.plans);
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use nix::libc;
@@ -20,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::location::{Key, Location};
 use crate::staged::Staged;
 use crate::store::{
-    AppendResponse, Capabilities, Checksum, ETag, GetOptions, ListPage, ListRequest, ObjectMeta, PartReceipt, PutMode,
-    PutResponse, UploadId,
+    AppendResponse, Capabilities, Checksum, ETag, GetOptions, ListPage, ListRequest, ObjectMeta, PartMeta, PartPage,
+    PartReceipt, PutMode, PutResponse, UploadId, UploadMarker, UploadMeta, UploadPage,
 };
 
 /// How much is read at once. Larger gains nothing, and every read is in memory until the reader takes it.
@@ -43,6 +43,7 @@ pub(super) struct Disk {
 #[derive(Debug)]
 struct Upload {
     key: Key,
+    initiated: SystemTime,
     directory: PathBuf,
     layout: Mutex<Layout>,
     /// Parts are written under the read lock, so that completing waits for those whose caller has given up.
@@ -60,6 +61,8 @@ pub(super) fn capabilities() -> Capabilities {
         max_part_size: i64::MAX.unsigned_abs(),
         max_parts: 10_000,
         list_from_inside: true,
+        // They are files without a name, and go with the process.
+        resumable_uploads: false,
     }
 }
 
@@ -239,6 +242,7 @@ impl Disk {
         let staged = Staged::new(&directory).map_err(|error| target.io(error))?;
         let upload = Upload {
             key: target.location.key().clone(),
+            initiated: SystemTime::now(),
             directory,
             layout: Mutex::default(),
             staged: RwLock::new(Some(staged)),
@@ -322,6 +326,35 @@ impl Disk {
             upload.staged.write().unwrap_or_else(PoisonError::into_inner).take();
         }
         Ok(())
+    }
+
+    pub(super) fn list_parts(&self, target: &Target, id: &UploadId, after: u32) -> Result<PartPage> {
+        let upload = self.upload(target, id)?;
+        let layout = upload.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = layout.behind(after).map(|(number, part)| PartMeta {
+            number,
+            size: part.size,
+            etag: part_etag(part),
+            checksum: Some(Checksum::Crc64(part.crc64)),
+        });
+        Ok(PartPage { parts: parts.collect(), continuation: None })
+    }
+
+    /// The uploads of this store object; those of other processes are unknown.
+    pub(super) fn list_uploads(&self, prefix: &str, after: Option<&UploadMarker>) -> UploadPage {
+        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<UploadMeta> = uploads
+            .iter()
+            .filter(|(_, upload)| upload.key.as_str().starts_with(prefix))
+            .filter(|(id, upload)| after.is_none_or(|after| (&upload.key, &id.0) > (&after.key, &after.id.0)))
+            .map(|(id, upload)| UploadMeta {
+                key: upload.key.clone(),
+                id: id.clone(),
+                initiated: Some(upload.initiated),
+            })
+            .collect();
+        found.sort_by(|a, b| (&a.key, &a.id.0).cmp(&(&b.key, &b.id.0)));
+        UploadPage { uploads: found, continuation: None }
     }
 
     pub(super) fn list(&self, target: &Target, request: &ListRequest) -> Result<ListPage> {

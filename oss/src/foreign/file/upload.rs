@@ -61,6 +61,11 @@ impl Layout {
         self.parts.insert(number, part);
     }
 
+    /// The parts with numbers above `after`, in their order.
+    pub(super) fn behind(&self, after: u32) -> impl Iterator<Item = (u32, &Part)> {
+        self.parts.range(after.saturating_add(1)..).map(|(number, part)| (*number, part))
+    }
+
     /// The part of that number.
     pub(super) fn part(&self, number: u32) -> Option<Part> {
         self.parts.get(&number).copied()
