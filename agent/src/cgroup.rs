@@ -6,8 +6,8 @@
 //!
 //! The directory is not below the agent's own group, which ends with the agent's unit:
 //!
-//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us (`systemd`). Only controllers that systemd
-//!   does not use for it (in v1 the freezer, which it does not know, and mostly `pids`) have ours at the top of their trees;
+//! - where systemd runs, it is a scope that systemd makes for the task and delegates to us (`systemd`). Only controllers
+//!   that systemd does not know (the freezer of v1) have ours at the top of their trees;
 //! - elsewhere it is `batch-agent/<task>` at the top of each tree.
 //!
 //! Nothing here is needed for a task to run. What a machine does not have or does not let us use is told as a note, and the task runs

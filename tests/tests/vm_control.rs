@@ -129,13 +129,13 @@ fn tasks_under_systemd(version: Version) {
 
     let groups: Vec<&str> = report.lines().filter_map(|line| line.trim().strip_prefix("++ where ")).collect();
     let (scope, top) = ("/batch.slice/batch-agent.slice/batch-where.task.0-", "/batch-agent/batch-where.task.0-");
-    // In version 1 systemd makes a scope in the trees of some controllers only; in the others the group is ours, at the top.
+    // In version 1 the freezer is none of systemd's: there the group is ours, at the top.
     let trees: &[(&str, &str, &str)] = match version {
         Version::V1 => &[
             ("name=systemd", scope, ".scope"),
             ("memory", scope, ".scope/task"),
             ("cpu,cpuacct", scope, ".scope/task"),
-            ("pids", top, "/task"),
+            ("pids", scope, ".scope/task"),
             ("freezer", top, "/task"),
         ],
         Version::V2 => &[("", scope, ".scope/task")],

@@ -5,7 +5,7 @@
 //! already. It is not part of the agent's unit, lives as long as it has a process, whatever becomes of the agent, and systemd takes
 //! it away after that.
 //!
-//! Two calls are all that is needed, so the D-Bus protocol is spoken here and no library for it carried along. See the D-Bus
+//! Three calls are all that is needed, so the D-Bus protocol is spoken here and no library for it carried along. See the D-Bus
 //! specification, and `org.freedesktop.systemd1(5)` for the calls.
 
 use std::io::{self, Read, Write};
@@ -64,7 +64,20 @@ pub(super) fn enter_scope(name: &str, description: &str) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+    if has_version_1() {
+        // It moves the process in its own tree first, then in those of the controllers, and does nothing else meanwhile. So when it answers
+        // a question, we are in all of them, and it will not move us again.
+        let mut body = Wire::default();
+        body.text(name);
+        manage("GetUnit", "s", &body.0).map_err(|refusal| refusal.to_string())?;
+    }
     Ok(())
+}
+
+/// Whether there are trees of version 1.
+fn has_version_1() -> bool {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups.lines().any(|line| !line.starts_with("0:"))
 }
 
 /// Has systemd end a scope in which nobody is any more. It finds that out by itself where it can: with version 1 in a container it cannot.

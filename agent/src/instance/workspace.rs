@@ -56,11 +56,12 @@ impl Workspace {
     /// Goes on with what another agent has begun, if its program had been started. What had not come that far, and what a start of the
     /// machine has ended, is to be cleaned up.
     pub(super) fn resume(mut record: Record, node: &Node) -> Result<Result<Self, Record>, FileError> {
-        let found = shims(record.shim.clone(), &record.shim_spec()).into_iter().next();
+        let found = shims(record.shim.clone(), &record.shim_spec()).into_iter().find(outlives_its_agent);
         let has_ended = record.exit_record(node).exists() && record.scratch.exists();
         let this_boot = ProcessId::of(1).map(|init| init.boot_id);
-        let is_lost =
-            found.is_none() && !has_ended && record.shim.as_ref().map(|shim| &shim.boot_id) != this_boot.as_ref();
+        // One that has made its group may have started the program.
+        let is_of_this_boot = record.shim.as_ref().map(|shim| &shim.boot_id) == this_boot.as_ref();
+        let is_lost = found.is_none() && !has_ended && !is_of_this_boot && !record.group().exists();
         if record.sources.is_none() || is_lost {
             return Ok(Err(record));
         }
@@ -168,6 +169,15 @@ fn shims(known: Option<ProcessId>, spec: &Path) -> Vec<ProcessId> {
         }
     }
     found
+}
+
+/// Whether a shim goes on. One whose agent was killed before it was ready for that is killed, too, and takes a moment to be gone.
+fn outlives_its_agent(shim: &ProcessId) -> bool {
+    let began = Instant::now();
+    while shim.is_ending() && began.elapsed() < KILL_DEADLINE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    shim.is_alive()
 }
 
 /// Ends a shim that nobody waits for, with everything below it. First what is below: while the shim lives it is their

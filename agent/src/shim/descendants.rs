@@ -46,10 +46,25 @@ impl ProcessId {
     }
 }
 
+impl ProcessId {
+    /// Whether it is still there, and has been killed or is about to be gone: what is left to it is to end.
+    pub fn is_ending(&self) -> bool {
+        const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+        /// `PF_EXITING` of the kernel's `include/linux/sched.h`.
+        const EXITING: u64 = 4;
+        let is_exiting = Stat::of(self.pid).is_some_and(|stat| stat.flags & EXITING != 0);
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+        let is_pending = |set: &str| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & KILLED != 0);
+        (is_exiting || pending.into_iter().any(is_pending)) && self.is_alive()
+    }
+}
+
 /// What `/proc/PID/stat` says.
 struct Stat {
     state: u8,
     parent: i32,
+    flags: u64,
     start_ticks: u64,
 }
 
@@ -61,6 +76,7 @@ impl Stat {
         Some(Self {
             state: *fields.first()?.as_bytes().first()?,
             parent: fields.get(1)?.parse().ok()?,
+            flags: fields.get(6)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
         })
     }
@@ -136,9 +152,23 @@ mod tests {
     #[test]
     fn a_process_is_told_from_its_successors() {
         let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(me.is_alive());
+        assert!(me.is_alive() && !me.is_ending());
         assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me.clone() }.is_alive());
         assert!(!ProcessId { boot_id: "another".to_owned(), ..me }.is_alive());
+    }
+
+    #[test]
+    fn one_that_was_killed_is_seen_to_end() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(!id.is_ending());
+        child.kill().unwrap();
+        let began = Instant::now();
+        while id.is_ending() && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!id.is_alive(), "killed, and neither ending nor gone");
+        child.wait().unwrap();
     }
 
     #[test]
