@@ -245,12 +245,7 @@ impl Subject<'_> {
 }
 
 /// Measures everything in a case, in turns, so that a change in the machine's load hits all alike.
-fn measure(
-    stage: &Stage,
-    case: &dyn Case,
-    (mounters, copiers): (&Mounters, &Copiers),
-    repeat: u32,
-) -> CaseReport {
+fn measure(stage: &Stage, case: &dyn Case, (mounters, copiers): (&Mounters, &Copiers), repeat: u32) -> CaseReport {
     let ours = case.ours();
     let limits = case.limits().iter().map(|limit| Subject::Limit(*limit));
     let mounters = mounters.iter().filter(|_| ours == OURS).map(|mounter| Subject::Mount(mounter.as_ref()));
