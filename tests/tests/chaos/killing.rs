@@ -19,7 +19,7 @@ const WORDS: [&str; 8] = [
 ];
 
 /// How long an agent has for saying something.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A moment to kill an agent at.
 #[derive(Debug, Clone, Copy)]

@@ -21,8 +21,8 @@ use killing::Kills;
 use round::{ChaosNode, Round};
 use work::Kind;
 
-/// How many nodes work side by side: enough for agents to be waited for by nobody, on two processors.
-const NODES: usize = 6;
+/// How many nodes work side by side: most of the time they wait for their tasks.
+const NODES: usize = 10;
 
 /// Has no task begun any more when it is dropped: a round has panicked, and the test has failed.
 struct Failing<'a> {
