@@ -13,7 +13,6 @@ mod clock;
 mod digest;
 pub(crate) mod endpoint;
 mod fault;
-mod lanes;
 mod listing;
 mod meter;
 mod names;
