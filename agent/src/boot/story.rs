@@ -380,12 +380,13 @@ mod tests {
         assert_eq!(story.step(Phase::Task).unwrap().begun, 0);
         // Ended with the machine: begun anew. Cancelled by a person, or through before the machine went down: over.
         teller.note(|story| (story.outcome, story.going_down) = (outcome("Stopped"), true));
-        let teller = reboot(teller);
+        let mut teller = reboot(teller);
         assert_eq!((teller.story().outcome, teller.story().going_down), (None, false));
         for (state, going_down) in [("Stopped", false), ("Finished", true), ("Failed", true)] {
             teller.note(|story| (story.outcome, story.going_down) = (outcome(state), going_down));
-            let again = reboot(Teller::begin(directory.path()).unwrap());
-            assert_eq!(again.story().outcome, outcome(state), "{state} is not run again");
+            drop(teller);
+            teller = reboot(Teller::begin(directory.path()).unwrap());
+            assert_eq!(teller.story().outcome, outcome(state), "{state} is not run again");
         }
     }
 
