@@ -5,114 +5,22 @@
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::agent::{Finished, Node, eventually, finished, job, merge, package};
-use tests::docker::{Engine, Registry, oci_archive};
+use tests::agent::{Node, eventually, finished, merge, package};
+use tests::docker::Engine;
 use tests::double::{Double, DoubleConfig};
 use tests::node::BootNode;
-use tests::tools::system;
 
-const BUCKET: &str = "test-bucket";
-const IMAGE: &str = "registry.example/busybox:1";
+mod images;
+mod site;
 
-/// How long anything may take that a loaded machine does slowly.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// An engine, a store and a node that knows both.
-struct Site {
-    // Before the engine, whose namespace it uses.
-    node: Node,
-    engine: Engine,
-    double: Double,
-}
-
-impl Site {
-    fn new(engine: Engine) -> Self {
-        Self::with_faults(engine, 0)
-    }
-
-    /// One on which faults of the platform are answered so often by another attempt.
-    fn with_faults(engine: Engine, faults: u32) -> Self {
-        let double = Double::start(DoubleConfig::default().bucket("my-bucket", "cn-test"));
-        let node = Node::with_double(&double.endpoint())
-            .environment("BATCH_AGENT_ENGINE_SOCKET", engine.socket().to_str().unwrap())
-            .option("--pull-timeout=2")
-            .option(&format!("--fault-retries={faults}"));
-        Self { node, engine, double }
-    }
-
-    fn command(&self, job: &Value, more: &[&str]) -> Command {
-        let mut command = self.node.run_command(job, more);
-        self.engine.join(&mut command);
-        command
-    }
-
-    fn run(&self, job: &Value) -> Finished {
-        self.run_with(job, &[])
-    }
-
-    fn run_with(&self, job: &Value, more: &[&str]) -> Finished {
-        finished(&self.command(job, more).output().unwrap())
-    }
-
-    /// Starts a job and waits until its program has said "up".
-    fn start(&self, id: &str, job: &Value) -> Child {
-        let mut command = self.command(job, &["--job-id", id]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        eventually("the program is up", LIMIT, || {
-            self.double.get(BUCKET, &format!("logs/stdout.{id}.task.0")).is_some_and(|log| log.starts_with(b"up\n"))
-        });
-        child
-    }
-
-    fn log(&self, stream: &str, run: &Finished) -> String {
-        let id = run.outcome["job_id"].as_str().unwrap_or_else(|| panic!("{run:?}"));
-        let key = format!("logs/{stream}.{id}.task.0");
-        let content = self.double.get(BUCKET, &key).unwrap_or_else(|| panic!("no {key}: {run:?}"));
-        String::from_utf8(content).unwrap()
-    }
-
-    #[track_caller]
-    fn assert_clean(&self) {
-        assert_eq!(self.engine.containers(), Vec::<String>::new(), "containers are left");
-        self.node.assert_clean();
-        let own = self.node.path().to_string_lossy().into_owned();
-        let table = self.engine.mounts();
-        let left: Vec<&str> = table.lines().filter(|line| line.contains(&own)).collect();
-        assert!(left.is_empty(), "mounts are left:\n{}", left.join("\n"));
-    }
-}
-
-/// A task of this command line in the image, with more of a description.
-fn task(line: &str, more: Value) -> Value {
-    let mut task = json!({"Parameters": {"Command": {"CommandLine": line, "Docker": {"Image": IMAGE}}}});
-    merge(&mut task, &more);
-    job(&task)
-}
-
-/// A job of one task in our own format.
-fn own(task: Value) -> Value {
-    let mut whole = json!({"container": {"image": IMAGE}, "stdout": "oss://test-bucket/logs/", "stderr": "oss://test-bucket/logs/"});
-    merge(&mut whole, &task);
-    json!({"version": 1, "tasks": {"task": whole}})
-}
-
-#[track_caller]
-fn assert_failed(run: &Finished, status: i32, cause: &str, message: &[&str]) {
-    assert_eq!(run.status, status, "{run:#?}");
-    let instance = run.instance("task", 0);
-    assert_eq!((&instance["state"], &instance["cause"]), (&json!("Failed"), &json!(cause)), "{run:#?}");
-    for part in message {
-        assert!(run.message().contains(part), "{:?} lacks {part:?}", run.message());
-    }
-}
+use images::{images, oci_archives};
+use site::{BUCKET, IMAGE, LIMIT, Site, assert_failed, own, task};
 
 /// What a task sees, and what comes of what it does.
 fn plain(site: &Site) {
@@ -163,7 +71,7 @@ fn plain(site: &Site) {
 /// The description that Cromwell writes, in its image, unchanged but for the NAS, which is nowhere.
 fn cromwell(site: &Site) {
     let mut cromwell: Value =
-        serde_json::from_str(include_str!("../../agent/tests/fixtures/jobs/cromwell-call.json")).unwrap();
+        serde_json::from_str(include_str!("../../../agent/tests/fixtures/jobs/cromwell-call.json")).unwrap();
     let task = &mut cromwell["DAG"]["Tasks"]["cromwell"];
     let image = task["Parameters"]["Command"]["Docker"]["Image"].as_str().unwrap().to_owned();
     let entries = task["Mounts"]["Entries"].as_array_mut().unwrap();
@@ -417,101 +325,6 @@ fn reserved(site: &Site) {
     assert_eq!(said(&["release", "task"], ""), (0, String::new()));
     assert!(!inside.wait().unwrap().success(), "who is inside goes with it");
     assert_eq!(site.engine.says(&["images", "--quiet"]).lines().count(), 1);
-    site.assert_clean();
-}
-
-/// Images that are not there, and from all the places they can come from.
-fn images(site: &Site) {
-    let registry = Registry::start();
-    let name = format!("{}/team/tool:1", registry.host());
-    site.engine.import(&name, &["ENV WHO=tool"]);
-    registry.push(&site.engine, &name);
-    for (path, content) in registry.tree() {
-        site.double.put(BUCKET, &format!("dockers/{path}"), content);
-    }
-    let tar = site.node.path().join("image.tar");
-    site.engine.client(&["save", "--output", tar.to_str().unwrap(), &name]);
-    site.double.put(BUCKET, "image.tar.gz", gzipped(&std::fs::read(&tar).unwrap()));
-    let forget = || site.engine.client(&["rmi", "--force", &name]);
-    let line = "/bin/sh -c 'echo $WHO'";
-    forget();
-
-    // From the registry, whose password nobody but it and the engine come to know.
-    let docker = json!({"Parameters": {"Command": {"Docker": {"Image": name}}}});
-    let refused = site.run(&task(line, docker.clone()));
-    assert_failed(&refused, 77, "storage", &[&name, "login"]);
-    let logins = format!("--registry-logins={}", registry.logins().display());
-    let pulled = site.run_with(&task(line, docker.clone()), &[&logins, "-v"]);
-    assert_eq!((pulled.status, site.log("stdout", &pulled).as_str()), (0, "tool\n"), "{pulled:#?}");
-    assert!(!format!("{pulled:?}").contains(Registry::PASSWORD));
-    let absent = format!("{}/team/other:1", registry.host());
-    let absent =
-        site.run_with(&task(line, json!({"Parameters": {"Command": {"Docker": {"Image": absent}}}})), &[&logins]);
-    assert_failed(&absent, 66, "user", &["team/other:1"]);
-    forget();
-
-    // From the files of a registry that nobody runs.
-    let variables = json!({"Parameters": {"Command": {"Docker": {"Image": ""}, "EnvVars": {
-        "BATCH_COMPUTE_DOCKER_IMAGE": name, "BATCH_COMPUTE_DOCKER_REGISTRY_OSS_PATH": "oss://test-bucket/dockers",
-    }}}});
-    for _ in ["taken in", "known"] {
-        let run = site.run(&task(line, variables.clone()));
-        assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}\n{}", site.engine.log());
-    }
-    let mut other = variables;
-    other["Parameters"]["Command"]["EnvVars"]["BATCH_COMPUTE_DOCKER_IMAGE"] = json!("localhost:5000/team/tool:2");
-    assert_failed(&site.run(&task(line, other)), 65, "user", &["has no 2", "the tags 1"]);
-    forget();
-
-    // From an archive.
-    let archive = json!({"command": ["/bin/sh", "-c", "echo $WHO"],
-        "container": {"image": name, "archive": "oss://test-bucket/image.tar.gz"}});
-    let run = site.run(&own(archive));
-    assert_eq!((run.status, site.log("stdout", &run).as_str()), (0, "tool\n"), "{run:#?}");
-
-    // Nobody listens there.
-    let nowhere = json!({"Parameters": {"Command": {"Docker": {"Image": "127.0.0.1:1/x:1"}}}});
-    assert_failed(&site.run(&task(line, nowhere)), 69, "storage", &["127.0.0.1:1/x:1", "could not be pulled"]);
-    site.assert_clean();
-}
-
-fn gzipped(content: &[u8]) -> Vec<u8> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(content).unwrap();
-    gzip.finish().unwrap()
-}
-
-fn zstandard(content: &[u8]) -> Vec<u8> {
-    let mut zstd = Command::new(system("zstd", "zstd"));
-    let mut zstd = zstd.args(["-q", "-1", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut to, content) = (zstd.stdin.take().unwrap(), content.to_vec());
-    let writer = std::thread::spawn(move || to.write_all(&content));
-    let output = zstd.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    assert!(output.status.success());
-    output.stdout
-}
-
-/// OCI archives, whose layers may be compressed in two ways, and which may be compressed as a whole.
-fn oci_archives(site: &Site) {
-    let archive =
-        |kind: &str, compress: fn(&[u8]) -> Vec<u8>| oci_archive("1", &[&format!("WHO={kind}")], kind, compress);
-    let whole = gzipped(&oci_archive("1", &["WHO=whole"], "gzip", gzipped));
-    for (kind, content) in [("gzip", archive("gzip", gzipped)), ("zstd", archive("zstd", zstandard)), ("whole", whole)]
-    {
-        site.double.put(BUCKET, &format!("{kind}.oci"), content);
-        let job = |path: &str| {
-            own(json!({"command": ["/bin/sh", "-c", "echo $WHO"],
-                "container": {"image": format!("registry.example/{kind}:1"), "archive": format!("oss://test-bucket/{path}")}}))
-        };
-        let run = site.run(&job(&format!("{kind}.oci")));
-        assert_eq!(run.status, 0, "{kind}: {run:#?}\n{}", site.engine.log());
-        assert_eq!(site.log("stdout", &run), format!("{kind}\n"));
-    }
-    site.double.put(BUCKET, "none.oci", "PK\x03\x04 something else");
-    let nothing =
-        own(json!({"command": "/bin/true", "container": {"image": "x:1", "archive": "oss://test-bucket/none.oci"}}));
-    assert_failed(&site.run(&nothing), 65, "user", &["none.oci", "no archive of an image"]);
     site.assert_clean();
 }
 
