@@ -8,13 +8,12 @@ use crate::mounter::{clean, rclone_config};
 
 /// What it is told when it shall do its best here: as many connections as pay, large parts, and no request or second reading of a file
 /// that can be spared. The parts of an upload have their `Content-MD5` all the same.
-const BEST: [&str; 11] = [
+const BEST: [&str; 10] = [
     "--transfers=128",
     "--checkers=128",
     "--s3-chunk-size=16M",
     "--s3-upload-concurrency=32",
     "--s3-disable-checksum",
-    "--s3-no-head-object",
     "--s3-no-check-bucket",
     "--multi-thread-streams=32",
     "--multi-thread-chunk-size=16M",
@@ -22,8 +21,8 @@ const BEST: [&str; 11] = [
     "--use-server-modtime",
 ];
 
-/// Of many files it need not ask what has become of each. (With one in parts this makes it find a length of 0 and fail.)
-const BEST_OF_MANY: &str = "--s3-no-head";
+/// Of many files it need not ask what has become of each. (With one in parts either makes it find a length of 0 and fail.)
+const BEST_OF_MANY: [&str; 2] = ["--s3-no-head", "--s3-no-head-object"];
 
 /// `rclone copy`.
 #[derive(Debug)]
@@ -44,7 +43,11 @@ impl Copier for RcloneCopy {
     }
 
     fn settings(&self) -> String {
-        if self.best { format!("{} ({BEST_OF_MANY} for many files)", BEST.join(" ")) } else { "defaults".to_owned() }
+        if self.best {
+            format!("{} ({} for many files)", BEST.join(" "), BEST_OF_MANY.join(" "))
+        } else {
+            "defaults".to_owned()
+        }
     }
 
     fn version(&self) -> Command {
@@ -65,7 +68,7 @@ impl Copier for RcloneCopy {
         if self.best {
             command.args(BEST);
             if errand.many {
-                command.arg(BEST_OF_MANY);
+                command.args(BEST_OF_MANY);
             }
         }
         Ok(command)
