@@ -135,7 +135,10 @@ impl Events {
     /// When the directory cannot be written, or another agent has it.
     pub fn open(directory: &Path, scope: &str, anew: bool) -> Result<Self, FileError> {
         durable::private_directory(directory)?;
-        let lock = lock(directory, PATIENCE)?;
+        Self::locked(directory, lock(directory, PATIENCE)?, scope, anew)
+    }
+
+    fn locked(directory: &Path, lock: Flock<File>, scope: &str, anew: bool) -> Result<Self, FileError> {
         let log = Log::open(directory, anew)?;
         if anew {
             log.set_cursor(BEGIN, log.end())?;
@@ -360,23 +363,27 @@ fn lock(directory: &Path, patience: Duration) -> Result<Flock<File>, FileError> 
     })
 }
 
-/// The logs of runs that have ended before everybody was told, below `directory`; those that nobody has delivered for a week are
-/// removed.
-pub fn left_behind(directory: &Path) -> Vec<PathBuf> {
+/// The logs of runs that have ended before everybody was told, below `directory`, each of which is this agent's from now on; those that
+/// nobody has delivered for a week are removed.
+pub fn left_behind(directory: &Path) -> Vec<Events> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.join("lock").exists()).collect();
+    paths.sort();
     let mut left = Vec::new();
-    for path in entries.map(|entry| entry.path()).filter(|path| path.join("lock").exists()) {
+    for path in paths {
+        // A run that goes on has it, or another one that has just begun.
         let Ok(lock) = lock(&path, Duration::ZERO) else { continue };
         let age = path.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age > KEPT) {
             tracing::warn!("events in {} were not delivered for a week and are given up", path.display());
             let _ = std::fs::remove_dir_all(&path);
-        } else {
-            left.push(path);
+            continue;
         }
-        drop(lock);
+        match Events::locked(&path, lock, "", false) {
+            Ok(events) => left.push(events),
+            Err(error) => tracing::warn!(%error, "events that an earlier run has left cannot be told"),
+        }
     }
-    left.sort();
     left
 }
 
@@ -426,10 +433,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let run = Events::open(&directory.path().join("run-1"), "run-1", false).unwrap();
         run.tell(message("OnJobRunning", "job"));
-        assert_eq!(left_behind(directory.path()), Vec::<PathBuf>::new(), "it lives");
+        assert!(left_behind(directory.path()).is_empty(), "it lives");
         drop(run);
-        assert_eq!(left_behind(directory.path()), [directory.path().join("run-1")]);
+        let left = left_behind(directory.path());
+        assert_eq!(left[0].path(), Some(directory.path().join("run-1/events.jsonl")));
+        assert!(left.len() == 1 && left_behind(directory.path()).is_empty(), "each is taken up by one");
+        drop(left);
         Events::open(&directory.path().join("run-1"), "run-1", false).unwrap().remove();
-        assert_eq!(left_behind(directory.path()), Vec::<PathBuf>::new());
+        assert!(left_behind(directory.path()).is_empty());
     }
 }

@@ -342,17 +342,7 @@ impl Served {
     /// # Errors
     /// When it cannot be started.
     pub fn start(mut command: Command, target: &Path) -> anyhow::Result<Self> {
-        let program = command.get_program().to_owned();
-        // Not in our group, so that Ctrl-C reaches it only through us.
-        command.process_group(0);
-        die_with_parent(&mut command);
-        let mut registry = registry();
-        if registry.ending {
-            bail!("the benchmark is ending");
-        }
-        let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        registry.entries.push(Entry::Mount(target.to_owned()));
-        registry.entries.push(Entry::Process(pid(&child)));
+        let child = launch(&mut command, Some(target))?;
         Ok(Self { process: Process::Child(child), target: target.to_owned() })
     }
 
@@ -446,15 +436,7 @@ impl Running {
     /// # Errors
     /// When it cannot be started.
     pub fn start(mut command: Command) -> anyhow::Result<Self> {
-        let program = command.get_program().to_owned();
-        command.process_group(0);
-        die_with_parent(&mut command);
-        let mut registry = registry();
-        if registry.ending {
-            bail!("the benchmark is ending");
-        }
-        let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        registry.entries.push(Entry::Process(pid(&child)));
+        let child = launch(&mut command, None)?;
         Ok(Self(child))
     }
 
@@ -485,6 +467,21 @@ impl Drop for Running {
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process numbers are below 2^22"))
+}
+
+/// Starts a program that is ended with the benchmark, and what it mounts on `target` with it.
+fn launch(command: &mut Command, target: Option<&Path>) -> anyhow::Result<Child> {
+    // Not in our group, so that Ctrl-C reaches it only through us.
+    command.process_group(0);
+    die_with_parent(command);
+    let mut registry = registry();
+    if registry.ending {
+        bail!("the benchmark is ending");
+    }
+    let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    registry.entries.extend(target.map(|target| Entry::Mount(target.to_owned())));
+    registry.entries.push(Entry::Process(pid(&child)));
+    Ok(child)
 }
 
 /// Has the kernel end the program when we are killed, and gives it back the signals that [`guard`] has blocked in us: they are

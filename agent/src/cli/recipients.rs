@@ -58,7 +58,6 @@ impl Recipients {
     pub(super) fn start(self, context: &Context) -> Result<News, Failure> {
         let root = context.node.state.join("events/runs");
         let before = events::left_behind(&root);
-        let before = before.iter().filter_map(|path| Events::open(path, "", false).ok()).collect::<Vec<_>>();
         for events in &before {
             events.resume(self.webhook.as_ref(), &context.stores);
         }
